@@ -1,0 +1,68 @@
+"""Every error a user can cause: one line that says what, where and what would be right.
+
+The command line prints the message and exits with ``exit_code``; nothing else is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FastzooError(Exception):
+    """Base of all expected failures. ``exit_code`` is what a command ends with."""
+
+    exit_code = 1
+
+
+class InputError(FastzooError):
+    """A name, option or configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(FastzooError):
+    """Dialogues or text that cannot be read or hold nothing usable."""
+
+    exit_code = 3
+
+
+class ModelError(FastzooError):
+    """A language model or tokenizer that cannot be used as asked."""
+
+    exit_code = 4
+
+
+class OutputError(FastzooError):
+    """An output folder that cannot be written, or that already holds something else."""
+
+    exit_code = 5
+
+
+class HubError(FastzooError):
+    """The Hub refused, lacks what was asked for, cannot be reached or sent wrong bytes."""
+
+    exit_code = 6
+
+
+class TrainingError(FastzooError):
+    """Training met values it cannot go on with (NaN or infinity)."""
+
+    exit_code = 7
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """``text`` without line breaks or control characters, cut at ``limit`` characters."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
+    """`` Did you mean a, b?`` with the nearest ``choices``, or an empty string."""
+    names = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(word.lower(), list(names), n=count, cutoff=0.5)
+    return f" Did you mean {' or '.join(names[n] for n in near)}?" if near else ""

@@ -1,0 +1,39 @@
+"""SAE architectures: one file each, and one line here.
+
+Importing this package is cheap; ``architecture(name)`` loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from fastzoo.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from fastzoo.saes.base import SAE
+
+ARCHITECTURES = {
+    "standard": "fastzoo.saes.standard:StandardSAE",
+    "jumprelu": "fastzoo.saes.jumprelu:JumpReLUSAE",
+    "topk": "fastzoo.saes.topk:TopKSAE",
+}
+"""Name to ``module:class``."""
+
+TRAINABLE = ("standard", "jumprelu")
+"""The rest load, encode, decode and evaluate."""
+
+
+def architecture(name: str) -> type[SAE]:
+    """The class of an architecture.
+
+    Raises:
+        InputError: no such architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise InputError(
+            f"'{name}' is not an architecture; there are {', '.join(ARCHITECTURES)}."
+            + did_you_mean(name, ARCHITECTURES)
+        )
+    module, cls = ARCHITECTURES[name].split(":")
+    return getattr(import_module(module), cls)
