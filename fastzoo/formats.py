@@ -1,0 +1,386 @@
+"""SAE files: written in the SAELens v6 format, read in that and in the others' formats.
+
+Read: SAELens v6 and v3-v5 (flat configuration), sparsify, Gemma Scope (``params.npz``). Pickles are
+refused by name. Sizes are checked against the configuration before a weight is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastzoo.errors import InputError, OutputError, one_line
+from fastzoo.files import write_json
+from fastzoo.local import find_local, refuse_pickle
+from fastzoo.saes import ARCHITECTURES, architecture
+from fastzoo.saes.base import SAE
+from fastzoo.saes.jumprelu import JumpReLUSAE
+from fastzoo.saes.topk import TopKSAE
+
+SAELENS_VERSION = "6.54.12"
+"""The sae-lens whose format is written; without a version >= 6 it drops all metadata."""
+
+WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "params.npz")
+
+
+@dataclass
+class LoadedSAE:
+    """Where an SAE came from and what its files say; the SAE itself is ``sae``."""
+
+    sae: SAE
+    folder: Path
+    """The folder with the weights."""
+    layout: str
+    """``saelens``, ``sparsify`` or ``gemma-scope``."""
+    layer: int | None = None
+    model_name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its cfg.json, or {}."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """fastzoo's own config.json, or {}."""
+
+
+def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
+    """Load an SAE, on the CPU and in evaluation mode.
+
+    Args:
+        source: a zoo name (looked for in the current folder and in ``runs/``), a local folder, or
+            ``hf:org/repo[/folder][@revision]``.
+
+    Raises:
+        InputError: no such SAE, or files that are not what they should be.
+        HubError: the Hub refused or cannot be reached.
+    """
+    return open_sae(source, dtype=dtype).sae
+
+
+def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
+    """As ``load_sae``, with what is known about the SAE besides."""
+    root = locate(source)
+    folder, layout = find_weights(root)
+    if layout == "gemma-scope":
+        loaded = _read_gemma_scope(folder)
+    else:
+        config = _read_config(folder / "cfg.json")
+        loaded = (_read_sparsify if layout == "sparsify" else _read_saelens)(folder, config)
+    loaded.record = _record(folder)
+    bad = [n for n, p in loaded.sae.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise InputError(f"{folder}: {', '.join(bad)} hold NaN or infinity")
+    loaded.sae.to(dtype).eval().requires_grad_(False)
+    return loaded
+
+
+# --- finding -----------------------------------------------------------------------------------
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of an SAE that is given by name, folder or ``hf:`` reference.
+
+    Raises:
+        InputError, HubError.
+    """
+    path = find_local(str(source))
+    if path is None:
+        raise InputError(
+            f"{source} is not on this machine (looked in . and runs/*/); give a folder, or hf:org/repo"
+        )
+    return path
+
+
+def find_weights(root: Path) -> tuple[Path, str]:
+    """``root`` itself if it holds SAE weights, else the one folder below that does; and its layout.
+
+    Raises:
+        InputError: none, several, or only pickles.
+    """
+    candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+    found = [(f, w) for f in candidates for w in WEIGHTS if (f / w).is_file()]
+    if not found:
+        for folder in candidates:
+            for path in sorted(folder.iterdir()):
+                refuse_pickle(path)
+        raise InputError(f"{root}: no SAE here; looked for {', '.join(WEIGHTS)}")
+    if len(found) > 1 and found[0][0] != root:
+        names = ", ".join(str(f.relative_to(root)) for f, _ in found[:5])
+        raise InputError(
+            f"{root}: holds {len(found)} SAEs ({names}, ...); name one of these folders"
+        )
+    folder, weights = found[0]
+    layouts = dict(zip(WEIGHTS, ("saelens", "sparsify", "gemma-scope"), strict=True))
+    return folder, layouts[weights]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder.parent / "config.json"
+    if not path.is_file():
+        return {}
+    record = _read_config(path)
+    return record if record.get("library") == "fastzoo" else {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: {path.name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error, 80)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def save_sae(
+    sae: SAE,
+    folder: str | Path,
+    *,
+    layer: int,
+    metadata: Mapping[str, Any] | None = None,
+    log_sparsity: Tensor | None = None,
+) -> None:
+    """Write ``cfg.json``, ``sae_weights.safetensors`` and, if given, ``sparsity.safetensors``.
+
+    Args:
+        folder: usually ``<name>/blocks.<layer>.hook_resid_post``; made if it is not there.
+        metadata: more keys for the configuration's ``metadata`` (model_name, context_size, ...).
+        log_sparsity: (d_sae,) log10 of each latent's firing frequency.
+
+    Raises:
+        OutputError: an architecture that SAELens has no such format for.
+    """
+    if sae.architecture not in ("standard", "jumprelu"):
+        raise OutputError(
+            f"{sae.architecture} SAEs are read only; no file format is written for them"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {n: p.detach().float().cpu().contiguous() for n, p in _saved(sae).items()}
+    config = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        # Missing would mean true.
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "hook_name": f"model.layers.{layer}",
+            "hook_layer": layer,
+            "model_class_name": "AutoModelForCausalLM",
+            "prepend_bos": False,
+            **(metadata or {}),
+        },
+    }
+    write_json(folder / "cfg.json", config)
+    save_file(weights, folder / "sae_weights.safetensors")
+    if log_sparsity is not None:
+        sparsity = log_sparsity.detach().float().cpu().contiguous()
+        save_file({"sparsity": sparsity}, folder / "sparsity.safetensors")
+
+
+def _saved(sae: SAE) -> dict[str, Tensor]:
+    names = ["W_enc", "b_enc", "W_dec", "b_dec"]
+    if isinstance(sae, JumpReLUSAE):
+        names.append("threshold")
+    return {name: getattr(sae, name) for name in names}
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _read_saelens(folder: Path, config: dict[str, Any]) -> LoadedSAE:
+    kind = config.get("architecture", "standard")  # early releases did not say
+    d_in, d_sae = _size(config, "d_in", folder), _size(config, "d_sae", folder)
+    if kind not in ARCHITECTURES:
+        raise InputError(
+            f"{folder}/cfg.json: architecture '{one_line(kind, 40)}' is not read; "
+            f"{', '.join(ARCHITECTURES)} are"
+        )
+    function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    if kind == "standard" and function != "relu":
+        raise InputError(f"{folder}/cfg.json: activation '{one_line(function, 40)}' is not read")
+    shapes = _shapes(d_in, d_sae, kind)
+    optional = {"scaling_factor": (d_sae,)}  # written by v3-v5 even when unused
+    weights = _read_tensors(folder / "sae_weights.safetensors", shapes, optional)
+    sae: SAE
+    if kind == "topk":
+        sae = TopKSAE(d_in, d_sae, k=_k(config, d_sae, folder))
+    else:
+        sae = architecture(kind)(d_in, d_sae)
+    _assign(sae, {n: weights[n] for n in shapes})
+    normalize = config.get("normalize_activations", "none")
+    if normalize not in ("none", None):
+        raise InputError(
+            f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; fold "
+            "the normalisation into the weights first (fold_activation_norm_scaling_factor)"
+        )
+    if config.get("apply_b_dec_to_input", True):
+        _fold_input_bias(sae)
+    if config.get("finetuning_scaling_factor") and "scaling_factor" in weights:
+        raise InputError(f"{folder}/cfg.json: finetuning_scaling_factor is not read")
+    # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
+    about = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
+    assert isinstance(about, dict)
+    return LoadedSAE(sae, folder, "saelens", _layer(about), about.get("model_name"), config)
+
+
+def _read_sparsify(folder: Path, config: dict[str, Any]) -> LoadedSAE:
+    d_in = _size(config, "d_in", folder)
+    if config.get("num_latents"):
+        d_sae = _size(config, "num_latents", folder)
+    else:
+        d_sae = d_in * _size(config, "expansion_factor", folder)
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.weight": (d_sae, d_in),
+        "encoder.bias": (d_sae,),
+        "W_dec": (d_sae, d_in),
+        "b_dec": (d_in,),
+    }
+    if config.get("transcode") or config.get("skip_connection"):
+        raise InputError(f"{folder}: a transcoder, not an SAE")
+    if config.get("activation", "topk") != "topk":
+        raise InputError(
+            f"{folder}/cfg.json: activation '{config['activation']}' is not read; topk is"
+        )
+    weights = _read_tensors(folder / "sae.safetensors", shapes)
+    sae = TopKSAE(d_in, d_sae, k=_k(config, d_sae, folder))
+    _assign(
+        sae,
+        {
+            "W_enc": weights["encoder.weight"].t(),
+            "b_enc": weights["encoder.bias"],
+            "W_dec": weights["W_dec"],
+            "b_dec": weights["b_dec"],
+        },
+    )
+    _fold_input_bias(sae)
+    return LoadedSAE(sae, folder, "sparsify", _trailing_number(folder.name), None, config)
+
+
+def _read_gemma_scope(folder: Path) -> LoadedSAE:
+    import numpy as np
+
+    path = folder / "params.npz"
+    try:
+        # allow_pickle=False: an array of objects is refused instead of unpickled.
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise InputError(f"{path}: not a readable params.npz ({one_line(error, 100)})") from None
+    encoder = weights.get("W_enc")
+    if encoder is None or encoder.ndim != 2:
+        raise InputError(f"{path}: no matrix W_enc")
+    d_in, d_sae = encoder.shape
+    shapes = _shapes(d_in, d_sae, "jumprelu")
+    for name, shape in shapes.items():
+        if name not in weights or tuple(weights[name].shape) != shape:
+            raise InputError(f"{path}: {name} is missing or not of shape {shape}")
+    sae = JumpReLUSAE(d_in, d_sae)
+    _assign(sae, {n: weights[n] for n in shapes})
+    layer = next((n for p in folder.parts[::-1] if (n := _layer_of_folder(p)) is not None), None)
+    return LoadedSAE(sae, folder, "gemma-scope", layer)
+
+
+def _shapes(d_in: int, d_sae: int, kind: str) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_in, d_sae),
+        "b_enc": (d_sae,),
+        "W_dec": (d_sae, d_in),
+        "b_dec": (d_in,),
+    }
+    return shapes | ({"threshold": (d_sae,)} if kind == "jumprelu" else {})
+
+
+def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 24:
+        raise InputError(f"{folder}/cfg.json: {key} is {one_line(value, 40)}, not a sensible size")
+    return value
+
+
+def _k(config: Mapping[str, Any], d_sae: int, folder: Path) -> int:
+    k = _size(config, "k", folder)
+    if k > d_sae:
+        raise InputError(f"{folder}/cfg.json: k is {k}, more than the {d_sae} latents")
+    return k
+
+
+def _read_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, after its header was found to be as expected."""
+    allowed = {**shapes, **(optional or {})}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if missing := set(shapes) - names:
+                raise InputError(f"{path}: lacks {', '.join(sorted(missing))}")
+            if extra := names - set(allowed):
+                raise InputError(f"{path}: unexpected {', '.join(sorted(extra)[:3])}")
+            for name in names:
+                part = file.get_slice(name)
+                if tuple(part.get_shape()) != tuple(allowed[name]):
+                    raise InputError(
+                        f"{path}: {name} has shape {tuple(part.get_shape())}; its cfg.json says "
+                        f"{tuple(allowed[name])}"
+                    )
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise InputError(f"{path}: {name} is {part.get_dtype()}, not floating point")
+            return {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except (SafetensorError, OSError, struct.error) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({one_line(error, 100)})"
+        ) from None
+
+
+@torch.no_grad()
+def _assign(sae: SAE, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        getattr(sae, name).copy_(value)
+
+
+@torch.no_grad()
+def _fold_input_bias(sae: SAE) -> None:
+    """x − b_dec at the input is the same as b_enc − b_dec @ W_enc."""
+    sae.b_enc.sub_((sae.b_dec.double() @ sae.W_enc.double()).to(sae.b_enc.dtype))
+
+
+def _layer(about: Mapping[str, Any]) -> int | None:
+    layer = about.get("hook_layer", about.get("hook_point_layer"))
+    if isinstance(layer, int):
+        return layer
+    hook = about.get("hook_name", about.get("hook_point"))
+    return _layer_of_folder(hook.replace("/", ".")) if isinstance(hook, str) else None
+
+
+def _layer_of_folder(text: str) -> int | None:
+    """The number in ``blocks.18.hook_resid_post``, ``model.layers.18`` or ``layer_18``."""
+    for part in text.replace("_", ".").split("."):
+        if part.isdigit():
+            return int(part)
+    return None
+
+
+def _trailing_number(text: str) -> int | None:
+    last = text.split(".")[-1]
+    return int(last) if last.isdigit() else None

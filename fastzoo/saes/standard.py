@@ -1,0 +1,23 @@
+"""Standard SAE: f = ReLU(x @ W_enc + b_enc), penalty ‖f‖₁."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastzoo.saes.base import TrainableSAE
+
+
+class StandardSAE(TrainableSAE):
+    architecture = "standard"
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return torch.relu(pre)
+
+    def penalty(self, acts_BF: Tensor) -> Tensor:
+        return acts_BF.sum()
+
+    def activation_gradient_(
+        self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float
+    ) -> Tensor:
+        return grad_BF.add_(weight).mul_(torch.sign(acts_BF))

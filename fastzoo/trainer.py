@@ -1,0 +1,301 @@
+"""Trains all SAEs of a recipe on the same batches, each with its own optimiser state."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastzoo.buffer import Columns
+from fastzoo.config import TrainingSection
+from fastzoo.errors import TrainingError
+from fastzoo.initialise import activation_scale, decoder_bias, new_sae
+from fastzoo.names import SAEName
+from fastzoo.saes.base import SAE, StepStats, TrainableSAE
+from fastzoo.schedule import Schedule
+
+LOG_COLUMNS = (
+    "step",
+    "tokens",
+    "lr",
+    "sparsity_coefficient",
+    "loss",
+    "squared_error",
+    "penalty",
+    "l0",
+    "fvu",
+    "grad_norm",
+    "dead_latents",
+    "seconds",
+    "tokens_per_second",
+)
+"""Columns of training_log.csv; all but the first four and the last two are means since the row
+before, in the scaled units that training sees."""
+
+
+def derived_seed(seed: int, *salt: object) -> int:
+    """A seed of its own for every purpose, from the recipe's seed (63 bits)."""
+    digest = hashlib.sha256(" ".join(map(str, (seed, *salt))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass
+class _Sums:
+    """Running sums since the last log row, on the device until a row is written."""
+
+    squared_error: Tensor
+    penalty: Tensor
+    fired: Tensor
+    variance: Tensor
+    grad_norm: Tensor
+    steps: int = 0
+
+
+@dataclass
+class Learner:
+    """One SAE in training: it lives in scaled units, ``finished()`` is the SAE of raw activations."""
+
+    name: SAEName
+    sae: TrainableSAE
+    optimizer: torch.optim.Adam
+    coefficient: float
+    scale: float
+    since_fired_F: Tensor
+    """(d_sae,) int64: steps since each latent last fired."""
+    window_F: Tensor
+    """(d_sae,) float: how often each fired in the current feature-sampling window."""
+    window_steps: int = 0
+    frequency_F: Tensor | None = None
+    """(d_sae,) firing frequency over the last complete window."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    sums: _Sums | None = None
+
+    def finished(self) -> SAE:
+        """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
+        sae = type(self.sae)(self.sae.d_in, self.sae.d_sae)
+        sae.load_state_dict(
+            {n: v.detach().cpu() for n, v in self.sae.state_dict().items() if n != "log_threshold"}
+        )
+        return sae.rescale_(1.0 / self.scale).eval().requires_grad_(False)
+
+    def log_sparsity(self, batch_size: int) -> Tensor:
+        """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""
+        frequency = self.frequency_F
+        if frequency is None:
+            frequency = self.window_F / max(1, self.window_steps * batch_size)
+        return torch.log10(frequency.cpu() + 1e-10)
+
+
+class Trainer:
+    """Owns some of a recipe's SAEs and moves them all by one step per batch.
+
+    Args:
+        names: the SAEs to train.
+        d_in: width of the residual stream.
+        sample: columns ``L<layer>`` and ``position`` of the first activations, for the starting
+            biases and the scale.
+        device: where SAEs live.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[SAEName],
+        d_in: int,
+        training: TrainingSection,
+        sample: Columns,
+        *,
+        seed: int,
+        device: torch.device,
+        log_every: int = 10,
+    ) -> None:
+        self.training, self.device, self.log_every = training, device, log_every
+        self.schedule = Schedule.of(training)
+        self.step_number = 0
+        self._started = time.perf_counter()
+        self._last_log = (0.0, 0)
+        self._scales: dict[int, float] = {}
+        biases: dict[int, Tensor] = {}
+        # The attention sink at position 0 would dominate the scale of all other tokens.
+        ordinary = sample["position"] > 0
+        for layer in sorted({name.layer for name in names}):
+            points = sample[f"L{layer}"].float()
+            chosen = points[ordinary] if bool(ordinary.any()) else points
+            scale = activation_scale(chosen, training.activation_scale)
+            self._scales[layer] = scale
+            biases[layer] = decoder_bias(points * scale, training.b_dec_init)
+        self.learners = [
+            self._learner(name, d_in, biases[name.layer], derived_seed(seed, "sae", name))
+            for name in names
+        ]
+
+    def _learner(self, name: SAEName, d_in: int, b_dec: Tensor, seed: int) -> Learner:
+        training = self.training
+        generator = torch.Generator().manual_seed(seed)
+        sae = new_sae(name.architecture, d_in, d_in * name.expansion, training, generator)
+        with torch.no_grad():
+            sae.b_dec.copy_(b_dec)
+        sae.to(self.device)
+        beta1, beta2 = training.adam_betas
+        optimizer = torch.optim.Adam(
+            sae.trained_parameters().values(),
+            lr=training.lr,
+            betas=(beta1, beta2),
+            eps=training.adam_eps,
+            fused=True,
+        )
+        coefficient = getattr(training.sparsity_coefficient, name.architecture)
+        return Learner(
+            name,
+            sae,
+            optimizer,
+            coefficient,
+            self._scales[name.layer],
+            torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
+            torch.zeros(sae.d_sae, device=self.device),
+        )
+
+    def step(self, batch: Columns) -> bool:
+        """One optimiser step of every SAE on one batch; whether a log row was written.
+
+        Raises:
+            TrainingError: a gradient is NaN or infinite; that SAE is as it was before the batch.
+        """
+        rate = self.schedule.learning_rate(self.step_number)
+        share = self.schedule.sparsity_share(self.step_number)
+        scaled: dict[int, tuple[Tensor, Tensor]] = {}
+        for learner in self.learners:
+            layer = learner.name.layer
+            if layer not in scaled:
+                x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * self._scales[layer]
+                # Σ‖x − mean‖², the denominator of FVU.
+                scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
+            x_BD, variance = scaled[layer]
+            self._update(learner, x_BD, variance, rate, learner.coefficient * share)
+        self.step_number += 1
+        last = self.step_number == self.schedule.steps
+        if self.step_number % self.log_every == 0 or last:
+            self._write_rows(len(batch["position"]))
+            return True
+        return False
+
+    def _update(
+        self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float
+    ) -> None:
+        sae = learner.sae
+        stats = sae.gradients(x_BD, coefficient)
+        gradients = [p.grad for p in sae.trained_parameters().values() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        value = norm.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {self.step_number}: the gradient of {learner.name} is NaN or infinite"
+            )
+        if value > self.training.clip_norm:
+            torch._foreach_mul_(gradients, self.training.clip_norm / (value + 1e-6))
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        learner.optimizer.step()
+        sae.after_update()
+        self._count(learner, stats, variance, norm, len(x_BD))
+
+    def _count(
+        self, learner: Learner, stats: StepStats, variance: Tensor, norm: Tensor, batch: int
+    ) -> None:
+        learner.since_fired_F.add_(1).masked_fill_(stats.fired_F > 0, 0)
+        learner.window_F.add_(stats.fired_F)
+        learner.window_steps += 1
+        if learner.window_steps == self.training.feature_sampling_window:
+            learner.frequency_F = learner.window_F / (learner.window_steps * batch)
+            learner.window_F = torch.zeros_like(learner.window_F)
+            learner.window_steps = 0
+        fired = stats.fired_F.sum()
+        if learner.sums is None:
+            learner.sums = _Sums(stats.squared_error, stats.penalty, fired, variance, norm, 1)
+            return
+        sums = learner.sums
+        sums.squared_error = sums.squared_error + stats.squared_error
+        sums.penalty = sums.penalty + stats.penalty
+        sums.fired = sums.fired + fired
+        sums.variance = sums.variance + variance
+        sums.grad_norm = sums.grad_norm + norm
+        sums.steps += 1
+
+    def _write_rows(self, batch: int) -> None:
+        step = self.step_number - 1
+        seconds = time.perf_counter() - self._started
+        before, tokens_before = self._last_log
+        tokens = self.step_number * batch
+        speed = (tokens - tokens_before) / max(1e-9, seconds - before)
+        self._last_log = (seconds, tokens)
+        share = self.schedule.sparsity_share(step)
+        for learner in self.learners:
+            sums = learner.sums
+            assert sums is not None
+            seen = sums.steps * batch
+            squared_error = sums.squared_error.item() / seen
+            penalty = sums.penalty.item() / seen
+            coefficient = learner.coefficient * share
+            learner.log.append(
+                {
+                    "step": step,
+                    "tokens": tokens,
+                    "lr": self.schedule.learning_rate(step),
+                    "sparsity_coefficient": coefficient,
+                    "loss": squared_error + coefficient * penalty,
+                    "squared_error": squared_error,
+                    "penalty": penalty,
+                    "l0": sums.fired.item() / seen,
+                    "fvu": sums.squared_error.item() / max(sums.variance.item(), 1e-30),
+                    "grad_norm": sums.grad_norm.item() / sums.steps,
+                    "dead_latents": self.dead_latents(learner),
+                    "seconds": round(seconds, 3),
+                    "tokens_per_second": round(speed, 1),
+                }
+            )
+            learner.sums = None
+
+    def dead_latents(self, learner: Learner) -> int:
+        """Latents that have not fired for ``dead_window`` steps."""
+        return int((learner.since_fired_F >= self.training.dead_window).sum().item())
+
+    def guarded(self, batches: Iterable[Columns]) -> Iterator[Columns]:
+        """``batches``, with the step named when the model's activations turn out unusable."""
+        iterator = iter(batches)
+        while True:
+            try:
+                batch = next(iterator, None)
+            except TrainingError as error:
+                raise TrainingError(f"step {self.step_number}: {error}") from None
+            if batch is None:
+                return
+            yield batch
+
+    def note(self) -> str:
+        """The last log row, averaged over the SAEs, for a progress bar."""
+        rows = [learner.log[-1] for learner in self.learners]
+        mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}
+        if not mean:
+            return ""
+        return (
+            f"{mean['tokens_per_second']:.0f} tokens/s  loss {mean['loss']:.3g}  "
+            f"L0 {mean['l0']:.1f}  FVU {mean['fvu']:.3f}  dead {mean['dead_latents']:.0f}"
+        )
+
+    def tracked(self) -> dict[str, float]:
+        """The last log rows, flat, for trackers: ``<name>/<column>``."""
+        return {
+            f"{learner.name}/{column}": value
+            for learner in self.learners
+            for column, value in learner.log[-1].items()
+            if column != "step"
+        }
+
+    def tokens_per_second(self) -> float:
+        """Training tokens per second since the start, activations and all SAEs included."""
+        seconds, tokens = self._last_log
+        return tokens / seconds if seconds else 0.0
