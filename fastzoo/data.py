@@ -1,0 +1,125 @@
+"""A recipe's data, opened and checked: the training stream and the held-out dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastzoo.activations import ResidualReader
+from fastzoo.buffer import Columns
+from fastzoo.config import EMBEDDED_DATA, Recipe
+from fastzoo.models import ModelSource
+from fastzoo.output import RunFacts, public_name
+from fastzoo.sources import Rows, SourceInfo, held_out_embedded, open_rows
+from fastzoo.streams import (
+    ChatTokenizer,
+    Counts,
+    TokenSequence,
+    TokenStream,
+    described,
+    held_out_sequences,
+    nothing_usable,
+)
+
+
+@dataclass
+class Data:
+    """What ``open_data`` found."""
+
+    chat: ChatTokenizer
+    stream: TokenStream
+    held_out: list[TokenSequence]
+    held_out_counts: Counts
+    held_out_info: SourceInfo
+
+    def summary(self) -> Iterator[str]:
+        """Lines for the log: what was held out, what was skipped there and why."""
+        counts = self.held_out_counts
+        yield (
+            f"held out: {counts.used} dialogues, {counts.tokens} tokens of {self.held_out_info.name}"
+            + _skipped(counts)
+        )
+        yield f"training: {self.stream.recipe.method} on {self.stream.rows.info.name}"
+
+    def after_training(self) -> str:
+        """One line: what became of the training rows."""
+        counts = self.stream.counts
+        return f"rows read: {counts.rows}, used: {counts.used}{_skipped(counts)}"
+
+    def facts(self, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
+        """What all records of the run share."""
+        ids = self.chat.special_ids
+        tokens = self.chat.tokenizer.convert_ids_to_tokens(ids)
+        return RunFacts(
+            base_model={
+                "name": public_name(source.name),
+                "sha": source.sha,
+                "class": type(reader.model).__name__,
+                "dtype": str(reader.dtype).removeprefix("torch."),
+            },
+            training_data=described(self.stream.rows.info, self.stream.counts),
+            evaluation_data=described(self.held_out_info, self.held_out_counts),
+            special_tokens={str(i): token for i, token in zip(ids, tokens, strict=True)},
+            recipe=recipe,
+        )
+
+
+def _skipped(counts: Counts) -> str:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in counts.skipped.most_common())
+    truncated = f"; truncated: {counts.truncated}" if counts.truncated else ""
+    return (f"; skipped: {reasons}" if reasons else "; skipped: none") + truncated
+
+
+def open_data(recipe: Recipe, tokenizer: Any, model_name: str) -> Data:
+    """Open the recipe's sources, set dialogues aside, and make sure that there is something to train on.
+
+    Raises:
+        DataError, HubError: missing, broken or unusable data.
+        ModelError: no chat template.
+    """
+    chat = ChatTokenizer(tokenizer, recipe.data, model_name)
+    dialogues = open_rows(recipe.data, recipe.seed)
+    held_rows = _held_out_rows(recipe, dialogues)
+    train_rows = open_rows(recipe.text, recipe.seed) if recipe.method == "bt-p" else dialogues
+    own = held_rows is train_rows
+    wanted = recipe.evaluation.dialogues
+    if own and held_rows.info.rows is not None:
+        # A small file keeps nine tenths of its rows for training.
+        wanted = min(wanted, max(1, held_rows.info.rows // 10))
+    held_out, held_counts = held_out_sequences(chat, held_rows, wanted)
+    stream = TokenStream(
+        recipe,
+        chat,
+        train_rows,
+        held_counts.rows if own else 0,
+        frozenset(s.ids.tobytes() for s in held_out),
+    )
+    # A source without a usable row is found out now, not after the model was loaded.
+    probe = TokenStream(recipe, chat, train_rows, stream.held_out, stream.exclude)
+    if next(iter(probe), None) is None:
+        raise nothing_usable(train_rows, probe.counts)
+    return Data(chat, stream, held_out, held_counts, held_rows.info)
+
+
+def _held_out_rows(recipe: Recipe, dialogues: Rows) -> Rows:
+    source = recipe.evaluation.source
+    if source is not None and source != recipe.data.source:
+        return open_rows(recipe.data.model_copy(update={"source": source}), recipe.seed)
+    if recipe.data.source == EMBEDDED_DATA:
+        return held_out_embedded(recipe.seed)
+    return dialogues
+
+
+def training_columns(
+    reader: ResidualReader, stream: TokenStream, recipe: Recipe
+) -> Iterator[Columns]:
+    """Activations of the stream's tokens until the recipe's budget is met, to the token."""
+    left = recipe.training.steps * recipe.training.batch_size
+    for columns in reader.columns(stream, recipe.layers):
+        rows = len(columns["position"])
+        if rows >= left:
+            yield {name: column[:left] for name, column in columns.items()}
+            return
+        left -= rows
+        yield columns

@@ -1,0 +1,169 @@
+"""All figures of all SAEs of a model in one pass over held-out dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastzoo.activations import ResidualReader
+from fastzoo.errors import ModelError
+from fastzoo.metrics import NextToken, Reconstruction, loss_figures
+from fastzoo.packing import Pack
+from fastzoo.saes.base import SAE
+from fastzoo.streams import TokenSequence
+
+HEAD_ELEMENTS = 1 << 25
+"""Logits computed at once (tokens x vocabulary)."""
+
+
+@dataclass
+class _Measured:
+    """One SAE while it is measured."""
+
+    layer: int
+    sae: SAE
+    reconstruction: Reconstruction
+    spliced: NextToken
+
+
+@torch.inference_mode()
+def evaluate(
+    reader: ResidualReader,
+    saes: Mapping[str, tuple[int, SAE]],
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, dict[str, Any]]:
+    """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
+
+    Per pack the model runs once for all layers and its own predictions, once per layer with zeros
+    spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
+
+    Returns:
+        ``{name: {metric: {subset: {"value", "tokens", ...}}}}``, see ``metrics.DEFINITIONS``.
+
+    Raises:
+        ModelError: an SAE's width is not the model's.
+    """
+    device = reader.device
+    width = reader.model.config.get_text_config().hidden_size
+    measured: dict[str, _Measured] = {}
+    for name, (layer, sae) in saes.items():
+        if sae.d_in != width or not 0 <= layer < len(reader.layers):
+            raise ModelError(
+                f"{name} (width {sae.d_in}, layer {layer}) does not fit the model, which has width "
+                f"{width} and layers 0 to {len(reader.layers) - 1}"
+            )
+        sae = sae.to(device)
+        measured[name] = _Measured(
+            layer, sae, Reconstruction(sae.d_in, sae.d_sae, device), NextToken(device)
+        )
+    layers = sorted({m.layer for m in measured.values()})
+    own = NextToken(device)
+    zeros = {layer: NextToken(device) for layer in layers}
+    for pack in reader.packs(sequences):
+        _measure_pack(reader, pack, layers, measured, own, zeros)
+        progress(pack.input_ids.shape[1])
+    return {
+        name: m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
+        for name, m in measured.items()
+    }
+
+
+def _measure_pack(
+    reader: ResidualReader,
+    pack: Pack,
+    layers: Sequence[int],
+    measured: Mapping[str, _Measured],
+    own: NextToken,
+    zeros: Mapping[int, NextToken],
+) -> None:
+    device = reader.device
+    position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
+    scored = _Scored(pack, position_T, special_T)
+    acts = reader.read(pack, layers)
+    final_TD = reader.final_states(pack)
+    scored.add(reader, own, "all", final_TD, None)
+    scored.add(reader, own, "without_position_0", final_TD, None)
+
+    first_T1 = (position_T == 0)[:, None]
+
+    def sparing(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype))
+
+    for layer in layers:
+        for subset, edit in (
+            ("all", torch.zeros_like),
+            ("without_position_0", sparing(torch.zeros_like)),
+        ):
+            states = reader.final_states(pack, (layer, edit))
+            scored.add(reader, zeros[layer], subset, states, None)
+    for m in measured.values():
+        x_TD = acts[m.layer].float()
+        acts_TF = m.sae.encode(x_TD)
+        m.reconstruction.add(
+            x_TD,
+            m.sae.decode(acts_TF).float(),
+            acts_TF,
+            lengths=pack.lengths,
+            position_T=position_T,
+            special_T=special_T,
+        )
+        for subset, edit in (("all", m.sae), ("without_position_0", sparing(m.sae))):
+            states = reader.final_states(pack, (m.layer, edit))
+            scored.add(reader, m.spliced, subset, states, final_TD)
+
+
+class _Scored:
+    """The tokens of a pack that are predicted within their dialogue, and how well."""
+
+    def __init__(self, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
+        ids_T = pack.input_ids[0]
+        # The last token of a dialogue predicts nothing: what follows it is another dialogue.
+        last = torch.zeros(len(ids_T), dtype=torch.bool)
+        last[torch.tensor(pack.lengths).cumsum(0) - 1] = True
+        self.rows = (~last).nonzero().squeeze(1).to(ids_T.device)
+        self.targets = ids_T[self.rows + 1]
+        self.special = special_T[self.rows]
+        self.later = position_T[self.rows] > 0
+
+    def add(
+        self,
+        reader: ResidualReader,
+        sums: NextToken,
+        subset: str,
+        states_TD: Tensor,
+        reference_TD: Tensor | None,
+    ) -> None:
+        """Score the predictions of ``states_TD``, with KL from those of ``reference_TD``.
+
+        ``all`` fills ``special`` along; ``without_position_0`` counts predictions from later tokens.
+        """
+        head = reader.model.get_output_embeddings()
+        cap = getattr(reader.model.config.get_text_config(), "final_logit_softcapping", None)
+        vocabulary = head.weight.shape[0]
+        for part in torch.arange(len(self.rows), device=self.rows.device).split(
+            max(16, HEAD_ELEMENTS // vocabulary)
+        ):
+            log_p = _log_probabilities(head, states_TD[self.rows[part]], cap)
+            ce = F.nll_loss(log_p, self.targets[part], reduction="none")
+            kl = None
+            if reference_TD is not None:
+                log_q = _log_probabilities(head, reference_TD[self.rows[part]], cap)
+                kl = (log_q.exp() * (log_q - log_p)).sum(1)
+            if subset == "all":
+                sums.add("all", ce, kl, torch.ones_like(self.special[part]))
+                sums.add("special", ce, kl, self.special[part])
+            else:
+                sums.add(subset, ce, kl, self.later[part])
+
+
+def _log_probabilities(head: torch.nn.Module, states_TD: Tensor, cap: float | None) -> Tensor:
+    logits = head(states_TD).float()
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits.log_softmax(-1)

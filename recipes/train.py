@@ -1,0 +1,148 @@
+"""Train, evaluate and document every SAE of one recipe.
+
+    accelerate launch recipes/train.py [RECIPE.yaml] [key=value ...]
+
+Without a recipe file: recipes/tiny.yaml, which needs no network. Several processes share the SAEs
+out among themselves; each SAE's weights are the same whichever process trains it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fastzoo.config import Recipe, check_against_model, load_recipe
+from fastzoo.errors import INTERRUPTED, FastzooError, InputError, OutputError
+
+
+def main(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    files = [a for a in arguments if "=" not in a]
+    if len(files) > 1:
+        raise InputError(f"more than one recipe file: {', '.join(files)}")
+    recipe = load_recipe(
+        Path(files[0]) if files else None, overrides=[a for a in arguments if "=" in a]
+    )
+    train(recipe)
+
+
+def train(recipe: Recipe) -> None:
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import gather_object
+
+    from fastzoo.activations import ResidualReader
+    from fastzoo.buffer import MixingBuffer
+    from fastzoo.data import open_data, training_columns
+    from fastzoo.evaluate import evaluate
+    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.output import save_interrupted, save_result, start_run, withdraw_run
+    from fastzoo.progress import Progress
+    from fastzoo.results import print_results
+    from fastzoo.trainer import Trainer, derived_seed
+
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=list(recipe.output.trackers) or None,
+        project_dir=str(recipe.folder),
+    )
+    main_process = accelerator.is_main_process
+
+    # 1. Everything that can be wrong is found out before the weights are loaded.
+    source = find_model(recipe.model)
+    check_against_model(recipe, source.n_layers, source.max_positions)
+    data = open_data(recipe, load_tokenizer(source), source.name)
+    if main_process:
+        folder = start_run(recipe)
+        for line in data.summary():
+            print(line, file=sys.stderr)
+    folder = recipe.folder
+    accelerator.wait_for_everyone()
+
+    trainer = None
+    try:
+        # 2. One stream of activations for all layers: model -> buffer -> batches.
+        model = load_model(source, recipe.model, accelerator.device)
+        reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
+        training = recipe.training
+        buffer = MixingBuffer(
+            training_columns(reader, data.stream, recipe),
+            training.buffer_tokens,
+            training.batch_size,
+            derived_seed(recipe.seed, "buffer"),
+        )
+
+        # 3. Each process trains its share of the SAEs, all on the same batches.
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        trainer = Trainer(
+            recipe.names()[rank::processes],
+            source.d_model,
+            training,
+            buffer.fill(),
+            seed=recipe.seed,
+            device=accelerator.device,
+            log_every=recipe.output.log_every,
+        )
+        if recipe.output.trackers:
+            accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
+        with Progress(
+            f"training {len(recipe.names())} SAEs", training.steps, shown=main_process
+        ) as bar:
+            for batch in trainer.guarded(buffer):
+                logged = trainer.step(batch)
+                bar.advance(note=trainer.note() if logged else None)
+                if logged and recipe.output.trackers:
+                    accelerator.log(trainer.tracked(), step=trainer.step_number)
+
+        # 4. Held-out figures of all SAEs in one pass, then one complete folder per SAE.
+        if main_process:
+            print(data.after_training(), file=sys.stderr)
+        facts = data.facts(recipe, source, reader)
+        saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
+        with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
+            figures = evaluate(
+                reader, saes, data.held_out, lambda n: bar.advance(n, "held-out tokens")
+            )
+        results = []
+        for learner in trainer.learners:
+            sae = saes[str(learner.name)][1].cpu()
+            name = str(learner.name)
+            save_result(folder, learner, sae, figures[name], facts, training.batch_size)
+            results.append((learner.name, figures[name], trainer.tokens_per_second()))
+    except BaseException:
+        # Whatever ended the run, hours of training are not lost with it.
+        learners = trainer.learners if trainer and trainer.step_number else []
+        unsaved = [x for x in learners if not (folder / str(x.name)).exists()]
+        if unsaved:
+            try:
+                facts = data.facts(recipe, source, reader)
+                kept = save_interrupted(folder, unsaved, facts, training.batch_size)
+                print(
+                    f"kept the state after {trainer.step_number} steps in {kept}", file=sys.stderr
+                )
+            except OutputError as error:
+                print(f"the state in training is lost: {error}", file=sys.stderr)
+        elif main_process and not learners:
+            withdraw_run(folder)
+        raise
+    finally:
+        if recipe.output.trackers:
+            accelerator.end_training()
+
+    results = sorted(gather_object(results))
+    if main_process:
+        print_results(results)
+        print(f"{len(results)} SAEs in {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except FastzooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
