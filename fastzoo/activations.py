@@ -21,9 +21,9 @@ from fastzoo.streams import TokenSequence
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between packed and alone that the check at the start accepts, relative to the
-largest activation of the sequence."""
+largest activation of the same token (an attention sink must not excuse the others)."""
 
 
 class _Stop(Exception):
@@ -194,11 +194,12 @@ class ResidualReader:
         tolerance = TOLERANCE.get(self.dtype, 1e-4)
         for sequence, part in zip(group, together.split([len(s) for s in group]), strict=True):
             alone = self.read(Pack.of([sequence], self.device), [last])[last]
-            difference = (alone - part).abs().max().item()
-            if not difference <= tolerance * max(1.0, alone.abs().max().item()):
+            largest_T1 = alone.abs().amax(1, keepdim=True).clamp_min(1e-6)
+            difference = ((alone - part).abs() / largest_T1).max().item()
+            if not difference <= tolerance:
                 if torch.isfinite(alone).all():
                     logger.warning(
-                        "dialogues go through the model one by one: packed, they differ by %.2g",
+                        "dialogues go through the model one by one: packed, they differ by a share of %.2g",
                         difference,
                     )
                 return

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from fastzoo import __version__
-from fastzoo.errors import INTERRUPTED, FastzooError, InputError
+from fastzoo.errors import InputError, report_failures
 
 app = typer.Typer(
     name="fastzoo",
@@ -32,18 +32,7 @@ SOURCE_HELP = "A zoo name, a local folder, or hf:org/repo[/folder][@revision]."
 
 def main() -> None:
     """Entry point: runs a command and turns expected failures into one line."""
-    try:
-        app()
-    except FastzooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe went away (`fastzoo list | head`); the interpreter must not flush again.
-        sys.stderr.close()
-        sys.exit(0)
+    report_failures(app)
 
 
 def _version(wanted: bool) -> None:

@@ -102,6 +102,8 @@ class TrainingSection(Section):
     adam_eps: float = Field(gt=0)
     clip_norm: float = Field(gt=0)
     sparsity_coefficient: Coefficients
+    sparsity_width: int | None = Field(ge=1)
+    """Residual width that the coefficients are meant for; others scale them (null: none does)."""
     sparsity_warmup: StepsOrShare = Field(ge=0)
     jumprelu_bandwidth: float = Field(gt=0)
     jumprelu_initial_threshold: float = Field(gt=0)
@@ -162,6 +164,8 @@ class Recipe(Section):
     output: OutputSection = OutputSection()
     push: PushSection = PushSection()
     seed: int = Field(42, ge=0, lt=2**63)
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of each process; null: the cores, shared out among this machine's processes."""
 
     @property
     def folder(self) -> Path:
@@ -179,14 +183,14 @@ class Recipe(Section):
         ]
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e6 as a number and refuses duplicate keys, anchors and aliases."""
+    """SafeLoader that reads 1e6 as a number and refuses duplicate keys and aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -213,24 +217,30 @@ class _Loader(yaml.SafeLoader):
 
 def _number(loader: Any, node: Any) -> int | float:
     """A float; an integral one with an exponent (4e6) counts as an integer."""
-    text = node.value.replace("_", "")
-    value = float(text)
-    return int(value) if "e" in text.lower() and value.is_integer() else value
+    value = loader.construct_yaml_float(node)
+    return int(value) if "e" in node.value.lower() and value.is_integer() else value
 
 
-_Loader.add_implicit_resolver(
-    "!exponent",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("!exponent", _number)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes texts which ``_Loader`` would read as numbers."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "!exponent",
+        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+for _tag in ("!exponent", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _number)
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML strictly.
 
     Raises:
-        InputError: it is not YAML, or has tags, aliases or duplicate keys; names line and column.
+        InputError: it is not YAML, or has tags of its own, aliases or duplicate keys; names line and
+            column.
     """
     try:
         # A SafeLoader subclass: only plain scalars, lists and mappings can come out of it.
@@ -337,6 +347,8 @@ def _explain(error: ValidationError, where: str) -> str:
         choices = [c.strip(" '") for c in re.split(r",| or ", first["ctx"]["expected"])]
         hint = did_you_mean(str(first["input"]), choices)
         text = f"{key}: {value} is not one of {', '.join(choices)}.{hint}"
+    elif kind == "model_type":
+        text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
     else:
         text = f"{key}: got {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
         if kind == "list_type":

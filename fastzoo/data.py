@@ -49,7 +49,8 @@ class Data:
 
     def facts(self, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
         """What all records of the run share."""
-        ids = self.chat.special_ids
+        seen = {int(i) for s in self.held_out for i in s.ids[s.special]}
+        ids = sorted(seen)  # a tokenizer may reserve hundreds that no dialogue has
         tokens = self.chat.tokenizer.convert_ids_to_tokens(ids)
         return RunFacts(
             base_model={

@@ -5,7 +5,9 @@ The command line prints the message and exits with ``exit_code``; nothing else i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -53,6 +55,21 @@ class TrainingError(FastzooError):
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+
+def report_failures(command: Callable[[], None]) -> None:
+    """Run a command; an expected failure is one line on stderr and the exit code it calls for."""
+    try:
+        command()
+    except FastzooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`fastzoo list | head`): nothing may be flushed into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: object, limit: int = 300) -> str:

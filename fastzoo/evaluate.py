@@ -62,6 +62,7 @@ def evaluate(
         measured[name] = _Measured(
             layer, sae, Reconstruction(sae.d_in, sae.d_sae, device), NextToken(device)
         )
+    _check_head(reader, sequences[0])
     layers = sorted({m.layer for m in measured.values()})
     own = NextToken(device)
     zeros = {layer: NextToken(device) for layer in layers}
@@ -160,6 +161,20 @@ class _Scored:
                 sums.add("special", ce, kl, self.special[part])
             else:
                 sums.add(subset, ce, kl, self.later[part])
+
+
+def _check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
+    """Raise ModelError if the model makes its logits in another way than ``_log_probabilities``."""
+    ids = torch.from_numpy(sequence.ids[:64])[None].to(reader.device)
+    theirs = reader.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    config = reader.model.config.get_text_config()
+    states = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    cap = getattr(config, "final_logit_softcapping", None)
+    ours = _log_probabilities(reader.model.get_output_embeddings(), states, cap)
+    if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
+        raise ModelError(
+            f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
+        )
 
 
 def _log_probabilities(head: torch.nn.Module, states_TD: Tensor, cap: float | None) -> Tensor:

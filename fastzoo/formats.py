@@ -7,6 +7,7 @@ refused by name. Sizes are checked against the configuration before a weight is 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,10 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder.parent / "config.json"
     if not path.is_file():
         return {}
-    record = _read_config(path)
+    try:
+        record = _read_config(path)
+    except InputError:
+        return {}  # a file of something else
     return record if record.get("library") == "fastzoo" else {}
 
 
@@ -207,7 +211,7 @@ def _saved(sae: SAE) -> dict[str, Tensor]:
 def _read_saelens(folder: Path, config: dict[str, Any]) -> LoadedSAE:
     kind = config.get("architecture", "standard")  # early releases did not say
     d_in, d_sae = _size(config, "d_in", folder), _size(config, "d_sae", folder)
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise InputError(
             f"{folder}/cfg.json: architecture '{one_line(kind, 40)}' is not read; "
             f"{', '.join(ARCHITECTURES)} are"
@@ -232,6 +236,8 @@ def _read_saelens(folder: Path, config: dict[str, Any]) -> LoadedSAE:
         )
     if config.get("apply_b_dec_to_input", True):
         _fold_input_bias(sae)
+    if kind == "topk" and config.get("rescale_acts_by_decoder_norm", False):
+        _fold_decoder_norm(sae)
     if config.get("finetuning_scaling_factor") and "scaling_factor" in weights:
         raise InputError(f"{folder}/cfg.json: finetuning_scaling_factor is not read")
     # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
@@ -281,7 +287,7 @@ def _read_gemma_scope(folder: Path) -> LoadedSAE:
         # allow_pickle=False: an array of objects is refused instead of unpickled.
         with np.load(path, allow_pickle=False) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds, MemoryError too
         raise InputError(f"{path}: not a readable params.npz ({one_line(error, 100)})") from None
     encoder = weights.get("W_enc")
     if encoder is None or encoder.ndim != 2:
@@ -291,9 +297,13 @@ def _read_gemma_scope(folder: Path) -> LoadedSAE:
     for name, shape in shapes.items():
         if name not in weights or tuple(weights[name].shape) != shape:
             raise InputError(f"{path}: {name} is missing or not of shape {shape}")
+        if not weights[name].is_floating_point():
+            raise InputError(f"{path}: {name} is {weights[name].dtype}, not floating point")
     sae = JumpReLUSAE(d_in, d_sae)
     _assign(sae, {n: weights[n] for n in shapes})
-    layer = next((n for p in folder.parts[::-1] if (n := _layer_of_folder(p)) is not None), None)
+    # layer_20/width_16k/average_l0_71: other parts have numbers too
+    found = [re.fullmatch(r"layer_(\d+)", part) for part in folder.resolve().parts]
+    layer = next((int(match[1]) for match in reversed(found) if match), None)
     return LoadedSAE(sae, folder, "gemma-scope", layer)
 
 
@@ -335,7 +345,7 @@ def _read_tensors(
                 raise InputError(f"{path}: lacks {', '.join(sorted(missing))}")
             if extra := names - set(allowed):
                 raise InputError(f"{path}: unexpected {', '.join(sorted(extra)[:3])}")
-            for name in names:
+            for name in sorted(names):
                 part = file.get_slice(name)
                 if tuple(part.get_shape()) != tuple(allowed[name]):
                     raise InputError(
@@ -363,6 +373,15 @@ def _assign(sae: SAE, weights: Mapping[str, Tensor]) -> None:
 def _fold_input_bias(sae: SAE) -> None:
     """x − b_dec at the input is the same as b_enc − b_dec @ W_enc."""
     sae.b_enc.sub_((sae.b_dec.double() @ sae.W_enc.double()).to(sae.b_enc.dtype))
+
+
+@torch.no_grad()
+def _fold_decoder_norm(sae: SAE) -> None:
+    """Latents of unit decoder rows: each grows by the norm that its row loses."""
+    norm_F = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(1e-8)
+    sae.W_dec.div_(norm_F[:, None])
+    sae.W_enc.mul_(norm_F)
+    sae.b_enc.mul_(norm_F)
 
 
 def _layer(about: Mapping[str, Any]) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastzoo.errors import InputError, one_line
+from fastzoo.errors import InputError, ModelError, one_line
 from fastzoo.hub import PICKLES
 from fastzoo.names import SAEName, parse_name
 
@@ -159,10 +159,15 @@ def evaluate_sources(
         if len(model_names) != 1:
             said = ", ".join(sorted(filter(None, model_names))) or "none"
             raise InputError(f"these SAEs name {said} as their model; say one with --model")
-        model_name = model_names.pop()
+        (model_name,) = model_names
     assert model_name is not None
     section = ModelSection(name=model_name, revision=revision)
-    source = find_model(section)
+    try:
+        source = find_model(section)
+    except ModelError as error:
+        if section.name in model_names:
+            raise ModelError(f"{error}; say where the SAE's model is with --model") from None
+        raise
     for name, x in zip(names, loaded, strict=True):
         if x.layer is None:
             raise InputError(f"{name}: its files do not say which layer it belongs to")

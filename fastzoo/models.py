@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,16 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
             f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
         ) from None
     return model.to(device).eval().requires_grad_(False)
+
+
+def use_threads(threads: int | None, local_processes: int) -> None:
+    """Set torch's CPU threads; by default this process's share of the cores.
+
+    `accelerate launch` asks for a single thread on a CPU unless told otherwise.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // local_processes))
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -17,7 +17,7 @@ METHODS = ("fast", "bt-f", "bt-p")
 _PATTERN = re.compile(
     r"(?P<model>[a-z0-9][a-z0-9._-]*)-L(?P<layer>\d{1,4})-(?P<expansion>[1-9]\d{0,3})x"
     r"-(?P<architecture>[a-z]+)(?:-(?P<method>fast|bt-f|bt-p))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 

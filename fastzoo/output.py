@@ -37,7 +37,7 @@ class RunFacts:
     training_data: dict[str, Any]
     evaluation_data: dict[str, Any]
     special_tokens: dict[str, str]
-    """Token id (as text) to token."""
+    """Token id (as text) to token, of those that occur in the held-out dialogues."""
     recipe: Recipe
 
 

@@ -29,6 +29,11 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
         )
         if scale == "log" and all(value > 0 for value in values):
             axes.set_yscale("log")
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks("{x:g}")
+            axes.tick_params(axis="y", which="minor", labelsize=7)
+        else:
+            axes.set_ylim(0, 1.05 * max(values) or 1)
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("training tokens", fontsize=8)
         axes.tick_params(labelsize=8)

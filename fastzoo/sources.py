@@ -19,7 +19,7 @@ from fastzoo.errors import DataError, one_line
 from fastzoo.files import sha256_of
 
 Row = tuple[int, Any]
-"""Row number in the source (from 0) and its value."""
+"""Row number (from 0) and value: the place in a file; for a streamed dataset, the order of arrival."""
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,12 @@ class ChatTokenizer:
             self._is_special[ids],
         )
 
-    def dialogues(self, rows: Iterable[Row], counts: Counts) -> Iterator[TokenSequence]:
-        """Sequences of the usable rows, in order; truncated to ``max_tokens``."""
+    def dialogues(
+        self, rows: Iterable[Row], counts: Counts, *, truncate: bool = True
+    ) -> Iterator[TokenSequence]:
+        """Sequences of the usable rows, in order; truncated to ``max_tokens`` unless told not to."""
         for index, ids in self._encode(rows, counts, self.render):
-            if len(ids) > self.data.max_tokens:
+            if truncate and len(ids) > self.data.max_tokens:
                 counts.truncated += 1
                 ids = ids[: self.data.max_tokens]
             yield self.sequence(ids, index)
@@ -135,20 +137,23 @@ class ChatTokenizer:
     def _encode(
         self, rows: Iterable[Row], counts: Counts, read: Any
     ) -> Iterator[tuple[int, np.ndarray]]:
+        """Token ids of the rows' texts, in order; every row is counted when its turn comes."""
         iterator = iter(rows)
         while batch := list(islice(iterator, BATCH_ROWS)):
             texts: list[str] = []
-            kept: list[Row] = []
-            for number, row in batch:
-                counts.rows += 1
+            reasons: list[str | None] = []
+            for _, row in batch:
                 try:
                     texts.append(read(row))
-                    kept.append((number, row))
+                    reasons.append(None)
                 except Unusable as unusable:
-                    counts.skip(unusable.reason, number, row)
-            for (number, row), ids in zip(kept, self.tokenize(texts) if texts else [], strict=True):
-                if len(ids) == 0:
-                    counts.skip("empty", number, row)
+                    reasons.append(unusable.reason)
+            tokenized = iter(self.tokenize(texts) if texts else [])
+            for (number, row), reason in zip(batch, reasons, strict=True):
+                counts.rows += 1
+                ids = next(tokenized) if reason is None else None
+                if ids is None or len(ids) == 0:
+                    counts.skip(reason or "empty", number, row)
                     continue
                 counts.used += 1
                 yield number, ids
@@ -194,7 +199,9 @@ class TokenStream:
             if self.recipe.method == "bt-p":
                 found = self.chat.texts(rows, self.recipe.text.column, self.counts)
             else:
-                found = self.chat.dialogues(rows, self.counts)
+                # Blocks are cut from whole dialogues.
+                fast = self.recipe.method == "fast"
+                found = self.chat.dialogues(rows, self.counts, truncate=fast)
             for sequence in found:
                 if self.exclude and sequence.ids.tobytes() in self.exclude:
                     self.counts.used -= 1

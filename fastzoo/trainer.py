@@ -149,6 +149,8 @@ class Trainer:
             fused=True,
         )
         coefficient = getattr(training.sparsity_coefficient, name.architecture)
+        if training.sparsity_width is not None:
+            coefficient *= (d_in / training.sparsity_width) ** sae.width_power
         return Learner(
             name,
             sae,

@@ -8,11 +8,12 @@ out among themselves; each SAE's weights are the same whichever process trains i
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from fastzoo.config import Recipe, check_against_model, load_recipe
-from fastzoo.errors import INTERRUPTED, FastzooError, InputError, OutputError
+from fastzoo.errors import InputError, OutputError, report_failures
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def train(recipe: Recipe) -> None:
     from fastzoo.buffer import MixingBuffer
     from fastzoo.data import open_data, training_columns
     from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.models import find_model, load_model, load_tokenizer, use_threads
     from fastzoo.output import save_interrupted, save_result, start_run, withdraw_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results
@@ -49,6 +50,8 @@ def train(recipe: Recipe) -> None:
         project_dir=str(recipe.folder),
     )
     main_process = accelerator.is_main_process
+    # torchrun, and accelerate through it, say how many processes this machine has.
+    use_threads(recipe.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     # 1. Everything that can be wrong is found out before the weights are loaded.
     source = find_model(recipe.model)
@@ -138,11 +141,4 @@ def train(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except FastzooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    report_failures(lambda: main(sys.argv[1:]))

@@ -80,6 +80,9 @@ class SAE(nn.Module):
 class TrainableSAE(SAE):
     """An SAE with closed-form gradients; the loss is ‖x − x̂‖² + λ · penalty, a mean over tokens."""
 
+    width_power: ClassVar[float]
+    """λ must grow with this power of the residual width to weigh as much in ‖x − x̂‖² as before."""
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves, by name."""
         return {n: getattr(self, n) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}

@@ -20,6 +20,7 @@ class JumpReLUSAE(TrainableSAE):
     """``threshold`` (d_sae,) is θ itself. Training may move log θ instead (``learn_log_threshold``)."""
 
     architecture = "jumprelu"
+    width_power = 1.0  # a count does not grow, the squared norm does
 
     def __init__(
         self,

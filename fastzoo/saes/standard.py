@@ -10,6 +10,7 @@ from fastzoo.saes.base import TrainableSAE
 
 class StandardSAE(TrainableSAE):
     architecture = "standard"
+    width_power = 0.5  # latents grow like the norm of x
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

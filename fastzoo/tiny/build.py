@@ -2,7 +2,7 @@
 
 Read it top to bottom: the data, the tokenizer, packing, the model, training, the files. Every
 random choice has a fixed seed, so the data files come out identical, and the model up to the
-floating-point order of the machine. Needs about five minutes on two CPU cores.
+floating-point order of the machine. Needs about six minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -233,13 +233,13 @@ def train(
 ) -> None:
     """AdamW, weights decayed and vectors not; a short warm-up, then a cosine down to zero.
 
-    Faster optimisers were tried and answer better at the same cost, but leave a residual stream
-    of much larger norm and rank, which an SAE of the same size reconstructs far worse.
+    Muon learned quicker, but left a residual stream of ten times the norm that the same SAE recipe
+    reconstructed far worse (FVU 0.054 at L0 21 against 0.037 at L0 17).
     """
-    weights = [p for p in model.parameters() if p.ndim == 2]
+    decayed = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [
-        {"params": weights, "weight_decay": WEIGHT_DECAY},
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": vectors, "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)

@@ -1,0 +1,176 @@
+"""Shared by the tests: small random models, unmodified reference forwards, recipes and rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from fastzoo.config import Recipe, TrainingSection, preset_values, resolve
+from fastzoo.streams import TokenSequence
+
+settings.register_profile("fastzoo", deadline=None, derandomize=True, database=None)
+settings.load_profile("fastzoo")
+
+VOCABULARY = 96
+WIDTH = 32
+LAYERS = 4
+
+
+def training(preset: str = "quick", **changes: Any) -> TrainingSection:
+    """A preset's training section with some values changed."""
+    return TrainingSection.model_validate({**preset_values(preset), **changes})
+
+
+def recipe(**values: Any) -> Recipe:
+    """A small recipe on the embedded model; keyword arguments are its top-level keys."""
+    base = {"layers": [1], "expansions": [2], "architectures": ["standard"]}
+    return resolve({**base, **values}, "test recipe")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sequence(
+    ids: Sequence[int] | np.ndarray, index: int = 0, special: Sequence[bool] | None = None
+) -> TokenSequence:
+    """One dialogue as the streams make it."""
+    ids = np.asarray(ids, dtype=np.int64)
+    flags = np.zeros(len(ids), bool) if special is None else np.asarray(special, bool)
+    return TokenSequence(
+        ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), flags
+    )
+
+
+def random_dialogues(lengths: Sequence[int], seed: int = 0) -> list[TokenSequence]:
+    """Random tokens; about a third of them count as special (ids below 32)."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, VOCABULARY, n) for n in lengths]
+    return [sequence(ids, i, ids < 32) for i, ids in enumerate(drawn)]
+
+
+def _shape(**more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        # Large weights: attention patterns are far from uniform, so a wrong mask shows.
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **more,
+    }
+
+
+SLIDING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2", {}),
+    "qwen2-window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "layer_types": SLIDING},
+    ),
+    "qwen3": ("Qwen3", {}),
+    "llama": ("Llama", {}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "sliding_window": 6,
+            "layer_types": SLIDING,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 4.0,
+            "query_pre_attn_scalar": 5,
+        },
+    ),
+}
+
+
+def small_model(kind: str, attention: str = "eager", seed: int = 0, **more: Any) -> Any:
+    """A random causal language model; the same arguments give the same weights."""
+    import transformers
+
+    family, own = CONFIGS[kind]
+    config = getattr(transformers, f"{family}Config")(
+        **_shape(**own, **more), attn_implementation=attention
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    # Norm weights and biases that do something.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval().requires_grad_(False)
+
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def plain_forward(
+    model: Any, ids: np.ndarray, edit: tuple[int, Edit] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """One dialogue through an unmodified model: residual stream after every layer, and logits.
+
+    Args:
+        edit: a layer and what to make of the residual stream (T, D) after it.
+    """
+    found: list[Tensor] = []
+
+    def hook(index: int) -> Callable[..., Any]:
+        def inner(module: Any, args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if edit is not None and edit[0] == index:
+                hidden = edit[1](hidden[0])[None]
+                output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            found.append(hidden[0].clone())
+            return output
+
+        return inner
+
+    handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(model.model.layers)]
+    try:
+        logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, logits
+
+
+def randomise(sae: Any, seed: int = 0, scale: float = 0.3) -> Any:
+    """Give an SAE random weights (thresholds positive), in its own dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+            parameter.copy_(values.abs() + 0.05 if "threshold" in name else values)
+    return sae
+
+
+def value(figures: Mapping[str, Any], metric: str, subset: str = "all") -> Any:
+    return figures[metric][subset]["value"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The embedded model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from fastzoo import tiny
+
+    return AutoTokenizer.from_pretrained(tiny.MODEL)

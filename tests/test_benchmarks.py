@@ -1,0 +1,73 @@
+"""The benchmark command runs and reports every key; no timing is asserted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = Path(__file__).parent / "benchmarks" / "run.py"
+FORWARD = (
+    "packed_over_alone",
+    "packed_over_blocks",
+    "packed_over_alone_ragged",
+    "packed_over_blocks_ragged",
+)
+STEP = ("step_ratio_128", "step_ratio_4096", "step_ratio_tiny")
+needs_sae_lens = pytest.mark.skipif(
+    importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed"
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(COMMAND), *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def test_forward_reports_every_figure() -> None:
+    done = run("--quick", "--json", "--only", "forward")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert all(positive(figures[key]) for key in FORWARD)
+    for key in ("tokens_per_second", "tokens_per_second_ragged"):
+        assert set(figures[key]) == {"alone", "padded", "packed", "blocks"}
+        assert all(map(positive, figures[key].values()))
+    assert figures["padding"]["packed"] <= 0.05
+    assert figures["padding_ragged"]["packed"] <= 0.05
+    assert {"date", "cpu", "cores", "threads", "torch", "transformers"} <= set(figures["machine"])
+    for key in FORWARD:
+        spread = figures["rounds"][key]
+        assert 0 < spread["min"] <= figures[key] <= spread["max"]
+
+
+@needs_sae_lens
+def test_step_reports_every_figure() -> None:
+    done = run("--quick", "--json", "--only", "step")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for key in STEP:
+        assert set(figures[key]) == {"standard", "jumprelu"}
+        assert all(map(positive, figures[key].values()))
+
+
+def test_the_table_is_markdown_on_stdout() -> None:
+    done = run("--quick", "--only", "forward")
+    assert done.returncode == 0, done.stderr
+    assert "| `packed_over_alone` | **" in done.stdout
+
+
+def test_a_partial_run_never_overwrites_the_readme() -> None:
+    done = run("--quick", "--write")
+    assert done.returncode == 2
+    assert "--write takes a full run" in done.stderr

@@ -1,0 +1,145 @@
+"""The command line as its users type it, on a small run made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def fastzoo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastzoo.cli", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `fastzoo train` ran once."""
+    folder = tmp_path_factory.mktemp("workplace")
+    result = fastzoo(
+        *("train", "layers=[1]", "architectures=[jumprelu]", "training.tokens=16384"),
+        *("training.batch_size=512", "training.buffer_tokens=4096", "evaluation.dialogues=12"),
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fastzoo",
+        "import fastzoo.cli",
+        "from fastzoo.cli import app; app(['--help'], standalone_mode=False)",
+        "from fastzoo.cli import app; app(['list', 'qwen*'], standalone_mode=False)",
+    ],
+)
+def test_nothing_heavy_is_imported(code: str, tmp_path: Path) -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'accelerate', 'matplotlib', 'huggingface_hub'}"
+    check = f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+    result = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_list_shows_local_saes_and_the_grid(workplace: Path) -> None:
+    rows = json.loads(fastzoo("list", "--json", cwd=workplace).stdout)
+    assert len(rows) == 241
+    assert rows[0]["name"] == "tiny-chat-L1-8x-jumprelu" and rows[0]["status"] == "local"
+    assert rows[0]["l0"] > 0
+    picked = json.loads(
+        fastzoo("list", "qwen2.5-7b-L18-*-jumprelu", "--json", cwd=workplace).stdout
+    )
+    assert [r["name"] for r in picked] == ["qwen2.5-7b-L18-8x-jumprelu"]
+    assert picked[0]["log2_mse"] == -9.1659
+    text = fastzoo("list", "--local", cwd=workplace).stdout.splitlines()
+    assert len(text) == 2 and "local" in text[1]
+
+
+def test_info_of_a_local_sae_and_of_a_grid_cell(workplace: Path) -> None:
+    local = json.loads(fastzoo("info", "tiny-chat-L1-8x-jumprelu", "--json", cwd=workplace).stdout)
+    assert local["d_sae"] == 1024 and local["base_model"] == "tiny-chat" and local["l0"] > 0
+    grid = json.loads(
+        fastzoo("info", "llama-3.2-1b-L9-16x-standard-bt-p", "--json", cwd=workplace).stdout
+    )
+    assert grid["d_sae"] == 2048 * 16 and grid["base_model"] == "meta-llama/Llama-3.2-1B-Instruct"
+
+
+def test_eval_gives_the_figures_of_the_run(workplace: Path) -> None:
+    result = fastzoo(
+        "eval", "tiny-chat-L1-8x-jumprelu", "--dialogues", "12", "--json", cwd=workplace
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    saved = json.loads(
+        (workplace / "runs/tiny-chat-fast/tiny-chat-L1-8x-jumprelu/metrics.json").read_text()
+    )
+    for metric in ("mse", "l0", "fvu", "ce_recovered", "delta_loss", "kl", "dead_latents"):
+        for subset, figure in saved["metrics"][metric].items():
+            got = found["metrics"]["tiny-chat-L1-8x-jumprelu"][metric][subset]
+            assert got["value"] == pytest.approx(figure["value"], rel=1e-5), (metric, subset)
+            assert got["tokens"] == figure["tokens"]
+
+
+def test_eval_on_an_own_file(workplace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    chat = [{"from": "human", "value": "Where is Paris?"}, {"from": "gpt", "value": "In France."}]
+    path.write_text(json.dumps({"conversations": chat}) + "\n" + json.dumps({"x": 1}) + "\n")
+    result = fastzoo(
+        "eval", "tiny-chat-L1-8x-jumprelu", "--data", str(path), "--json", cwd=workplace
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["split"]["used"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("info", "qwen2.5-7b-L18-8x-jumprelo"), 2, "qwen2.5-7b-L18-8x-jumprelu"),
+        (("info", "qwen2.5-7b-L19-8x-jumprelu"), 2, "neither"),
+        (("info", "hf:nonsense"), 2, "hf:"),
+        (("eval", "no/such/folder"), 2, "no folder"),
+        (("eval", "tiny-chat-L1-8x-jumprelu", "--data", "gone.jsonl"), 3, "gone.jsonl"),
+        (("eval", "tiny-chat-L1-8x-jumprelu", "--model", "nowhere"), 4, "nowhere"),
+        (("train", "layers=[9]"), 2, "0 to 3"),
+        (("train", "no-such.yaml"), 2, "no-such.yaml"),
+    ],
+)
+def test_errors_are_one_line(
+    workplace: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    result = fastzoo(*arguments, cwd=workplace)
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        f"'{sys.executable}' -m fastzoo.cli list | head -n 1",
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in result.stderr and result.stdout.startswith("name")

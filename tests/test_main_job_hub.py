@@ -1,0 +1,73 @@
+"""The main job with its model and its dialogues on a (loopback) Hub, streamed, at pinned revisions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from loopback_hub import LoopbackHub
+
+from fastzoo import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
+    rows = tiny.DIALOGUES.read_bytes().splitlines(keepends=True)[:150]
+    rows[50] = b'{"messages": [{"role": "user", "content": 3}]}\n'
+    model_files = {p.name: p.read_bytes() for p in tiny.MODEL.iterdir()}
+    with LoopbackHub() as hub:
+        model_sha = hub.add("model", "lab/Tiny-Instruct", model_files)
+        data_sha = hub.add("dataset", "lab/chats", {"data/train.jsonl": b"".join(rows)})
+        hub.add("dataset", "lab/chats", {"data/train.jsonl": b'{"messages": []}\n'})
+        recipe = [
+            *("model.name=lab/Tiny-Instruct", "data.source=lab/chats", f"data.revision={data_sha}"),
+            *("layers=[1]", "architectures=[jumprelu]", "output.folder=out"),
+            *("training.tokens=16384", "training.batch_size=512", "training.buffer_tokens=4096"),
+            *("evaluation.dialogues=10", "data.shuffle_rows=32"),
+        ]
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "recipes" / "train.py"), *recipe],
+            cwd=tmp_path,
+            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        assert not hub.foreign
+    record = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "config.json").read_text())
+    assert record["base_model"]["name"] == "lab/Tiny-Instruct"
+    assert record["base_model"]["sha"] == model_sha
+    assert record["training_data"]["revision"] == data_sha
+    assert record["training_data"]["kind"] == "hub"
+    assert record["evaluation_data"]["used"] == 10
+    assert sum(record["training_data"]["skipped"].values()) >= 1
+    card = (tmp_path / "out" / "tiny-L1-8x-jumprelu" / "README.md").read_text()
+    assert "base_model: lab/Tiny-Instruct" in card and "- lab/chats" in card
+
+
+def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add("dataset", "lab/chats", {"data/train.jsonl": b'{"messages": []}\n'})
+        for override, said in (
+            ("model.name=lab/gone", "lab/gone"),
+            ("data.source=lab/gone", "lab/gone"),
+            ("data.source=lab/chats data.split=test", "test"),
+            ("data.source=lab/chats", "no usable row"),
+        ):
+            result = subprocess.run(
+                [sys.executable, str(ROOT / "recipes" / "train.py"), *override.split()],
+                cwd=tmp_path,
+                env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            errors = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
+            assert result.returncode in (3, 4, 6), result.stderr
+            assert len(errors) == 1 and said in errors[0], result.stderr
+            assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
