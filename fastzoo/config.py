@@ -13,12 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastzoo.errors import InputError, did_you_mean, one_line
 from fastzoo.names import METHODS, SAEName, model_part
 from fastzoo.saes import ARCHITECTURES, TRAINABLE
+from fastzoo.strict_yaml import dump_yaml, read_yaml
 
 EMBEDDED_MODEL = "tiny-chat"
 EMBEDDED_DATA = "embedded"
@@ -183,74 +183,10 @@ class Recipe(Section):
         ]
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump())
 
 
 # --- reading -----------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e6 as a number and refuses duplicate keys and aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is not a word", problem_mark=key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _number(loader: Any, node: Any) -> int | float:
-    """A float; an integral one with an exponent (4e6) counts as an integer."""
-    value = loader.construct_yaml_float(node)
-    return int(value) if "e" in node.value.lower() and value.is_integer() else value
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes texts which ``_Loader`` would read as numbers."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "!exponent",
-        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-for _tag in ("!exponent", "tag:yaml.org,2002:float"):
-    _Loader.add_constructor(_tag, _number)
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """Parse YAML strictly.
-
-    Raises:
-        InputError: it is not YAML, or has tags of its own, aliases or duplicate keys; names line and
-            column.
-    """
-    try:
-        # A SafeLoader subclass: only plain scalars, lists and mappings can come out of it.
-        return yaml.load(text, Loader=_Loader)  # noqa: S506
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{where}{at}: {one_line(error.problem)}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{where}: not YAML: {one_line(error)}") from None
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -261,7 +261,8 @@ def test_paper_preset_learns_log_thresholds_in_raw_units(tmp_path: Path, train: 
     train(
         [
             *("preset=paper", "layers=[1]", "architectures=[jumprelu]", f"output.folder={out}"),
-            *("training.tokens=25600", "training.buffer_tokens=4096", "evaluation.dialogues=12"),
+            *("training.tokens=25600", "training.batch_size=128", "training.buffer_tokens=4096"),
+            "evaluation.dialogues=12",
             *("training.lr=1e-3", "training.lr_warmup=20", "training.lr_decay=40"),
             "training.sparsity_warmup=50",
         ]
