@@ -25,24 +25,47 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 """Heading, metric, subset."""
 
+Results = Sequence[tuple[Any, Mapping[str, Any], float | None]]
+"""Name, figures as ``evaluate`` gives them, training tokens per second if known."""
 
-def print_results(rows: Sequence[tuple[Any, Mapping[str, Any], float | None]]) -> None:
-    """Print one row per SAE: its name, figures, and training tokens per second if known."""
+
+def print_results(rows: Results) -> None:
+    """Print the figures: one line per SAE, or on a narrow terminal one column per SAE."""
     from rich.console import Console
-    from rich.table import Table
 
-    # A table that is piped or too wide for the terminal keeps its rows whole.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("SAE", no_wrap=True)
-    headings = [c[0] for c in COLUMNS]
+    # Where there is no terminal, lines may be as long as they need to be.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    headings = ["SAE", *(heading for heading, _, _ in COLUMNS)]
+    lines = [
+        [str(name), *(show(figures[metric][subset]["value"]) for _, metric, subset in COLUMNS)]
+        for name, figures, _ in rows
+    ]
     if any(speed is not None for _, _, speed in rows):
         headings.append("tokens/s")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, figures, speed in rows:
-        cells = [show(figures[metric][subset]["value"]) for _, metric, subset in COLUMNS]
-        if speed is not None:
-            cells.append(f"{speed:.0f}")
-        table.add_row(str(name), *cells)
+        for line, (_, _, speed) in zip(lines, rows, strict=True):
+            line.append("" if speed is None else f"{speed:.0f}")
+    if _width(headings, lines) <= console.width:
+        _print(console, headings, lines)
+        return
+    # Turned: as many SAEs side by side as fit, at least one.
+    turned = list(zip(headings, *lines, strict=True))
+    longest = max(len(line[0]) for line in lines)
+    fitting = max(1, (console.width - max(map(len, headings))) // (longest + 2))
+    for start in range(1, len(lines) + 1, fitting):
+        columns = [[row[0], *row[start : start + fitting]] for row in turned]
+        _print(console, columns[0], columns[1:])
+
+
+def _width(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
+    return sum(2 + max(map(len, column)) for column in zip(headings, *lines, strict=True))
+
+
+def _print(console: Any, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
     console.print(table)

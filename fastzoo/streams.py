@@ -144,10 +144,14 @@ class ChatTokenizer:
             reasons: list[str | None] = []
             for _, row in batch:
                 try:
-                    texts.append(read(row))
+                    text = read(row)
+                    text.encode()  # a lone surrogate is valid JSON, but no text
+                    texts.append(text)
                     reasons.append(None)
                 except Unusable as unusable:
                     reasons.append(unusable.reason)
+                except UnicodeEncodeError:
+                    reasons.append("malformed: not valid Unicode")
             tokenized = iter(self.tokenize(texts) if texts else [])
             for (number, row), reason in zip(batch, reasons, strict=True):
                 counts.rows += 1

@@ -294,13 +294,14 @@ def test_unusable_rows_are_skipped_and_counted_by_reason(
         {"prompt": "no such column"},
         ["not", "an", "object"],
         7,
+        {"messages": [{"role": "user", "content": "half a character: \ud800"}]},
     ]
     path = write_jsonl(tmp_path / "d.jsonl", bad + good)
     stream = stream_of(settings(path, shuffle=False), bos_tokenizer)
     found = take(stream, 5)
-    assert [int(s.dialogue[0]) for s in found] == [12, 13, 14, 15, 16]
+    assert [int(s.dialogue[0]) for s in found] == [13, 14, 15, 16, 17]
     counts = stream.counts
-    assert counts.rows == 17
+    assert counts.rows == 18
     assert dict(counts.skipped) == {
         "empty": 3,
         "malformed: turns are not a list": 1,
@@ -311,6 +312,7 @@ def test_unusable_rows_are_skipped_and_counted_by_reason(
         "refused by the chat template: roles must alternate": 1,
         "malformed: no column messages or conversations": 1,
         "malformed: not an object": 2,
+        "malformed: not valid Unicode": 1,
     }
     assert counts.used + sum(counts.skipped.values()) == counts.rows
     assert "hello" not in str(counts.as_dict())
