@@ -134,12 +134,16 @@ def test_errors_are_one_line(
 
 
 def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
-    result = subprocess.run(
-        f"'{sys.executable}' -m fastzoo.cli list | head -n 1",
-        shell=True,
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "fastzoo.cli", "list"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert "Traceback" not in result.stderr and result.stdout.startswith("name")
+    assert process.stdout and process.stderr
+    assert process.stdout.readline().startswith("name")
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 0 and "Traceback" not in said
