@@ -71,3 +71,48 @@ def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:
             assert len(errors) == 1 and said in errors[0], result.stderr
             assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_load_sae_and_info_take_hub_references(tmp_path: Path) -> None:
+    import torch
+
+    from fastzoo.formats import save_sae
+    from fastzoo.saes.jumprelu import JumpReLUSAE
+
+    sae = JumpReLUSAE(4, 8)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.uniform_(0.1, 1.0)
+    expected = sae.W_dec.detach().double().sum().item()
+    save_sae(sae, tmp_path / "blocks.3.hook_resid_post", layer=3)
+    files = {
+        str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+    }
+    code = (
+        "import fastzoo, torch\n"
+        "sae = fastzoo.load_sae('hf:lab/model-L3-2x-jumprelu')\n"
+        "print(sae.architecture, float(sae.W_dec.double().sum()))"
+    )
+    with LoopbackHub() as hub:
+        hub.add("model", "lab/model-L3-2x-jumprelu", files)
+        environment = hub.env(tmp_path / "home", PYTHONPATH=str(ROOT))
+        for command in (
+            ["-c", code],
+            ["-m", "fastzoo.cli", "info", "hf:lab/model-L3-2x-jumprelu", "--json"],
+        ):
+            result = subprocess.run(
+                [sys.executable, *command],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=200,
+            )
+            assert result.returncode == 0, result.stderr
+            if command[0] == "-c":
+                kind, total = result.stdout.split()
+                assert kind == "jumprelu"
+                assert abs(float(total) - expected) < 1e-6
+            else:
+                assert json.loads(result.stdout)["layer"] == 3
+        assert not hub.foreign
