@@ -17,11 +17,12 @@ from fastzoo.config import (
     check_against_model,
     load_recipe,
     preset_values,
-    read_yaml,
     recipes_folder,
     resolve,
 )
 from fastzoo.errors import InputError
+from fastzoo.strict_yaml import read_yaml
+from fastzoo.zoo import zoo_names
 
 SMALL = "layers: [1]\nexpansions: [8]\narchitectures: [standard]\n"
 
@@ -378,3 +379,22 @@ def test_block_length_does_not_matter_for_fast(folder: Path) -> None:
 def test_a_recipe_cannot_be_changed_once_checked(folder: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(folder).seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", sorted(recipes_folder().glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.names() and recipe.training.steps > 0
+
+
+def test_the_grid_recipe_is_the_papers_row() -> None:
+    recipe = load_recipe(recipes_folder() / "qwen2.5-0.5b.yaml")
+    row = [n for n in zoo_names() if n.model == "qwen2.5-0.5b" and n.method == "fast"]
+    assert sorted(recipe.names()) == sorted(row)
+    assert (
+        recipe.training.model_dump()
+        == resolve(
+            {"layers": [0], "expansions": [8], "architectures": ["standard"], "preset": "paper"},
+            "x",
+        ).training.model_dump()
+    )
