@@ -18,6 +18,7 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
     # The object interface: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -29,12 +30,13 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
         )
         if scale == "log" and all(value > 0 for value in values):
             axes.set_yscale("log")
-            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                ticks("{x:g}")
-            axes.tick_params(axis="y", which="minor", labelsize=7)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(0, 1.05 * max(values) or 1)
         axes.set_title(label, fontsize=10)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("training tokens", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3, which="both")
