@@ -11,9 +11,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastzoo.config import Recipe, check_against_model, load_recipe
 from fastzoo.errors import InputError, OutputError, report_failures
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def main(arguments: list[str]) -> None:
@@ -32,26 +36,37 @@ def main(arguments: list[str]) -> None:
 def train(recipe: Recipe) -> None:
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import gather_object
 
-    from fastzoo.activations import ResidualReader
-    from fastzoo.buffer import MixingBuffer
-    from fastzoo.data import open_data, training_columns
-    from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer, use_threads
-    from fastzoo.output import save_interrupted, save_result, start_run, withdraw_run
-    from fastzoo.progress import Progress
-    from fastzoo.results import print_results
-    from fastzoo.trainer import Trainer, derived_seed
+    from fastzoo.models import use_threads
 
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.output.trackers) or None,
         project_dir=str(recipe.folder),
     )
-    main_process = accelerator.is_main_process
     # torchrun, and accelerate through it, say how many processes this machine has.
     use_threads(recipe.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        run(recipe, accelerator)
+    finally:
+        # Closes trackers and the process group.
+        accelerator.end_training()
+
+
+def run(recipe: Recipe, accelerator: Accelerator) -> None:
+    from accelerate.utils import gather_object
+
+    from fastzoo.activations import ResidualReader
+    from fastzoo.buffer import MixingBuffer
+    from fastzoo.data import open_data, training_columns
+    from fastzoo.evaluate import evaluate
+    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.output import save_interrupted, save_result, start_run, withdraw_run
+    from fastzoo.progress import Progress
+    from fastzoo.results import print_results
+    from fastzoo.trainer import Trainer, derived_seed
+
+    main_process = accelerator.is_main_process
 
     # 1. Everything that can be wrong is found out before the weights are loaded.
     source = find_model(recipe.model)
@@ -130,14 +145,13 @@ def train(recipe: Recipe) -> None:
         elif main_process and not learners:
             withdraw_run(folder)
         raise
-    finally:
-        if recipe.output.trackers:
-            accelerator.end_training()
 
     results = sorted(gather_object(results))
     if main_process:
         print_results(results)
         print(f"{len(results)} SAEs in {folder}", file=sys.stderr)
+    # A rank that leaves while others still talk was seen to abort at its exit (gloo).
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
