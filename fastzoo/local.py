@@ -154,18 +154,13 @@ def evaluate_sources(
         names = list(sources)  # as given, since their own names do not tell them apart
     if len(set(names)) < len(names):
         raise InputError("the same SAE is given twice")
-    model_names = {_model_of(x) for x in loaded} - {None}
-    if model_name is None:
-        if len(model_names) != 1:
-            said = ", ".join(sorted(filter(None, model_names))) or "none"
-            raise InputError(f"these SAEs name {said} as their model; say one with --model")
-        (model_name,) = model_names
-    assert model_name is not None
+    said = {name for x in loaded if (name := _model_of(x))}
+    model_name = model_name or _only(said)
     section = ModelSection(name=model_name, revision=revision)
     try:
         source = find_model(section)
     except ModelError as error:
-        if section.name in model_names:
+        if section.name in said:
             raise ModelError(f"{error}; say where the SAE's model is with --model") from None
         raise
     for name, x in zip(names, loaded, strict=True):
@@ -197,6 +192,13 @@ def evaluate_sources(
         "metrics": figures,
     }
     return [(name, figures[name], None) for name in names], report
+
+
+def _only(model_names: set[str]) -> str:
+    if len(model_names) != 1:
+        said = ", ".join(sorted(model_names)) or "none"
+        raise InputError(f"these SAEs name {said} as their model; say one with --model")
+    return next(iter(model_names))
 
 
 def _model_of(loaded: LoadedSAE) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -100,19 +101,29 @@ def save_result(
     return folder
 
 
-def save_interrupted(
+def keep_interrupted(
     run_folder: Path, learners: Sequence[Learner], facts: RunFacts, batch_size: int
-) -> Path:
-    """Keep the last good state of SAEs whose training ended early: weights and log, no figures."""
+) -> None:
+    """Keep the SAEs that have no folder yet as they are: weights and log, no figures. Says so.
+
+    A disk that refuses this too is reported and not raised: the run ends for another reason.
+    """
     folder = run_folder / INTERRUPTED_FOLDER
-    for learner in learners:
+    unsaved = [x for x in learners if not (run_folder / str(x.name)).exists()]
+    try:
+        for learner in unsaved:
 
-        def fill(target: Path, learner: Learner = learner) -> None:
-            _write_weights(target, learner, learner.finished(), facts, batch_size)
-            _write_log(target / "training_log.csv", learner.log)
+            def fill(target: Path, learner: Learner = learner) -> None:
+                _write_weights(target, learner, learner.finished(), facts, batch_size)
+                _write_log(target / "training_log.csv", learner.log)
 
-        write_folder(folder / str(learner.name), fill)
-    return folder
+            write_folder(folder / str(learner.name), fill)
+        if unsaved:
+            print(f"kept the state of {len(unsaved)} SAEs in {folder}", file=sys.stderr)
+    except OutputError as error:
+        print(f"the state in training is lost: {error}", file=sys.stderr)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _write_weights(

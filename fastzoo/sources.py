@@ -55,7 +55,6 @@ class JsonlTable:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._offsets = array("q")
         digest = hashlib.sha256()
         with path.open("rb") as file:

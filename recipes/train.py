@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastzoo.config import Recipe, check_against_model, load_recipe
-from fastzoo.errors import InputError, OutputError, report_failures
+from fastzoo.errors import InputError, report_failures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +61,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     from fastzoo.data import open_data, training_columns
     from fastzoo.evaluate import evaluate
     from fastzoo.models import find_model, load_model, load_tokenizer
-    from fastzoo.output import save_interrupted, save_result, start_run, withdraw_run
+    from fastzoo.output import keep_interrupted, save_result, start_run, withdraw_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results
     from fastzoo.trainer import Trainer, derived_seed
@@ -131,18 +131,10 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             results.append((learner.name, figures[name], trainer.tokens_per_second()))
     except BaseException:
         # Whatever ended the run, hours of training are not lost with it.
-        learners = trainer.learners if trainer and trainer.step_number else []
-        unsaved = [x for x in learners if not (folder / str(x.name)).exists()]
-        if unsaved:
-            try:
-                facts = data.facts(recipe, source, reader)
-                kept = save_interrupted(folder, unsaved, facts, training.batch_size)
-                print(
-                    f"kept the state after {trainer.step_number} steps in {kept}", file=sys.stderr
-                )
-            except OutputError as error:
-                print(f"the state in training is lost: {error}", file=sys.stderr)
-        elif main_process and not learners:
+        if trainer and trainer.step_number:
+            facts = data.facts(recipe, source, reader)
+            keep_interrupted(folder, trainer.learners, facts, training.batch_size)
+        elif main_process:
             withdraw_run(folder)
         raise
 
