@@ -125,6 +125,15 @@ class TrainingSection(Section):
         return int(value) if value >= 1 or value == 0 else round(value * self.steps)
 
 
+class ComputeSection(Section):
+    """How the optimiser step is computed; every way computes the same, up to rounding."""
+
+    step: Literal["auto", "reference", "sparse", "cuda"] = "auto"
+    """auto: ``cuda`` on a GPU with Triton, ``sparse`` on a CPU with numba, else ``reference``."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products on a GPU; weights and Adam state are float32 always."""
+
+
 class EvaluationSection(Section):
     """The figures at the end, on dialogues that were not trained on."""
 
@@ -160,6 +169,7 @@ class Recipe(Section):
     text: TextSection = TextSection()
     preset: Literal["paper", "quick"] = "quick"
     training: TrainingSection
+    compute: ComputeSection = ComputeSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
     push: PushSection = PushSection()

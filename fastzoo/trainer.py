@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fastzoo.buffer import Columns
-from fastzoo.config import TrainingSection
+from fastzoo.config import ComputeSection, TrainingSection
 from fastzoo.errors import TrainingError
 from fastzoo.initialise import activation_scale, decoder_bias, new_sae
 from fastzoo.names import SAEName
 from fastzoo.saes.base import SAE, StepStats, TrainableSAE
 from fastzoo.schedule import Schedule
+from fastzoo.steps import Step, step_for
 
 LOG_COLUMNS = (
     "step",
@@ -62,7 +63,7 @@ class Learner:
 
     name: SAEName
     sae: TrainableSAE
-    optimizer: torch.optim.Adam
+    step: Step
     coefficient: float
     scale: float
     since_fired_F: Tensor
@@ -112,7 +113,9 @@ class Trainer:
         seed: int,
         device: torch.device,
         log_every: int = 10,
+        compute: ComputeSection | None = None,
     ) -> None:
+        self.compute = compute or ComputeSection()
         self.training, self.device, self.log_every = training, device, log_every
         self.schedule = Schedule.of(training)
         self.step_number = 0
@@ -140,21 +143,13 @@ class Trainer:
         with torch.no_grad():
             sae.b_dec.copy_(b_dec)
         sae.to(self.device)
-        beta1, beta2 = training.adam_betas
-        optimizer = torch.optim.Adam(
-            sae.trained_parameters().values(),
-            lr=training.lr,
-            betas=(beta1, beta2),
-            eps=training.adam_eps,
-            fused=True,
-        )
         coefficient = getattr(training.sparsity_coefficient, name.architecture)
         if training.sparsity_width is not None:
             coefficient *= (d_in / training.sparsity_width) ** sae.width_power
         return Learner(
             name,
             sae,
-            optimizer,
+            step_for(sae, training, self.compute),
             coefficient,
             self._scales[name.layer],
             torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
@@ -188,26 +183,20 @@ class Trainer:
     def _update(
         self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float
     ) -> None:
-        sae = learner.sae
-        stats = sae.gradients(x_BD, coefficient)
-        gradients = [p.grad for p in sae.trained_parameters().values() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        value = norm.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {self.step_number}: the gradient of {learner.name} is NaN or infinite"
-            )
-        if value > self.training.clip_norm:
-            torch._foreach_mul_(gradients, self.training.clip_norm / (value + 1e-6))
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        learner.optimizer.step()
-        sae.after_update()
-        self._count(learner, stats, variance, norm, len(x_BD))
+        stats = learner.step(x_BD, rate, coefficient)
+        if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
+            raise self._not_finite(learner)
+        self._count(learner, stats, variance, len(x_BD))
 
-    def _count(
-        self, learner: Learner, stats: StepStats, variance: Tensor, norm: Tensor, batch: int
-    ) -> None:
+    def _not_finite(self, learner: Learner) -> TrainingError:
+        seen = learner.sums.steps if learner.sums else 0
+        first, last = self.step_number - seen, self.step_number
+        steps = (
+            f"steps {first} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
+        )
+        return TrainingError(f"{steps}: the gradient of {learner.name} is NaN or infinite")
+
+    def _count(self, learner: Learner, stats: StepStats, variance: Tensor, batch: int) -> None:
         learner.since_fired_F.add_(1).masked_fill_(stats.fired_F > 0, 0)
         learner.window_F.add_(stats.fired_F)
         learner.window_steps += 1
@@ -217,14 +206,16 @@ class Trainer:
             learner.window_steps = 0
         fired = stats.fired_F.sum()
         if learner.sums is None:
-            learner.sums = _Sums(stats.squared_error, stats.penalty, fired, variance, norm, 1)
+            learner.sums = _Sums(
+                stats.squared_error, stats.penalty, fired, variance, stats.grad_norm, 1
+            )
             return
         sums = learner.sums
         sums.squared_error = sums.squared_error + stats.squared_error
         sums.penalty = sums.penalty + stats.penalty
         sums.fired = sums.fired + fired
         sums.variance = sums.variance + variance
-        sums.grad_norm = sums.grad_norm + norm
+        sums.grad_norm = sums.grad_norm + stats.grad_norm
         sums.steps += 1
 
     def _write_rows(self, batch: int) -> None:
@@ -238,6 +229,9 @@ class Trainer:
         for learner in self.learners:
             sums = learner.sums
             assert sums is not None
+            grad_norm = sums.grad_norm.item() / sums.steps
+            if not math.isfinite(grad_norm):
+                raise self._not_finite(learner)
             seen = sums.steps * batch
             squared_error = sums.squared_error.item() / seen
             penalty = sums.penalty.item() / seen
@@ -253,7 +247,7 @@ class Trainer:
                     "penalty": penalty,
                     "l0": sums.fired.item() / seen,
                     "fvu": sums.squared_error.item() / max(sums.variance.item(), 1e-30),
-                    "grad_norm": sums.grad_norm.item() / sums.steps,
+                    "grad_norm": grad_norm,
                     "dead_latents": self.dead_latents(learner),
                     "seconds": round(seconds, 3),
                     "tokens_per_second": round(speed, 1),

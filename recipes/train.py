@@ -102,6 +102,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             seed=recipe.seed,
             device=accelerator.device,
             log_every=recipe.output.log_every,
+            compute=recipe.compute,
         )
         if recipe.output.trackers:
             accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})

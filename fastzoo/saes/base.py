@@ -25,6 +25,8 @@ class StepStats:
     """Scalar: sum over tokens of the unweighted sparsity penalty."""
     fired_F: Tensor
     """(d_sae,) float: number of tokens on which each latent is active."""
+    grad_norm: Tensor
+    """Scalar: L2 norm of the gradients of all trained parameters together, before clipping."""
 
 
 class SAE(nn.Module):
@@ -114,7 +116,8 @@ class TrainableSAE(SAE):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
             parameter.grad.zero_()
-        stats = StepStats(x_BD.new_zeros(()), x_BD.new_zeros(()), x_BD.new_zeros(self.d_sae))
+        zero = x_BD.new_zeros(())
+        stats = StepStats(zero, zero.clone(), x_BD.new_zeros(self.d_sae), zero.clone())
         rows = batch if x_BD.is_cuda else max(64, CHUNK_ELEMENTS // self.d_sae)
         for x_CD in x_BD.split(rows):
             pre_CF = torch.addmm(self.b_enc, x_CD, self.W_enc)
@@ -131,6 +134,8 @@ class TrainableSAE(SAE):
             )
             self.W_enc.grad.addmm_(x_CD.t(), grad_CF)  # type: ignore[union-attr]
             self.b_enc.grad.add_(grad_CF.sum(0))  # type: ignore[union-attr]
+        gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
+        stats.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return stats
 
     @torch.no_grad()
