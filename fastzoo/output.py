@@ -27,6 +27,8 @@ from fastzoo.trainer import LOG_COLUMNS, Learner
 from fastzoo.zoo import paper_figures
 
 RECIPE_FILE = "recipe.yaml"
+PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
+"""Their versions can change a result."""
 INTERRUPTED_FOLDER = "interrupted"
 
 
@@ -224,9 +226,9 @@ def public_name(source: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries whose version can change a result."""
+    """Of Python, fastzoo and ``PACKAGES``."""
     found = {"fastzoo": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors"):
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

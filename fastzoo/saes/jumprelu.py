@@ -67,6 +67,11 @@ class JumpReLUSAE(TrainableSAE):
     @torch.no_grad()
     def after_update(self) -> None:
         super().after_update()
+        self.constrain_threshold_()
+
+    @torch.no_grad()
+    def constrain_threshold_(self) -> None:
+        """``threshold`` follows log θ, or stays above zero."""
         if self.log_threshold is not None:
             self.threshold.copy_(self.log_threshold.exp())
         else:

@@ -1,0 +1,315 @@
+"""The step on a CPU: one dense product, then only what is active.
+
+At 1% active latents four of the five dense products of the reference are work on zeros. Here the
+encoder product stays dense; everything after it runs over a list of the latents that are active (or,
+for JumpReLU, near enough to their threshold to move it). Clipping, Adam and the unit norm of the
+decoder rows are one pass over the weights. How much is dense is chosen batch by batch from the measured
+density, so that the beginning of a run, where half of all latents are active, is fast too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from fastzoo.config import ComputeSection, TrainingSection
+from fastzoo.saes.base import StepStats, TrainableSAE
+from fastzoo.saes.jumprelu import JumpReLUSAE
+from fastzoo.steps import sparse_kernels as kernels
+from fastzoo.steps.base import Step
+
+SPARSE_UP_TO = 0.12
+"""Share of listed latents up to which lists beat dense products (measured: README of the benchmarks)."""
+STORE_FROM = 4
+"""Active tokens per latent from which its gradient is kept instead of being formed twice."""
+SERIAL_BELOW = 1 << 17
+"""Pre-activations per batch below which handing work to threads costs more than it gains."""
+PARTS_PER_THREAD = 8
+"""Ranges per thread and kernel: some latents are active far more often than others."""
+
+
+class Workspace:
+    """Arrays that are used again at every step, by all SAEs of the process; each grows as needed."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, np.dtype[Any]], ndarray] = {}
+
+    def __call__(self, name: str, dtype: np.dtype[Any], *shape: int) -> ndarray:
+        """An uninitialised array; the one given out before under this name is lost."""
+        size = math.prod(shape)
+        held = self._arrays.get((name, dtype))
+        if held is None or held.size < size:
+            held = self._arrays[name, dtype] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
+
+
+WORKSPACE = Workspace()
+
+
+class SparseStep(Step):
+    kind = "sparse"
+
+    def __init__(
+        self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection
+    ) -> None:
+        super().__init__(sae, training, compute)
+        self._moments = {
+            name: (torch.zeros_like(p), torch.zeros_like(p))
+            for name, p in sae.trained_parameters().items()
+        }
+        self.sparse_steps = 0
+        """Steps that ran on lists; the others were too dense."""
+
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return self._moments
+
+    @torch.no_grad()
+    def __call__(self, x_BD: Tensor, rate: float, coefficient: float) -> StepStats:
+        sae = self.sae
+        run = _serially if len(x_BD) * sae.d_sae < SERIAL_BELOW else _in_parts
+        entries: _Entries | None = None
+        for x_CD in x_BD.split(sae.chunk_rows(x_BD)):
+            dtype = x_BD.numpy().dtype
+            pre_CF = torch.from_numpy(WORKSPACE("pre", dtype, len(x_CD), sae.d_sae))
+            torch.addmm(sae.b_enc, x_CD, sae.W_enc, out=pre_CF)
+            if entries is None:
+                entries = _Entries(sae, len(x_BD), pre_CF, run)
+                if entries.active_share > SPARSE_UP_TO:
+                    return self._dense(x_BD, rate, coefficient, pre_CF, run)
+            entries.add(x_CD, pre_CF)
+        assert entries is not None
+        self.sparse_steps += 1
+        return self._sparse(x_BD, rate, coefficient, entries, run)
+
+    # --- the two ways to the gradients ---
+
+    def _dense(
+        self, x_BD: Tensor, rate: float, coefficient: float, pre_CF: Tensor, run: Run
+    ) -> StepStats:
+        sae = self.sae
+        dtype = x_BD.numpy().dtype
+        grad_enc_FD, grad_dec_FD = self._gradient_rows(dtype)
+        sae.W_enc.grad = torch.from_numpy(grad_enc_FD).t()
+        sae.W_dec.grad = torch.from_numpy(grad_dec_FD)
+        stats = sae.gradients(x_BD, coefficient, pre_CF)
+        sae.W_enc.grad = sae.W_dec.grad = None  # the arrays are everyone's
+        vectors = {
+            name: p.grad.numpy()
+            for name, p in sae.trained_parameters().items()
+            if p.grad is not None
+        }
+        x = x_BD.numpy()
+        none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
+        rows = [x, x, *none, kernels.DENSE, grad_enc_FD, grad_dec_FD]
+        self._update(stats, rows, vectors, rate, run)
+        return stats
+
+    def _sparse(
+        self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run
+    ) -> StepStats:
+        sae, weight = self.sae, coefficient / len(x_BD)
+        jump = isinstance(sae, JumpReLUSAE)
+        # L1 weighs on every active latent; the L0 term reaches only the threshold.
+        active_F, by_latent = entries.by_latent(0.0 if jump else weight)
+        act_M = by_latent[2]
+        dtype = act_M.dtype
+        store = len(act_M) > STORE_FROM * sae.d_sae
+        grads = self._gradient_rows(dtype) if store else [np.empty((0, 0), dtype)] * 2
+        grad_b_F, squared_F = np.empty(sae.d_sae, dtype), np.empty(sae.d_sae, dtype)
+        batch = x_BD.numpy(), entries.error_BD, *by_latent
+        run(kernels.row_gradients, sae.d_sae, *batch, store, *grads, grad_b_F, squared_F)
+        vectors = {"b_enc": grad_b_F, "b_dec": entries.error_BD.sum(0)}
+        if isinstance(sae, JumpReLUSAE):
+            theta_F = sae.threshold.detach().numpy()
+            grad_theta_F = entries.near_grad_F * theta_F + entries.near_F * dtype.type(weight)
+            grad_theta_F /= -dtype.type(sae.bandwidth)
+            if sae.log_threshold is None:
+                vectors["threshold"] = grad_theta_F
+            else:
+                vectors["log_threshold"] = grad_theta_F * theta_F
+        # The encoder bias is in squared_F.
+        squared = float(squared_F.sum(dtype=np.float64))
+        squared += sum(
+            float(np.square(v, dtype=np.float64).sum()) for n, v in vectors.items() if n != "b_enc"
+        )
+        stats = StepStats(
+            x_BD.new_tensor(float(entries.squared_B.sum(dtype=np.float64))),
+            x_BD.new_tensor(float(active_F.sum() if jump else act_M.sum(dtype=np.float64))),
+            torch.from_numpy(active_F).to(x_BD.dtype),
+            x_BD.new_tensor(math.sqrt(squared)),
+        )
+        source = kernels.STORED if store else kernels.RECOMPUTED
+        self._update(stats, [*batch, source, *grads], vectors, rate, run)
+        return stats
+
+    def _gradient_rows(self, dtype: np.dtype[Any]) -> list[ndarray]:
+        shape = self.sae.d_sae, self.sae.d_in
+        return [WORKSPACE(name, dtype, *shape) for name in ("grad_enc", "grad_dec")]
+
+    # --- clipping, Adam, constraints ---
+
+    def _update(
+        self,
+        stats: StepStats,
+        rows: list[Any],
+        vectors: dict[str, ndarray],
+        rate: float,
+        run: Run,
+    ) -> None:
+        norm = stats.grad_norm.item()
+        if not math.isfinite(norm):
+            return
+        self.steps += 1
+        sae, moments = self.sae, self._moments
+        parameters = sae.trained_parameters()
+        real = rows[0].dtype.type
+        hyper = [
+            real(value)
+            for value in (
+                self.clip_norm / (norm + 1e-6) if norm > self.clip_norm else 1.0,
+                1 - self.beta1,
+                1 - self.beta2,
+                rate / (1 - self.beta1**self.steps),
+                math.sqrt(1 - self.beta2**self.steps),
+                self.eps,
+            )
+        ]
+        encoder = [t.t().numpy() for t in (parameters["W_enc"].detach(), *moments["W_enc"])]
+        decoder = [t.numpy() for t in (parameters["W_dec"].detach(), *moments["W_dec"])]
+        run(kernels.update_rows, sae.d_sae, *rows, *encoder, *decoder, *hyper)
+        for name, gradient in vectors.items():
+            arrays = [t.numpy() for t in (parameters[name].detach(), *moments[name])]
+            kernels.adam(*arrays, gradient, *hyper)
+        if isinstance(sae, JumpReLUSAE):
+            sae.constrain_threshold_()
+
+
+class _Entries:
+    """The listed latents of a batch's tokens: those above θ − margin, token by token.
+
+    ``margin`` is how far below its threshold a latent still moves it, unless too many are: then only
+    active latents are listed, and what moves the thresholds is found from gradients at all latents.
+
+    Args:
+        pre_CF: pre-activations of the batch's first tokens, from which densities are estimated.
+    """
+
+    def __init__(self, sae: TrainableSAE, batch: int, pre_CF: Tensor, run: Run) -> None:
+        self.sae, self.batch, self.run = sae, batch, run
+        self.dtype = pre_CF.numpy().dtype
+        self.theta_F = np.zeros(sae.d_sae, self.dtype)
+        self.margin = self.dtype.type(0)
+        if isinstance(sae, JumpReLUSAE):
+            self.theta_F = sae.threshold.detach().numpy()
+            self.margin = self.dtype.type(sae.bandwidth / 2)
+        some_CF = pre_CF.numpy()[:: max(1, len(pre_CF) // 64)] - self.theta_F
+        self.active_share = float((some_CF > 0).mean())
+        self.near_listed = float((some_CF > -self.margin).mean()) <= SPARSE_UP_TO
+        self.near_F = np.zeros(sae.d_sae, self.dtype)
+        self.near_grad_F = np.zeros(sae.d_sae, self.dtype)
+        self.error_BD = WORKSPACE("error", self.dtype, batch, sae.d_in)
+        self.squared_B = np.empty(batch, self.dtype)
+        self._tokens, self._listed = 0, 0
+        self._parts: list[tuple[ndarray, ndarray, ndarray, ndarray]] = []
+
+    def add(self, x_CD: Tensor, pre_CF: Tensor) -> None:
+        """List the entries of the next tokens, decode them and find the gradients at the latents."""
+        sae, run, real = self.sae, self.run, self.dtype.type
+        tokens, done = len(x_CD), self._tokens
+        pre, W_dec_FD = pre_CF.numpy(), sae.W_dec.detach().numpy()
+        margin = self.margin if self.near_listed else real(0)
+        count_C = np.empty(tokens, np.int32)
+        run(kernels.count_entries, tokens, pre, self.theta_F, margin, count_C)
+        offset_C = np.zeros(tokens + 1, np.int64)
+        np.cumsum(count_C, out=offset_C[1:])
+        listed = int(offset_C[-1])
+        latent_N = np.empty(listed, np.int32)
+        pre_N, grad_N = np.empty(listed, self.dtype), np.empty(listed, self.dtype)
+        lists = offset_C, latent_N, pre_N
+        run(kernels.list_entries, tokens, pre, self.theta_F, margin, *lists)
+        error_CD = self.error_BD[done : done + tokens]
+        run(
+            kernels.decode,
+            tokens,
+            *(x_CD.numpy(), W_dec_FD, sae.b_dec.detach().numpy(), self.theta_F, *lists),
+            *(real(2 / self.batch), error_CD, self.squared_B[done : done + tokens]),
+        )
+        if self.near_listed:
+            run(kernels.latent_gradients, tokens, error_CD, W_dec_FD, offset_C, latent_N, grad_N)
+        else:
+            grad_CF = WORKSPACE("grad", self.dtype, tokens, sae.d_sae)
+            torch.mm(torch.from_numpy(error_CD), sae.W_dec.t(), out=torch.from_numpy(grad_CF))
+            run(
+                kernels.near_threshold,
+                sae.d_sae,
+                *(pre, grad_CF, self.theta_F, self.margin, self.near_F, self.near_grad_F),
+            )
+            run(kernels.pick, tokens, grad_CF, offset_C, latent_N, grad_N)
+        self._parts.append((offset_C[:-1] + self._listed, latent_N, pre_N, grad_N))
+        self._tokens, self._listed = done + tokens, self._listed + listed
+
+    def by_latent(self, weight: float) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
+        """How often each latent is active (F,), and the active entries sorted by latent.
+
+        The entries are: where each latent's begin (F + 1,), their tokens, activations and gradients
+        (M,), ``weight`` included in the last.
+        """
+        d_sae, real = self.sae.d_sae, self.dtype.type
+        offset_B, latent_N, pre_N, grad_N = (
+            columns[0] if len(columns) == 1 else np.concatenate(columns)
+            for columns in zip(*self._parts, strict=True)
+        )
+        offset_B = np.append(offset_B, self._listed)
+        active_F = np.zeros(d_sae, np.int64)
+        kernels.count_active(offset_B, latent_N, pre_N, self.theta_F, active_F)
+        first_F = np.zeros(d_sae + 1, np.int64)
+        np.cumsum(active_F, out=first_F[1:])
+        active = int(first_F[-1])
+        token_M = np.empty(active, np.int32)
+        act_M, grad_M = np.empty(active, self.dtype), np.empty(active, self.dtype)
+        self.run(
+            kernels.by_latent,
+            d_sae,
+            *(offset_B, latent_N, pre_N, grad_N, self.theta_F),
+            *(self.margin if self.near_listed else real(0), real(weight)),
+            *(first_F[:-1].copy(), token_M, act_M, grad_M, self.near_F, self.near_grad_F),
+            parts=torch.get_num_threads(),  # each part reads all entries
+        )
+        return active_F, (first_F, token_M, act_M, grad_M)
+
+
+Run = Callable[..., None]
+"""``run(kernel, count, *arguments, parts=None)``: the kernel over ``range(count)``."""
+
+
+def _serially(kernel: Callable[..., None], count: int, *arguments: Any, parts: int = 0) -> None:
+    kernel(0, count, *arguments)
+
+
+def _in_parts(kernel: Callable[..., None], count: int, *arguments: Any, parts: int = 0) -> None:
+    """Ranges of ``count`` on torch's number of threads, this one among them."""
+    threads = torch.get_num_threads()
+    size = -(-count // (parts or PARTS_PER_THREAD * threads))
+    starts = iter(range(0, count, size))  # shared: each thread takes the next range when it is free
+
+    def work() -> None:
+        for start in starts:
+            kernel(start, min(start + size, count), *arguments)
+
+    others = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="fastzoo-step")
