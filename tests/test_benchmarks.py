@@ -61,6 +61,36 @@ def test_step_reports_every_figure() -> None:
         assert all(map(positive, figures[key].values()))
 
 
+@needs_sae_lens
+def test_twelve_saes_report_every_figure() -> None:
+    done = run("--quick", "--json", "--only", "many")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert positive(figures["twelve_saes_ratio"])
+    assert positive(figures["twelve_saes_ratio_multi"])
+    details = figures["twelve_saes"]
+    assert details["tokens"] == 1024
+    assert set(details["seconds"]) == {"fastzoo", "sae_lens", "sae_lens_multi"}
+    assert all(map(positive, details["seconds"].values()))
+    assert set(details["fastzoo_seconds"]) == {"activations", "starting_values", "steps"}
+    assert all(map(positive, details["l0"].values()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_adds_up() -> None:
+    done = run("--quick", "--json", "--only", "memory")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for key, parts_key in (
+        ("memory_beyond_gb", "memory_parts_gb"),
+        ("memory_beyond_gb_4096", "memory_4096_parts_gb"),
+    ):
+        parts = dict(figures[parts_key])
+        assert all(map(positive, parts.values()))
+        assert parts["beyond"] == pytest.approx(figures[key], abs=1e-3)
+        assert parts.pop("peak") == pytest.approx(sum(parts.values()), abs=1e-3)
+
+
 def test_the_table_is_markdown_on_stdout() -> None:
     done = run("--quick", "--only", "forward")
     assert done.returncode == 0, done.stderr

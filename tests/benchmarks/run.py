@@ -23,10 +23,12 @@ from typing import Any
 # Before torch is imported: spinning threads would wait on a neighbour's.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Progress bars of other packages: tqdm reads this when it is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-BENCHMARKS = ("forward", "step")
+BENCHMARKS = ("forward", "step", "many", "memory")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
 PACKAGES = ("torch", "transformers", "sae-lens")
