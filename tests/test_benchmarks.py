@@ -61,6 +61,14 @@ def test_step_reports_every_figure() -> None:
         assert all(map(positive, figures[key].values()))
 
 
+def test_processes_reports_its_figure() -> None:
+    done = run("--quick", "--json", "--only", "processes")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert positive(figures["two_process_ratio"])
+    assert set(figures["tokens_per_second_by_processes"]) == {"1", "2"}
+
+
 def test_the_table_is_markdown_on_stdout() -> None:
     done = run("--quick", "--only", "forward")
     assert done.returncode == 0, done.stderr

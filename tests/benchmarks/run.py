@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-BENCHMARKS = ("forward", "step")
+BENCHMARKS = ("forward", "step", "processes")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
 PACKAGES = ("torch", "transformers", "sae-lens")
