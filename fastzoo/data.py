@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,16 @@ class Data:
         """One line: what became of the training rows."""
         counts = self.stream.counts
         return f"rows read: {counts.rows}, used: {counts.used}{_skipped(counts)}"
+
+    def fingerprint(self, recipe: Recipe, source: ModelSource) -> str:
+        """Equal where the same run sees the same model and data, on whatever machine."""
+        parts = [
+            recipe.model_dump_json(exclude={"output"}),
+            source.sha,
+            self.stream.rows.info.revision,
+            self.held_out_info.revision,
+        ]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
     def facts(self, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
         """What all records of the run share."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastzoo.activations import ResidualReader
 from fastzoo.buffer import Columns
-from fastzoo.errors import ModelError
+from fastzoo.errors import InputError, ModelError
 from fastzoo.names import SAEName
 from fastzoo.ranks import talking
 from fastzoo.streams import TokenSequence
@@ -65,6 +65,20 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
             layers[rank].add(name.layer)
             owner[name] = rank
     return [[name for name in names if owner[name] == rank] for rank in range(processes)]
+
+
+def check_same_run(fingerprints: Sequence[str]) -> None:
+    """All ranks must read the same stream, since none tells the others how long its packs are.
+
+    Raises:
+        InputError: some rank's fingerprint differs from rank 0's; names those ranks.
+    """
+    others = [str(rank) for rank, each in enumerate(fingerprints) if each != fingerprints[0]]
+    if others:
+        raise InputError(
+            f"rank {', '.join(others)}: not the recipe, model or data that rank 0 has; give every "
+            "machine the same"
+        )
 
 
 # --- the exchange ---

@@ -77,6 +77,8 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+            raise  # torch's own, of this process's GPU
         end_undisturbed()
         first = str(error).strip().partition("\n")[0]
         cause = "" if "closed by peer" in first else f" ({first[:200]})"

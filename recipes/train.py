@@ -42,20 +42,22 @@ def train(recipe: Recipe) -> None:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from fastzoo.models import use_threads
+    from fastzoo.models import check_gpus, use_threads
 
-    obey_launcher()
-    with talking():
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            log_with=list(recipe.output.trackers) or None,
-            project_dir=str(recipe.folder),
-            # A process that ends is noticed at once. This is for one that lives and is stuck, and
-            # must outlast the difference between the slowest and the fastest evaluation.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        )
     # torchrun, and accelerate through it, say how many processes this machine has.
-    use_threads(recipe.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_gpus(local_processes)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=list(recipe.output.trackers) or None,
+        project_dir=str(recipe.folder),
+        # A process that ends is noticed at once. This is for one that lives and is stuck, and must
+        # outlast the difference between the slowest and the fastest evaluation.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    # Not before there is a group: whoever waits for it can be ended at once.
+    obey_launcher()
+    use_threads(recipe.threads, local_processes)
     try:
         run(recipe, accelerator)
     except BaseException:
@@ -75,7 +77,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     from fastzoo.evaluate import evaluate
     from fastzoo.models import find_model, load_model, load_tokenizer
     from fastzoo.output import keep_interrupted, save_result, start_run, withdraw_run
-    from fastzoo.ownership import SharedForward, assign
+    from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results
     from fastzoo.trainer import Trainer, derived_seed
@@ -92,7 +94,8 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             print(line, file=sys.stderr)
     folder = recipe.folder
     with talking():
-        accelerator.wait_for_everyone()
+        fingerprints = gather_object([data.fingerprint(recipe, source)])
+    check_same_run(fingerprints)
 
     trainer = None
     try:

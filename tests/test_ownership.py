@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 
 from fastzoo import load_sae
 from fastzoo.config import load_recipe, recipes_folder
+from fastzoo.data import open_data
+from fastzoo.errors import InputError
+from fastzoo.models import check_gpus, find_model
 from fastzoo.names import SAEName
-from fastzoo.ownership import assign
+from fastzoo.ownership import assign, check_same_run
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "recipes" / "train.py"
@@ -107,6 +110,29 @@ def test_two_ranks_have_one_layer_each() -> None:
     assert [layers_of(own) for own in owners] == [{1}, {2}]
 
 
+def test_ranks_with_another_recipe_are_named() -> None:
+    check_same_run(["a", "a", "a"])
+    with pytest.raises(InputError, match=r"^rank 1, 3: not the recipe"):
+        check_same_run(["a", "b", "a", "c"])
+
+
+def test_a_fingerprint_tells_runs_apart_and_not_where_they_write(tokenizer: object) -> None:
+    found = []
+    for override in ("output.folder=elsewhere", "output.folder=here", "seed=43", "threads=1"):
+        recipe = load_recipe(None, [override])
+        source = find_model(recipe.model)
+        found.append(open_data(recipe, tokenizer, source.name).fingerprint(recipe, source))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus in (0, 4, 8):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda n=gpus: n)
+        check_gpus(gpus or 4)
+    with pytest.raises(InputError, match="--num_processes 8"):
+        check_gpus(9)
+
+
 # --- real processes ------------------------------------------------------------------------------
 
 
@@ -188,17 +214,11 @@ def test_two_processes_share_the_forward_and_change_nothing(one: Path, tmp_path:
     assert result.stderr.count("held out:") == result.stderr.count("rows read:") == 1
 
 
-def test_a_process_without_saes_still_shares_the_forward(one: Path, tmp_path: Path) -> None:
-    arguments = ("architectures=[jumprelu]", "output.folder=out")
-    result = launch(SCRIPT, *SMALL, *arguments, cwd=tmp_path, processes=3)
-    assert result.returncode == 0, result.stderr
-    same_results(one, tmp_path / "out", [n for n in NAMES if "jumprelu" in n])
-    shares = forwarded(result)
-    assert 16384 <= sum(shares) < 16384 + 2048 and max(shares) - min(shares) <= 2048
-
-
 COLUMNS = '''
-"""The shared forward beside the forward of one process, on every rank."""
+"""The shared forward beside the forward of one process, on every rank; then the recipe's script."""
+import runpy
+import sys
+
 import torch
 from accelerate import Accelerator
 from conftest import random_dialogues, small_model
@@ -234,19 +254,25 @@ for dtype in (torch.float32, torch.bfloat16):
                         assert torch.equal(column, wanted[name]), name
                     elif dtype == torch.float32:
                         torch.testing.assert_close(column, wanted[name], rtol=1e-4, atol=1e-4)
-state.wait_for_everyone()
-print("rank", rank, "fine", flush=True)
-state.end_training()
+print(f"rank {rank} fine", flush=True)
+runpy.run_path(sys.argv[1], run_name="recipe")["main"](sys.argv[2:])
 '''
 
 
-def test_columns_are_those_of_one_process_whatever_a_rank_must_do(tmp_path: Path) -> None:
-    """Also the last, incomplete round, bfloat16, and a rank that forwards one by one."""
+def test_three_processes_one_of_them_without_saes(one: Path, tmp_path: Path) -> None:
+    """Columns are those of one process: also of the last, incomplete round, in bfloat16, and where
+    one rank has to forward sequence by sequence. And then a whole run."""
     script = tmp_path / "columns.py"
     script.write_text(COLUMNS)
-    result = launch(script, cwd=tmp_path, processes=3)
+    arguments = (*SMALL, "architectures=[jumprelu]", "output.folder=out")
+    result = launch(script, str(SCRIPT), *arguments, cwd=tmp_path, processes=3)
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split("\n")) == ["", *(f"rank {i} fine" for i in range(3))]
+    assert set(re.findall(r"^rank . fine$", result.stdout, re.M)) == {
+        f"rank {i} fine" for i in range(3)
+    }
+    same_results(one, tmp_path / "out", [n for n in NAMES if "jumprelu" in n])
+    shares = forwarded(result)
+    assert 16384 <= sum(shares) < 16384 + 2048 and max(shares) - min(shares) <= 2048
 
 
 # --- how they end --------------------------------------------------------------------------------
@@ -354,8 +380,6 @@ def test_ctrl_c_keeps_the_state_of_every_rank(tmp_path: Path) -> None:
 
 
 def test_launch_configurations_are_no_recipes() -> None:
-    from fastzoo.errors import InputError
-
     assert {p.name for p in CONFIG.parent.iterdir()} == {"cpu.yaml", "gpus.yaml"}
     with pytest.raises(InputError) as caught:
         load_recipe(Path("cpu.yaml"))
