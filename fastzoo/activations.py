@@ -153,8 +153,7 @@ class ResidualReader:
         by one: a sequence that is alone in its pack shows nothing about seeing its neighbours.
         """
         for group in packs(sequences, self.pack_tokens):
-            if self._packed and (len(group) > 1) not in self._checked:
-                self._check(group)
+            self.check(group)
             for part in [group] if self._packed else [[s] for s in group]:
                 yield Pack.of(part, self.device)
 
@@ -180,8 +179,10 @@ class ResidualReader:
                 "special": pack.column("special").to(self.device),
             }
 
-    def _check(self, group: list[TokenSequence]) -> None:
-        """Compare a pack with one-by-one forwards; fall back to those if they differ."""
+    def check(self, group: list[TokenSequence]) -> None:
+        """Compare a pack with one-by-one forwards, if it is a first one; fall back if they differ."""
+        if not self._packed or (len(group) > 1) in self._checked:
+            return
         self._checked.add(len(group) > 1)
         last = len(self.layers) - 1
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastzoo.buffer import Columns
 from fastzoo.config import EMBEDDED_DATA, Recipe
 from fastzoo.models import ModelSource
 from fastzoo.output import RunFacts, public_name
+from fastzoo.ownership import SharedForward
+from fastzoo.packing import packs
 from fastzoo.sources import Rows, SourceInfo, held_out_embedded, open_rows
 from fastzoo.streams import (
     ChatTokenizer,
@@ -46,6 +49,16 @@ class Data:
         """One line: what became of the training rows."""
         counts = self.stream.counts
         return f"rows read: {counts.rows}, used: {counts.used}{_skipped(counts)}"
+
+    def fingerprint(self, recipe: Recipe, source: ModelSource) -> str:
+        """Equal where the same run sees the same model and data, on whatever machine."""
+        parts = [
+            recipe.model_dump_json(exclude={"output"}),
+            source.sha,
+            self.stream.rows.info.revision,
+            self.held_out_info.revision,
+        ]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
     def facts(self, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
         """What all records of the run share."""
@@ -113,14 +126,24 @@ def _held_out_rows(recipe: Recipe, dialogues: Rows) -> Rows:
 
 
 def training_columns(
-    reader: ResidualReader, stream: TokenStream, recipe: Recipe
+    forward: SharedForward, stream: TokenStream, recipe: Recipe
 ) -> Iterator[Columns]:
     """Activations of the stream's tokens until the recipe's budget is met, to the token."""
     left = recipe.training.steps * recipe.training.batch_size
-    for columns in reader.columns(stream, recipe.layers):
+    groups = _until(packs(stream, recipe.model.pack_tokens), left)
+    for columns in forward.columns(groups):
         rows = len(columns["position"])
         if rows >= left:
             yield {name: column[:left] for name, column in columns.items()}
             return
         left -= rows
         yield columns
+
+
+def _until(groups: Iterable[list[TokenSequence]], tokens: int) -> Iterator[list[TokenSequence]]:
+    """Groups until they hold ``tokens``: what comes after those is neither read nor computed."""
+    for group in groups:
+        yield group
+        tokens -= sum(map(len, group))
+        if tokens <= 0:
+            return

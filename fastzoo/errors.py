@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+from fastzoo.ranks import PeerEnded, label, leave, leave_after_peer, several
 
 
 class FastzooError(Exception):
@@ -58,18 +61,32 @@ INTERRUPTED = 130
 
 
 def report_failures(command: Callable[[], None]) -> None:
-    """Run a command; an expected failure is one line on stderr and the exit code it calls for."""
+    """Run a command; an expected failure is one line on stderr and the exit code it calls for.
+
+    Where several processes run, every line names the rank, and so does what stands above an
+    unexpected exception's traceback.
+    """
     try:
         command()
     except FastzooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"error: {label()}{error}", file=sys.stderr)
+        leave(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(f"error: {label()}interrupted", file=sys.stderr)
+        leave(INTERRUPTED)
+    except PeerEnded as ended:
+        print(f"{label()}{ended}", file=sys.stderr, flush=True)
+        leave_after_peer()
     except BrokenPipeError:
         # The reader of a pipe went away (`fastzoo list | head`): nothing may be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if not several():
+            raise
+        # In one piece, so that no other process writes into it.
+        head = f"error: {label()}unexpected {type(error).__name__}"
+        sys.stderr.write(f"{head}\n{traceback.format_exc()}")
+        leave(1)
 
 
 def one_line(text: object, limit: int = 300) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastzoo.config import EMBEDDED_MODEL, ModelSection
-from fastzoo.errors import FastzooError, ModelError, one_line
+from fastzoo.errors import FastzooError, InputError, ModelError, one_line
 from fastzoo.files import sha256_of
 
 
@@ -118,6 +118,16 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
             f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
         ) from None
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_gpus(local_processes: int) -> None:
+    """Every process needs a GPU of its own, or there is none at all. Raises InputError."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < local_processes:
+        raise InputError(
+            f"{local_processes} processes on a machine with {gpus} GPUs; give accelerate launch "
+            f"--num_processes {gpus}"
+        )
 
 
 def use_threads(threads: int | None, local_processes: int) -> None:

@@ -2,19 +2,24 @@
 
     accelerate launch recipes/train.py [RECIPE.yaml] [key=value ...]
 
-Without a recipe file: recipes/tiny.yaml, which needs no network. Several processes share the SAEs
-out among themselves; each SAE's weights are the same whichever process trains it.
+Without a recipe file: recipes/tiny.yaml, which needs no network. Several processes share the
+language model's forward and own different SAEs, whose weights are the same for any number of them:
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train.py
+    accelerate launch --config_file recipes/accelerate/gpus.yaml recipes/train.py
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastzoo.config import Recipe, check_against_model, load_recipe
 from fastzoo.errors import InputError, report_failures
+from fastzoo.ranks import end_undisturbed, obey_launcher, talking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,22 +40,32 @@ def main(arguments: list[str]) -> None:
 
 def train(recipe: Recipe) -> None:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from fastzoo.models import use_threads
+    from fastzoo.models import check_gpus, use_threads
 
+    # torchrun, and accelerate through it, say how many processes this machine has.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_gpus(local_processes)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.output.trackers) or None,
         project_dir=str(recipe.folder),
+        # A process that ends is noticed at once. This is for one that lives and is stuck, and must
+        # outlast the difference between the slowest and the fastest evaluation.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
-    # torchrun, and accelerate through it, say how many processes this machine has.
-    use_threads(recipe.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # Not before there is a group: whoever waits for it can be ended at once.
+    obey_launcher()
+    use_threads(recipe.threads, local_processes)
     try:
         run(recipe, accelerator)
-    finally:
-        # Closes trackers and the process group.
-        accelerator.end_training()
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
+    # Closes trackers and the process group, which after a failure may hold nobody to talk to.
+    accelerator.end_training()
 
 
 def run(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -62,6 +77,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     from fastzoo.evaluate import evaluate
     from fastzoo.models import find_model, load_model, load_tokenizer
     from fastzoo.output import keep_interrupted, save_result, start_run, withdraw_run
+    from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results
     from fastzoo.trainer import Trainer, derived_seed
@@ -77,25 +93,30 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
         for line in data.summary():
             print(line, file=sys.stderr)
     folder = recipe.folder
-    accelerator.wait_for_everyone()
+    with talking():
+        fingerprints = gather_object([data.fingerprint(recipe, source)])
+    check_same_run(fingerprints)
 
     trainer = None
     try:
-        # 2. One stream of activations for all layers: model -> buffer -> batches.
+        # 2. One stream of activations for all layers: model -> buffer -> batches. Each process
+        #    computes a share of it and sees that of its own layers.
         model = load_model(source, recipe.model, accelerator.device)
         reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
         training = recipe.training
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        owners = assign(recipe.names(), source.d_model, processes)
+        forward = SharedForward(reader, owners, rank)
         buffer = MixingBuffer(
-            training_columns(reader, data.stream, recipe),
+            training_columns(forward, data.stream, recipe),
             training.buffer_tokens,
             training.batch_size,
             derived_seed(recipe.seed, "buffer"),
         )
 
-        # 3. Each process trains its share of the SAEs, all on the same batches.
-        rank, processes = accelerator.process_index, accelerator.num_processes
+        # 3. Each process trains the SAEs that it owns, all on the same batches.
         trainer = Trainer(
-            recipe.names()[rank::processes],
+            owners[rank],
             source.d_model,
             training,
             buffer.fill(),
@@ -120,10 +141,12 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             print(data.after_training(), file=sys.stderr)
         facts = data.facts(recipe, source, reader)
         saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
-        with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-            figures = evaluate(
-                reader, saes, data.held_out, lambda n: bar.advance(n, "held-out tokens")
-            )
+        figures = {}
+        if saes:  # with more processes than SAEs some own none
+            with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
+                figures = evaluate(
+                    reader, saes, data.held_out, lambda n: bar.advance(n, "held-out tokens")
+                )
         results = []
         for learner in trainer.learners:
             sae = saes[str(learner.name)][1].cpu()
@@ -132,6 +155,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             results.append((learner.name, figures[name], trainer.tokens_per_second()))
     except BaseException:
         # Whatever ended the run, hours of training are not lost with it.
+        end_undisturbed()
         if trainer and trainer.step_number:
             facts = data.facts(recipe, source, reader)
             keep_interrupted(folder, trainer.learners, facts, training.batch_size)
@@ -139,12 +163,17 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             withdraw_run(folder)
         raise
 
-    results = sorted(gather_object(results))
+    with talking():
+        results = sorted(gather_object(results))
+        shares = gather_object([forward.tokens])
     if main_process:
         print_results(results)
+        if processes > 1:
+            print(f"tokens through the language model, by rank: {shares}", file=sys.stderr)
         print(f"{len(results)} SAEs in {folder}", file=sys.stderr)
     # A rank that leaves while others still talk was seen to abort at its exit (gloo).
-    accelerator.wait_for_everyone()
+    with talking():
+        accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -91,6 +91,14 @@ def test_memory_adds_up() -> None:
         assert parts.pop("peak") == pytest.approx(sum(parts.values()), abs=1e-3)
 
 
+def test_processes_reports_its_figure() -> None:
+    done = run("--quick", "--json", "--only", "processes")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert positive(figures["two_process_ratio"])
+    assert set(figures["tokens_per_second_by_processes"]) == {"1", "2"}
+
+
 def test_the_table_is_markdown_on_stdout() -> None:
     done = run("--quick", "--only", "forward")
     assert done.returncode == 0, done.stderr

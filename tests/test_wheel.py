@@ -34,7 +34,7 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
         *("fastzoo/py.typed", "fastzoo/cards/sae.md.j2", "fastzoo/recipes/train.py"),
         *("fastzoo/recipes/tiny.yaml", "fastzoo/presets/paper.yaml", "fastzoo/paper/mse.csv"),
         *("fastzoo/tiny/tiny-chat/model.safetensors", "fastzoo/tiny/data/dialogues.jsonl"),
-        "fastzoo/tiny/build.py",
+        *("fastzoo/tiny/build.py", "fastzoo/recipes/accelerate/cpu.yaml"),
     ):
         assert needed in names
     assert not [n for n in names if n.startswith(("tests/", "spaces/"))]
