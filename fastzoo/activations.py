@@ -7,10 +7,15 @@ norm, so it is not the residual stream after the last layer.
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +29,12 @@ logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between packed and alone that the check at the start accepts, relative to the
 largest activation of the same token (an attention sink must not excuse the others)."""
+
+
+PACK_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens per forward pass: on a CPU what its cache takes, on a GPU what keeps it busy."""
+MOST_AT_ONCE = 4
+"""Packs that a CPU computes side by side; each takes memory."""
 
 
 class _Stop(Exception):
@@ -53,17 +64,20 @@ class ResidualReader:
 
     Args:
         model: a transformers causal language model in evaluation mode.
-        pack_tokens: tokens per forward pass.
+        pack_tokens: tokens per forward pass; by default what suits the device.
     """
 
-    def __init__(self, model: Any, *, pack_tokens: int = 2048) -> None:
-        self.model, self.pack_tokens = model, pack_tokens
+    def __init__(self, model: Any, *, pack_tokens: int | None = None) -> None:
+        self.model = model
         self.layers = decoder_layers(model)
         self.device = next(model.parameters()).device
+        self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
         self.dtype = next(model.parameters()).dtype
-        self._kernel = "eager" if model.config._attn_implementation == "eager" else "sdpa"
+        self._attention = model.config._attn_implementation
+        self._kernel = "eager" if self._attention == "eager" else "sdpa"
         self._packed = True
         self._checked: set[bool] = set()
+        self._thread = threading.local()  # what the forward in this thread is to capture
         self.computed_tokens = 0
         register()
 
@@ -72,25 +86,41 @@ class ResidualReader:
     def read(self, pack: Pack, layers: Iterable[int]) -> dict[int, Tensor]:
         """Residual stream (T, D) after each of ``layers``; the model stops after the last of them."""
         wanted = set(layers)
-        found: dict[int, Tensor] = {}
+        self.computed_tokens += pack.input_ids.shape[1]
+        with self._hooks(wanted), self._as_before():
+            return self._read(pack, wanted)
+
+    @contextmanager
+    def _hooks(self, layers: Iterable[int]) -> Iterator[None]:
+        """Inside, ``_read`` finds the layers' outputs; other forwards of the model are as always."""
 
         def capture(layer: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found = getattr(self._thread, "found", None)
+                if found is None or layer not in self._thread.wanted:
+                    return
                 found[layer] = hidden_of(output)[0]
-                if len(found) == len(wanted):
+                if len(found) == len(self._thread.wanted):
                     raise _Stop
 
             return hook
 
-        handles = [self.layers[i].register_forward_hook(capture(i)) for i in wanted]
+        handles = [self.layers[i].register_forward_hook(capture(i)) for i in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        self._thread.found, self._thread.wanted = found, layers
         try:
             self._forward(pack)
         except _Stop:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
-        self.computed_tokens += pack.input_ids.shape[1]
+            self._thread.found = None
         return found
 
     def final_states(
@@ -102,7 +132,8 @@ class ResidualReader:
             edit: a layer and a function that replaces the residual stream (T, D) after it.
         """
         if edit is None:
-            return self._forward(pack).last_hidden_state[0]
+            with self._as_before():
+                return self._forward(pack).last_hidden_state[0]
         layer, change = edit
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -111,7 +142,8 @@ class ResidualReader:
 
         handle = self.layers[layer].register_forward_hook(hook)
         try:
-            return self._forward(pack).last_hidden_state[0]
+            with self._as_before():
+                return self._forward(pack).last_hidden_state[0]
         finally:
             handle.remove()
 
@@ -120,29 +152,31 @@ class ResidualReader:
         if not self._packed:
             # One sequence a call: no mask is needed, and use_cache=False keeps the model stateless.
             assert len(pack.lengths) == 1
+            self._attend_by(self._attention)
             return self.model.base_model(
                 input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
             )
-        with self._segments():
-            return self.model.base_model(
-                input_ids=pack.input_ids,
-                position_ids=pack.position_ids,
-                attention_mask=None,
-                use_cache=False,
-                segment_lengths=pack.lengths,
-                segment_kernel=self._kernel,
-            )
+        self._attend_by(IMPLEMENTATION)
+        return self.model.base_model(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            segment_lengths=pack.lengths,
+            segment_kernel=self._kernel,
+        )
+
+    def _attend_by(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
 
     @contextmanager
-    def _segments(self) -> Iterator[None]:
-        """The model attends per segment inside this block, and as before outside it."""
-        config = self.model.config
-        before = config._attn_implementation
-        self.model.set_attn_implementation(IMPLEMENTATION)
+    def _as_before(self) -> Iterator[None]:
+        """Afterwards the model attends as it did when this reader was made."""
         try:
             yield
         finally:
-            self.model.set_attn_implementation(before)
+            self._attend_by(self._attention)
 
     # --- streams ---
 
@@ -154,34 +188,92 @@ class ResidualReader:
         """
         for group in packs(sequences, self.pack_tokens):
             self.check(group)
-            for part in [group] if self._packed else [[s] for s in group]:
+            for part in self._parts(group):
                 yield Pack.of(part, self.device)
 
+    def _parts(self, group: list[TokenSequence]) -> list[list[TokenSequence]]:
+        """What goes through the model together."""
+        return [group] if self._packed else [[s] for s in group]
+
     def columns(
-        self, sequences: Iterable[TokenSequence], layers: Iterable[int]
+        self,
+        groups: Iterable[list[TokenSequence]],
+        layers: Iterable[int],
+        *,
+        side_by_side: bool = True,
     ) -> Iterator[Columns]:
-        """Activations ``L<layer>`` (T, D) of each pack with ``position`` and ``special`` (T,).
+        """Activations ``L<layer>`` (T, D) of each group with ``position`` and ``special`` (T,).
+
+        Args:
+            groups: sequences that make up a pack each, as ``packing.packs`` cuts them.
+            side_by_side: on a CPU, read some groups ahead and compute them at the same time, each on
+                its share of the threads: no thread then waits for another at every operation.
 
         Raises:
             TrainingError: an activation is NaN or infinite; names the layer.
         """
-        layers = sorted(layers)
-        for pack in self.packs(sequences):
-            acts = self.read(pack, layers)
-            for layer, acts_TD in acts.items():
-                # A sum is finite only if all its terms are: one cheap pass instead of a mask.
-                if not torch.isfinite(acts_TD.sum(dtype=torch.float32)):
-                    raise TrainingError(
-                        f"layer {layer}: the model's activations hold NaN or infinity"
+        wanted = set(layers)
+        with self._hooks(wanted), self._as_before():
+            for group, acts in self._in_order(groups, wanted, side_by_side):
+                self.computed_tokens += sum(map(len, group))
+                yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
+                    name: torch.from_numpy(np.concatenate([getattr(s, name) for s in group])).to(
+                        self.device
                     )
-            yield {f"L{layer}": acts[layer] for layer in layers} | {
-                "position": pack.column("position").to(self.device),
-                "special": pack.column("special").to(self.device),
-            }
+                    for name in ("position", "special")
+                }
+
+    def _in_order(
+        self, groups: Iterable[list[TokenSequence]], layers: set[int], side_by_side: bool
+    ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
+        threads = torch.get_num_threads()
+        workers = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
+        if workers == 1:
+            for group in groups:
+                self.check(group)
+                yield group, self._finite(group, layers)
+            return
+        pool = _pool(workers, threads)
+        waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
+        try:
+            for group in groups:
+                if self._unchecked(group):
+                    wait(
+                        [future for _, future in waiting]
+                    )  # the check changes the model's attention
+                    self.check(group)
+                waiting.append((group, pool.submit(self._finite, group, layers)))
+                if len(waiting) > workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            wait([future for _, future in waiting])
+
+    def _finite(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
+        """Activations of a group, each (T, D). Raises TrainingError where one is not finite."""
+        parts = [self._read(Pack.of(p, self.device), layers) for p in self._parts(group)]
+        found = (
+            parts[0]
+            if len(parts) == 1
+            else {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+        )
+        for layer in sorted(layers):
+            # A sum is finite only if all its terms are: one cheap pass instead of a mask.
+            if not torch.isfinite(found[layer].sum(dtype=torch.float32)):
+                raise TrainingError(f"layer {layer}: the model's activations hold NaN or infinity")
+        return found
+
+    def _unchecked(self, group: list[TokenSequence]) -> bool:
+        return self._packed and (len(group) > 1) not in self._checked
 
     def check(self, group: list[TokenSequence]) -> None:
         """Compare a pack with one-by-one forwards, if it is a first one; fall back if they differ."""
-        if not self._packed or (len(group) > 1) in self._checked:
+        if not self._unchecked(group):
             return
         self._checked.add(len(group) > 1)
         last = len(self.layers) - 1
@@ -205,3 +297,19 @@ class ResidualReader:
                     )
                 return
         self._packed = True
+
+
+@cache
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that share torch's ``threads`` among them."""
+    started = threading.Barrier(workers)
+
+    def start() -> None:
+        torch.get_num_threads()  # torch takes over the process's number at a thread's first use
+        torch.set_num_threads(max(1, threads // workers))
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fastzoo-forward", initializer=start)
+    for future in [pool.submit(started.wait) for _ in range(workers)]:
+        future.result()
+    torch.set_num_threads(threads)  # of this thread, and of all that start from now on
+    return pool

@@ -40,8 +40,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
-    pack_tokens: int = Field(2048, ge=1)
-    """Tokens per forward pass: whole dialogues are packed up to this many."""
+    pack_tokens: int | None = Field(None, ge=1)
+    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
+    device. It has no effect on which tokens a run sees, nor on their order."""
 
 
 class DataSection(Section):

@@ -130,7 +130,7 @@ def training_columns(
 ) -> Iterator[Columns]:
     """Activations of the stream's tokens until the recipe's budget is met, to the token."""
     left = recipe.training.steps * recipe.training.batch_size
-    groups = _until(packs(stream, recipe.model.pack_tokens), left)
+    groups = _until(packs(stream, forward.reader.pack_tokens), left)
     for columns in forward.columns(groups):
         rows = len(columns["position"])
         if rows >= left:

@@ -125,9 +125,9 @@ class SharedForward:
             PeerEnded: another process ended (on the others).
         """
         if self.processes == 1:
-            for group in groups:
-                self.tokens += sum(map(len, group))
-                yield from self.reader.columns(group, self.all_layers)
+            for columns in self.reader.columns(groups, self.all_layers):
+                self.tokens += len(columns["position"])
+                yield columns
             return
         before: _Round | None = None
         for members in _rounds(groups, self.processes):
@@ -164,11 +164,10 @@ class SharedForward:
     def _compute(self, group: Group) -> dict[int, Tensor]:
         """The activations of a group by layer, as flat bytes: gloo knows not every dtype."""
         self.tokens += sum(map(len, group))
-        # One pack, or one sequence after another where the model cannot take packs.
-        pieces = list(self.reader.columns(group, self.all_layers))
+        (columns,) = self.reader.columns([group], self.all_layers, side_by_side=False)
         found: dict[int, Tensor] = {}
         for layer in self.all_layers:
-            acts_TD = torch.cat([piece[f"L{layer}"] for piece in pieces])
+            acts_TD = columns[f"L{layer}"]
             if acts_TD.dtype != self.reader.dtype or acts_TD.shape[1] != self._width:
                 raise ModelError(
                     f"layer {layer} gives {acts_TD.dtype} of width {acts_TD.shape[1]}, the model's "

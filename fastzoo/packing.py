@@ -44,21 +44,17 @@ class Pack:
 
 
 def packs(sequences: Iterable[TokenSequence], budget: int) -> Iterator[list[TokenSequence]]:
-    """Consecutive sequences of together at most ``budget`` tokens; a longer one comes alone.
-
-    Within a pack they are sorted by length, so that attention can batch equal ones; which tokens
-    make up a pack depends on their order alone.
-    """
+    """Consecutive sequences, in order, of together at most ``budget`` tokens; a longer one alone."""
     held: list[TokenSequence] = []
     tokens = 0
     for sequence in sequences:
         if held and tokens + len(sequence) > budget:
-            yield sorted(held, key=len)
+            yield held
             held, tokens = [], 0
         held.append(sequence)
         tokens += len(sequence)
     if held:
-        yield sorted(held, key=len)
+        yield held
 
 
 def register() -> None:
@@ -103,7 +99,8 @@ def segment_attention(
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention with learned sinks is not computed per segment")
     eager = softcap is not None or segment_kernel == "eager"
-    output = torch.empty_like(query)
+    heads, tokens = query.shape[1:3]
+    output_THd = query.new_empty((tokens, heads, value.shape[-1]))
     start = 0
     for length, count in _runs(segment_lengths):
         stop = start + length * count
@@ -125,9 +122,9 @@ def segment_attention(
                 scale=scaling,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
-        output[0, :, start:stop] = part.transpose(0, 1).flatten(1, 2)
+        output_THd[start:stop] = part.transpose(1, 2).flatten(0, 1)
         start = stop
-    return output.transpose(1, 2).contiguous(), None
+    return output_THd[None], None
 
 
 def _runs(lengths: list[int]) -> Iterator[tuple[int, int]]:

@@ -34,6 +34,10 @@ KERNELS = [
 ]
 
 
+def cut_up(dialogues: list[TokenSequence], budget: int = BUDGET) -> list[list[TokenSequence]]:
+    return list(packs(dialogues, budget))
+
+
 def read_all(
     reader: ResidualReader, dialogues: list[TokenSequence], layers: list[int]
 ) -> dict[int, dict[int, Tensor]]:
@@ -170,7 +174,7 @@ def test_columns_carry_the_bookkeeping_of_the_same_tokens() -> None:
     reader = ResidualReader(small_model("qwen2", "sdpa"), pack_tokens=BUDGET)
     tokens = 0
     groups = list(packs(dialogues, BUDGET))
-    for group, columns in zip(groups, reader.columns(dialogues, [2, 0]), strict=True):
+    for group, columns in zip(groups, reader.columns(cut_up(dialogues), [2, 0]), strict=True):
         assert list(columns) == ["L0", "L2", "position", "special"]
         alone = torch.cat([expected[int(s.dialogue[0])][2] for s in group])
         assert relative_error(columns["L2"], alone) < 1e-5
@@ -199,13 +203,13 @@ def test_computed_tokens_are_real_tokens() -> None:
     dialogues = random_dialogues(LENGTHS)
     model = small_model("qwen2", "sdpa")
     reader = ResidualReader(model, pack_tokens=BUDGET)
-    list(reader.columns(dialogues, [1]))
+    list(reader.columns(cut_up(dialogues), [1]))
     before = reader.computed_tokens
     seen: list[int] = []
     handle = model.model.layers[0].register_forward_hook(
         lambda module, args, output: seen.append(args[0].shape[0] * args[0].shape[1])
     )
-    list(reader.columns(dialogues, [1]))
+    list(reader.columns(cut_up(dialogues), [1]))
     handle.remove()
     assert reader.computed_tokens - before == sum(LENGTHS)
     assert sum(seen) == sum(LENGTHS)
@@ -219,7 +223,7 @@ def test_nothing_runs_after_the_last_hooked_layer(last: int) -> None:
     heads: list[str] = []
     model.lm_head.register_forward_hook(lambda *args: heads.append("head"))
     reader = ResidualReader(model, pack_tokens=BUDGET)
-    list(reader.columns(dialogues, [0]))  # the first pack is checked at the last layer
+    list(reader.columns(cut_up(dialogues), [0]))  # the first pack is checked at the last layer
     ran: list[str] = []
 
     def count(name: str) -> Any:
@@ -228,7 +232,7 @@ def test_nothing_runs_after_the_last_hooked_layer(last: int) -> None:
     for number, layer in enumerate(model.model.layers):
         layer.register_forward_pre_hook(count(f"{number}"))
     model.model.norm.register_forward_pre_hook(count("norm"))
-    list(reader.columns(dialogues, [0, last]))
+    list(reader.columns(cut_up(dialogues), [0, last]))
     assert set(ran) == {str(n) for n in range(last + 1)}
     assert len(set(map(ran.count, ran))) == 1
     assert not heads
@@ -238,7 +242,7 @@ def test_nothing_runs_after_the_last_hooked_layer(last: int) -> None:
 def test_the_model_is_as_before(kind: str, attention: str) -> None:
     model, ids = small_model(kind, attention), random_dialogues([20])[0].ids
     before = plain_forward(model, ids)
-    list(ResidualReader(model).columns(random_dialogues(LENGTHS), [1]))
+    list(ResidualReader(model).columns(cut_up(random_dialogues(LENGTHS)), [1]))
     assert model.config._attn_implementation == attention
     assert model.model.config._attn_implementation == attention
     after = plain_forward(model, ids)
@@ -249,7 +253,7 @@ def test_the_model_is_as_before(kind: str, attention: str) -> None:
 def test_the_model_is_as_before_after_an_error_in_the_middle() -> None:
     model = small_model("qwen2", "sdpa")
     reader = ResidualReader(model, pack_tokens=BUDGET)
-    columns = reader.columns(random_dialogues(LENGTHS), [2])
+    columns = reader.columns(cut_up(random_dialogues(LENGTHS)), [2])
     next(columns)
 
     def fail(*args: Any) -> None:
@@ -257,10 +261,51 @@ def test_the_model_is_as_before_after_an_error_in_the_middle() -> None:
 
     handle = model.model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        next(columns)
+        list(columns)
     handle.remove()
     assert model.config._attn_implementation == "sdpa"
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_model_is_as_before_when_no_one_reads_on() -> None:
+    model = small_model("qwen2", "sdpa")
+    columns = ResidualReader(model).columns(cut_up(random_dialogues(LENGTHS)), [2])
+    next(columns)
+    columns.close()  # type: ignore[attr-defined]
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_packs_computed_side_by_side_come_in_order(threads: int) -> None:
+    before = torch.get_num_threads()
+    dialogues = random_dialogues(LENGTHS * 6)
+    groups = cut_up(dialogues)
+    model = small_model("qwen2", "sdpa")
+    torch.set_num_threads(threads)
+    try:
+        reader = ResidualReader(model)
+        found = list(reader.columns(groups, [0, 2]))
+        assert torch.get_num_threads() == threads
+        alone = list(reader.columns(groups, [0, 2], side_by_side=False))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == len(groups)
+    for group, columns, expected in zip(groups, found, alone, strict=True):
+        assert columns["position"].tolist() == [p for s in group for p in s.position]
+        assert columns["special"].tolist() == [p for s in group for p in s.special]
+        for layer in ("L0", "L2"):
+            assert relative_error(columns[layer], expected[layer]) < 1e-5
+
+
+def test_two_readers_of_one_model_do_not_disturb_each_other() -> None:
+    model = small_model("qwen2", "sdpa")
+    groups = cut_up(random_dialogues(LENGTHS))
+    expected = list(ResidualReader(model).columns(groups, [2]))
+    first, second = (ResidualReader(model).columns(groups, [layer]) for layer in (2, 0))
+    for columns, want in zip(first, expected, strict=True):
+        next(second)
+        assert relative_error(columns["L2"], want["L2"]) < 1e-5
 
 
 # --- models that cannot be packed ---------------------------------------------------------------
@@ -312,16 +357,16 @@ def test_activations_that_are_not_finite_are_an_error_that_names_the_layer() -> 
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[3, 0] = float("nan")
     reader = ResidualReader(model)
-    list(reader.columns(random_dialogues(LENGTHS), [1]))
+    list(reader.columns(cut_up(random_dialogues(LENGTHS)), [1]))
     with pytest.raises(TrainingError, match=r"layer 2: .* NaN or infinity"):
-        list(reader.columns(random_dialogues(LENGTHS), [1, 2]))
+        list(reader.columns(cut_up(random_dialogues(LENGTHS)), [1, 2]))
 
 
 def test_positions_of_a_pack_start_again_with_each_dialogue() -> None:
     reader = ResidualReader(small_model("qwen2"))
     pack = next(reader.packs(random_dialogues([3, 1, 2])))
-    assert pack.lengths == [1, 2, 3]
-    assert pack.position_ids.tolist() == [[0, 0, 1, 0, 1, 2]]
+    assert pack.lengths == [3, 1, 2]
+    assert pack.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert np.array_equal(
         pack.input_ids[0].numpy(), np.concatenate([s.ids for s in pack.sequences])
     )
