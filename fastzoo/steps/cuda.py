@@ -280,19 +280,17 @@ class CudaStep(Step):
     def _conclude(self, work: _Work) -> None:
         """The norm of all gradients together, and what follows from it."""
         if work.fused:
-            vectors = work.grams
             operands = (work.operand_BD, work.grad_BF, work.error_BD, work.acts_BF)
             for gram_BB, operand in zip(work.grams, operands, strict=True):
                 product_(gram_BB, operand, operand.t())
+            vectors, sizes = work.grams, (work.batch**2, work.batch**2)
         else:
-            both = torch.stack(
-                [torch.linalg.vector_norm(g) for g in (work.enc_grad_FD, work.dec_grad_FD)]
-            )
-            vectors = [both, both, both[:0], both[:0]]
+            both = (work.enc_grad_FD, work.dec_grad_FD)
+            norms = torch.stack([torch.linalg.vector_norm(grad_FD) for grad_FD in both])
+            vectors, sizes = [norms] * 4, (2, 0)
         kernels.conclude[(1,)](
             *vectors,
-            vectors[0].numel(),
-            vectors[2].numel(),
+            *sizes,
             work.vector_grads,
             work.vector_grads.numel(),
             work.errors,
