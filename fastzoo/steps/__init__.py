@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
+
+import torch
 
 from fastzoo.config import ComputeSection, TrainingSection
 from fastzoo.errors import InputError
@@ -19,13 +22,37 @@ def step_for(sae: TrainableSAE, training: TrainingSection, compute: ComputeSecti
     Raises:
         InputError: that one does not run here.
     """
-    device = sae.W_dec.device.type
-    numba = find_spec("numba") is not None
-    if compute.step == "sparse" and (device != "cpu" or not numba):
-        lacks = "runs on a CPU only" if device != "cpu" else "needs the package numba"
-        raise InputError(f"compute.step: 'sparse' {lacks}; 'auto' takes what runs here")
-    if compute.step == "sparse" or (compute.step == "auto" and device == "cpu" and numba):
-        from fastzoo.steps.sparse import SparseStep
+    device = sae.W_dec.device
+    kind = compute.step
+    if kind == "auto":
+        kind = "cuda" if device.type == "cuda" else "sparse"
+    if kind != "reference":
+        lacks = sparse_lacks(device) if kind == "sparse" else cuda_lacks(device)
+        if not lacks:
+            if kind == "sparse":
+                from fastzoo.steps.sparse import SparseStep
 
-        return SparseStep(sae, training, compute)
+                return SparseStep(sae, training, compute)
+            from fastzoo.steps.cuda import CudaStep
+
+            return CudaStep(sae, training, compute)
+        if compute.step != "auto":
+            raise InputError(
+                f"compute.step: '{kind}' needs {lacks}; 'auto' takes a step that runs here"
+            )
     return ReferenceStep(sae, training, compute)
+
+
+def sparse_lacks(device: torch.device) -> str:
+    """What the sparse step would need and does not find, in words; empty if nothing."""
+    if device.type != "cpu":
+        return f"a CPU, and these SAEs are on device '{device.type}'"
+    return "" if find_spec("numba") else "the package numba"
+
+
+def cuda_lacks(device: torch.device) -> str:
+    """The same of the CUDA step."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # slow, on a CPU: for tests
+    if device.type != "cuda" and not interpreted:
+        return f"an NVIDIA GPU, and these SAEs are on device '{device.type}'"
+    return "" if find_spec("triton") else "the package triton"

@@ -16,11 +16,12 @@ import torch
 from rounds import Ratio, interleave, ratio
 from torch import Tensor
 
-from fastzoo.config import TrainingSection, preset_values
+from fastzoo.config import ComputeSection, TrainingSection, preset_values
 from fastzoo.names import SAEName
 from fastzoo.trainer import Trainer
 
 ARCHITECTURES = ("standard", "jumprelu")
+CPU = torch.device("cpu")
 BIAS = -2.326
 """Pre-activations are standard normal plus this: 1% of them are positive."""
 
@@ -45,6 +46,10 @@ def measure(*, quick: bool) -> dict[str, Any]:
         figures[name] = {}
         for kind in ARCHITECTURES:
             figures[name][kind] = compare(kind, d_in, expansion, batch, seconds)
+    if torch.cuda.is_available():
+        import step_cuda
+
+        figures |= step_cuda.measure(quick=quick)
     return figures
 
 
@@ -62,19 +67,30 @@ def compare(kind: str, d_in: int, expansion: int, batch: int, seconds: float) ->
 
 
 def fastzoo_step(
-    kind: str, encoder: Tensor, training: TrainingSection, batches: list[Tensor]
+    kind: str,
+    encoder: Tensor,
+    training: TrainingSection,
+    batches: list[Tensor],
+    device: torch.device = CPU,
+    compute: ComputeSection | None = None,
 ) -> Callable[[], object]:
     d_in, d_sae = encoder.shape
     name = SAEName("benchmark", 0, d_sae // d_in, kind, "fast")
     columns = [{"L0": batch, "position": torch.arange(len(batch))} for batch in batches]
-    trainer = Trainer([name], d_in, training, columns[0], seed=0, device=torch.device("cpu"))
+    trainer = Trainer([name], d_in, training, columns[0], seed=0, device=device, compute=compute)
     start_at(trainer.learners[0].sae, encoder)
     endless = cycle(columns)
     return lambda: trainer.step(next(endless))
 
 
 def sae_lens_step(
-    kind: str, encoder: Tensor, training: TrainingSection, batches: list[Tensor]
+    kind: str,
+    encoder: Tensor,
+    training: TrainingSection,
+    batches: list[Tensor],
+    device: torch.device = CPU,
+    *,
+    compiled: bool = False,
 ) -> Callable[[], object]:
     from sae_lens import (
         JumpReLUTrainingSAE,
@@ -89,7 +105,7 @@ def sae_lens_step(
     common: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": d_sae,
-        "device": "cpu",
+        "device": str(device),
         "dtype": "float32",
         "apply_b_dec_to_input": False,
     }
@@ -113,6 +129,8 @@ def sae_lens_step(
             )
         )
     start_at(sae, encoder)
+    if compiled:  # as its own training runner does with `compile_sae`
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     config = SAETrainerConfig(
         total_training_samples=training.tokens,
         train_batch_size_samples=training.batch_size,
@@ -121,7 +139,7 @@ def sae_lens_step(
         lr_warm_up_steps=training.in_steps(training.lr_warmup),
         adam_beta1=training.adam_betas[0],
         adam_beta2=training.adam_betas[1],
-        device="cpu",
+        device=str(device),
         dead_feature_window=training.dead_window,
         feature_sampling_window=training.feature_sampling_window,
     )
