@@ -76,8 +76,8 @@ def check_same_run(fingerprints: Sequence[str]) -> None:
     others = [str(rank) for rank, each in enumerate(fingerprints) if each != fingerprints[0]]
     if others:
         raise InputError(
-            f"rank {', '.join(others)}: not the recipe, model or data that rank 0 has; give every "
-            "machine the same"
+            f"not every process has the same recipe, model and data: rank {', '.join(others)} "
+            "differs from rank 0"
         )
 
 

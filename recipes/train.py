@@ -88,14 +88,14 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
     data = open_data(recipe, load_tokenizer(source), source.name)
-    if main_process:
-        folder = start_run(recipe)
-        for line in data.summary():
-            print(line, file=sys.stderr)
-    folder = recipe.folder
     with talking():
         fingerprints = gather_object([data.fingerprint(recipe, source)])
     check_same_run(fingerprints)
+    folder = recipe.folder
+    if main_process:
+        start_run(recipe)
+        for line in data.summary():
+            print(line, file=sys.stderr)
 
     trainer = None
     try:
