@@ -1,7 +1,8 @@
 """Many dialogues in one forward pass, none seeing another, no padding.
 
-Dense layers run over all tokens of a pack at once; attention runs per segment. That is exact and,
-on a CPU, several times faster than a block-diagonal mask, which computes the blocks it throws away.
+Dense layers run over all tokens of a pack at once; attention runs per segment (on a GPU in one call,
+where a kernel knows segments). That is exact and, on a CPU, several times faster than a block-diagonal
+mask, which computes the blocks it throws away.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastzoo.streams import TokenSequence
+from fastzoo.varlen import varlen_attention
 
 IMPLEMENTATION = "fastzoo_segments"
 """Name of the attention function in transformers' registry."""
@@ -99,6 +101,18 @@ def segment_attention(
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention with learned sinks is not computed per segment")
     eager = softcap is not None or segment_kernel == "eager"
+    if segment_kernel != "eager":
+        output = varlen_attention(
+            query,
+            key,
+            value,
+            segment_lengths,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+        )
+        if output is not None:
+            return output, None
     heads, tokens = query.shape[1:3]
     output_THd = query.new_empty((tokens, heads, value.shape[-1]))
     start = 0

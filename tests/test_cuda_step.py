@@ -305,7 +305,7 @@ def test_asking_for_it_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_asking_for_it_without_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("fastzoo.steps.find_spec", lambda name: None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(InputError, match="Triton, which is not installed"):
+    with pytest.raises(InputError, match="needs the package triton"):
         step_for(start("standard"), training("quick"), ComputeSection(step="cuda"))

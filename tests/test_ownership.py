@@ -238,7 +238,7 @@ for dtype in (torch.float32, torch.bfloat16):
     for count in (len(groups), 4, 1):
         for alone in (None, 1):
             reader = ResidualReader(small_model("qwen2").to(dtype), pack_tokens=40)
-            expected = [list(reader.columns(g, [0, 2])) for g in groups[:count]]
+            expected = [list(reader.columns([g], [0, 2])) for g in groups[:count]]
             if rank == alone:
                 reader._packed = False  # as if the check had failed here and nowhere else
             shared = SharedForward(reader, owners, rank)
@@ -286,7 +286,7 @@ import sys
 
 from fastzoo import activations, trainer
 
-unharmed_step, unharmed_read = trainer.Trainer.step, activations.ResidualReader.read
+unharmed_step, unharmed_read = trainer.Trainer.step, activations.ResidualReader._read
 
 
 def step(self, batch):
@@ -298,7 +298,7 @@ def step(self, batch):
         if os.environ["FAULT"] == "interrupt":  # as a terminal does on Ctrl-C
             os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
         if os.environ["FAULT"] == "nan":
-            activations.ResidualReader.read = poisoned
+            activations.ResidualReader._read = poisoned
     return unharmed_step(self, batch)
 
 

@@ -252,5 +252,5 @@ def test_the_step_is_chosen_by_name_and_device() -> None:
     assert isinstance(chosen("sparse"), SparseStep)
     assert isinstance(chosen("reference"), ReferenceStep)
     sae = start(ReferenceStep).sae.to("meta")
-    with pytest.raises(InputError, match=r"compute\.step: 'sparse' runs on a CPU only"):
+    with pytest.raises(InputError, match=r"compute\.step: 'sparse' needs a CPU"):
         step_for(sae, training(), ComputeSection(step="sparse"))

@@ -48,6 +48,7 @@ from fastzoo.config import ModelSection, Recipe, resolve
 from fastzoo.data import open_data, training_columns
 from fastzoo.models import find_model, load_model, load_tokenizer
 from fastzoo.names import SAEName
+from fastzoo.ownership import SharedForward
 from fastzoo.trainer import Trainer, derived_seed
 
 CONTEXT = 256
@@ -130,7 +131,7 @@ class Fastzoo:
         data = open_data(recipe, self.tokenizer, self.source.name)
         reader = ResidualReader(self.model, pack_tokens=recipe.model.pack_tokens)
         buffer = MixingBuffer(
-            training_columns(reader, data.stream, recipe),
+            training_columns(SharedForward(reader, [recipe.names()], 0), data.stream, recipe),
             training.buffer_tokens,
             training.batch_size,
             derived_seed(recipe.seed, "buffer"),
