@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastzoo.buffer import Columns
 from fastzoo.errors import ModelError, TrainingError
-from fastzoo.packing import IMPLEMENTATION, Pack, packs, register
+from fastzoo.packing import IMPLEMENTATION, Pack, packs, register, to_device
 from fastzoo.streams import TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -217,8 +217,9 @@ class ResidualReader:
             for group, acts in self._in_order(groups, wanted, side_by_side):
                 self.computed_tokens += sum(map(len, group))
                 yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
-                    name: torch.from_numpy(np.concatenate([getattr(s, name) for s in group])).to(
-                        self.device
+                    name: to_device(
+                        torch.from_numpy(np.concatenate([getattr(s, name) for s in group])),
+                        self.device,
                     )
                     for name in ("position", "special")
                 }
@@ -229,9 +230,7 @@ class ResidualReader:
         threads = torch.get_num_threads()
         workers = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
         if workers == 1:
-            for group in groups:
-                self.check(group)
-                yield group, self._finite(group, layers)
+            yield from self._one_after_another(groups, layers)
             return
         pool = _pool(workers, threads)
         waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
@@ -242,7 +241,7 @@ class ResidualReader:
                         [future for _, future in waiting]
                     )  # the check changes the model's attention
                     self.check(group)
-                waiting.append((group, pool.submit(self._finite, group, layers)))
+                waiting.append((group, pool.submit(self._checked_activations, group, layers)))
                 if len(waiting) > workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -254,18 +253,36 @@ class ResidualReader:
                 future.cancel()
             wait([future for _, future in waiting])
 
-    def _finite(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
-        """Activations of a group, each (T, D). Raises TrainingError where one is not finite."""
+    def _one_after_another(
+        self, groups: Iterable[list[TokenSequence]], layers: set[int]
+    ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
+        """A GPU computes the next group while the verdict on the last one is waited for."""
+        before: Tensor | None = None
+        for group in groups:
+            self.check(group)
+            found = self._activations(group, layers)
+            verdict = _finite(found)
+            if before is not None:
+                _refuse_unless(before, layers)
+            before = verdict
+            if self.device.type == "cpu":
+                _refuse_unless(verdict, layers)
+            yield group, found
+        if before is not None:
+            _refuse_unless(before, layers)
+
+    def _activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
+        """Of each layer (T, D), the tokens of the group in order."""
         parts = [self._read(Pack.of(p, self.device), layers) for p in self._parts(group)]
-        found = (
-            parts[0]
-            if len(parts) == 1
-            else {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
-        )
-        for layer in sorted(layers):
-            # A sum is finite only if all its terms are: one cheap pass instead of a mask.
-            if not torch.isfinite(found[layer].sum(dtype=torch.float32)):
-                raise TrainingError(f"layer {layer}: the model's activations hold NaN or infinity")
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+
+    def _checked_activations(
+        self, group: list[TokenSequence], layers: set[int]
+    ) -> dict[int, Tensor]:
+        found = self._activations(group, layers)
+        _refuse_unless(_finite(found), layers)
         return found
 
     def _unchecked(self, group: list[TokenSequence]) -> bool:
@@ -297,6 +314,21 @@ class ResidualReader:
                     )
                 return
         self._packed = True
+
+
+def _finite(acts: dict[int, Tensor]) -> Tensor:
+    """(layers,) bool, layers in order: whether all of a layer's activations are finite.
+
+    A sum is finite only if all its terms are: one cheap pass instead of a mask.
+    """
+    sums = [acts[layer].sum(dtype=torch.float32) for layer in sorted(acts)]
+    return torch.isfinite(torch.stack(sums))
+
+
+def _refuse_unless(finite: Tensor, layers: set[int]) -> None:
+    for layer, fine in zip(sorted(layers), finite.tolist(), strict=True):
+        if not fine:
+            raise TrainingError(f"layer {layer}: the model's activations hold NaN or infinity")
 
 
 @cache

@@ -52,7 +52,7 @@ class MixingBuffer:
     def __iter__(self) -> Iterator[Columns]:
         """Yield batches until the source is used up."""
         self.fill()
-        order = torch.randperm(self._filled, generator=self._generator)
+        order = self._shuffled(self._filled)
         half = max(1, self.capacity // 2 // self.batch_size) * self.batch_size
         while self._filled == self.capacity:
             yield from self._serve(order[:half])
@@ -60,11 +60,16 @@ class MixingBuffer:
             gained = self._refill(free, half)
             if gained < half:  # the source is used up: what is left is what remains to be served
                 left = torch.cat([order[half:], free[:gained]])
-                order = left[torch.randperm(len(left), generator=self._generator)]
+                order = left[self._shuffled(len(left))]
                 break
-            order = torch.randperm(self.capacity, generator=self._generator)
+            order = self._shuffled(self.capacity)
         yield from self._serve(order)
         self._filled = 0
+
+    def _shuffled(self, count: int) -> Tensor:
+        """A permutation, drawn on the CPU (the same for any device) and moved where the rows are."""
+        order = torch.randperm(count, generator=self._generator)
+        return order.to(next(iter(self._rows.values())).device) if self._rows else order
 
     def _serve(self, rows: Tensor) -> Iterator[Columns]:
         for chosen in rows.split(self.batch_size) if len(rows) else ():

@@ -38,11 +38,18 @@ class Pack:
         lengths = [len(s) for s in sequences]
         ids = torch.cat([torch.from_numpy(s.ids) for s in sequences])[None]
         positions = torch.cat([torch.arange(n) for n in lengths])[None]
-        return cls(sequences, ids.to(device), positions.to(device), lengths)
+        return cls(sequences, to_device(ids, device), to_device(positions, device), lengths)
 
     def column(self, name: str) -> Tensor:
         """(T,) ``position``, ``dialogue`` or ``special`` of all tokens, on the CPU."""
         return torch.cat([torch.from_numpy(getattr(s, name)) for s in self.sequences])
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on ``device``; a GPU is not waited for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def packs(sequences: Iterable[TokenSequence], budget: int) -> Iterator[list[TokenSequence]]:

@@ -126,11 +126,10 @@ class Trainer:
         # The attention sink at position 0 would dominate the scale of all other tokens.
         ordinary = sample["position"] > 0
         for layer in sorted({name.layer for name in names}):
-            points = sample[f"L{layer}"].float()
-            chosen = points[ordinary] if bool(ordinary.any()) else points
-            scale = activation_scale(chosen, training.activation_scale)
+            points = sample[f"L{layer}"]
+            scale = activation_scale(points, training.activation_scale, ordinary)
             self._scales[layer] = scale
-            biases[layer] = decoder_bias(points * scale, training.b_dec_init)
+            biases[layer] = decoder_bias(points, training.b_dec_init) * scale
         self.learners = [
             self._learner(name, d_in, biases[name.layer], derived_seed(seed, "sae", name))
             for name in names

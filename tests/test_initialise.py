@@ -98,6 +98,21 @@ def test_activation_scale_makes_the_mean_square_one() -> None:
     assert float(np.mean((points.numpy().astype(np.float64) * scale) ** 2)) == pytest.approx(1)
     assert activation_scale(points, "none") == 1.0
     assert activation_scale(torch.zeros(3, 2), "unit_mean_square") == 1.0
+    # An outlier that is not counted changes nothing; if nothing is counted, everything is.
+    outlier = torch.cat([points, torch.full((1, 7), 1e4)])
+    counted = torch.arange(101) < 100
+    assert activation_scale(outlier, "unit_mean_square", counted) == pytest.approx(scale)
+    everything = activation_scale(outlier, "unit_mean_square")
+    assert everything < scale / 10
+    assert activation_scale(outlier, "unit_mean_square", counted & ~counted) == everything
+
+
+def test_half_precision_points_lose_nothing_more() -> None:
+    points = (torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+    for kind in ("geometric_median", "mean"):
+        found = decoder_bias(points, kind)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, decoder_bias(points.double(), kind))
 
 
 def fresh(kind: str, preset: str, seed: int, d_in: int = 24, d_sae: int = 192) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy import float32, int32, ndarray, sqrt
+from numpy import float32, int32, int64, ndarray, sqrt
 
 # Sums may be reordered (that is what makes vectors of them), but NaN and infinity stay what they are.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -56,21 +56,27 @@ def list_entries(
 ) -> None:
     """List those latents and their pre-activations, token by token from ``offset_C``."""
     width = pre_CF.shape[1]
+    groups = width - width % 16
     for c in range(start, stop):
         row_F = pre_CF[c]
-        k = offset_C[c]
-        for j in range(0, width, 16):
-            end = min(j + 16, width)
-            # Almost all groups have none: the vectorised test skips them.
-            some = False
-            for i in range(j, end):
-                some |= row_F[i] - theta_F[i] > -margin
+        k, high = offset_C[c], offset_C[c + 1]
+        for j in range(0, groups, 16):
+            # Almost all groups have none: a test of 16 at once skips them.
+            some = int32(0)
+            for i in range(16):
+                some |= int32(row_F[j + i] - theta_F[j + i] > -margin)
             if some:
-                for i in range(j, end):
-                    if row_F[i] - theta_F[i] > -margin:
+                for i in range(j, j + 16):
+                    # Written whether or not it is listed, and kept by moving on: no branch to guess.
+                    if k < high:
                         latent_N[k] = i
                         pre_N[k] = row_F[i]
-                        k += 1
+                        k += int64(row_F[i] - theta_F[i] > -margin)
+        for i in range(groups, width):
+            if row_F[i] - theta_F[i] > -margin:
+                latent_N[k] = i
+                pre_N[k] = row_F[i]
+                k += 1
 
 
 @_kernel

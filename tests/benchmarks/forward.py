@@ -4,7 +4,7 @@ Every variant runs a model up to the same layer and produces the residual stream
 
 * ``alone``: plain transformers (sdpa), one dialogue per call.
 * ``padded``: plain transformers, dialogues sorted by length, right-padded batches.
-* ``packed``: ``ResidualReader.packs`` and ``read`` on dialogues, as training with ``fast`` does.
+* ``packed``: ``ResidualReader.columns`` on packs of dialogues, as training with ``fast`` does.
 * ``blocks``: the same on dialogues joined and cut into blocks, as block training (``bt-f``) does.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,11 @@ from fastzoo import tiny
 from fastzoo.activations import ResidualReader, decoder_layers
 from fastzoo.config import DataSection, ModelSection
 from fastzoo.models import find_model, load_model, load_tokenizer
+from fastzoo.packing import packs
 from fastzoo.streams import ChatTokenizer, Counts, TokenSequence, blocks
 
-PACK_TOKENS = 2048
-"""Tokens per forward pass of ``packed``, ``blocks`` and ``padded`` (padding included)."""
+PADDED_TOKENS = 2048
+"""Tokens per forward pass of ``padded``, padding included."""
 
 Part = tuple[list[TokenSequence], Tensor]
 """Some sequences, and their activations (T, D) in the same order."""
@@ -65,10 +67,9 @@ def measure(*, quick: bool) -> dict[str, Any]:
         seconds=seconds * 1.6,
     )
     return {
-        "packed_over_alone": toy.packed_over_alone,
-        "packed_over_blocks": toy.packed_over_blocks,
+        "packed_over_alone_tiny": toy.packed_over_alone,
         "packed_over_alone_ragged": big.packed_over_alone,
-        "packed_over_blocks_ragged": big.packed_over_blocks,
+        "packed_over_blocks": {"tiny": toy.packed_over_blocks, "ragged": big.packed_over_blocks},
         "tokens_per_second": toy.tokens_per_second,
         "tokens_per_second_ragged": big.tokens_per_second,
         "padding": toy.padding,
@@ -86,7 +87,7 @@ def compare(
     Raises:
         RuntimeError: the variants' activations are not the same.
     """
-    reader = ResidualReader(model, pack_tokens=PACK_TOKENS)
+    reader = ResidualReader(model)
     cut = list(blocks(sequences, block))
     variants: dict[str, Callable[[], Iterable[Part]]] = {
         "alone": partial(alone, model, sequences, layer),
@@ -168,10 +169,10 @@ def padded(model: Any, sequences: list[TokenSequence], layer: int) -> Iterator[P
 
 
 def padded_batches(sequences: list[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    """Sequences of similar length, at most ``PACK_TOKENS`` a batch with the padding."""
+    """Sequences of similar length, at most ``PADDED_TOKENS`` a batch with the padding."""
     rows: list[TokenSequence] = []
     for sequence in sorted(sequences, key=len):
-        if rows and (len(rows) + 1) * len(sequence) > PACK_TOKENS:
+        if rows and (len(rows) + 1) * len(sequence) > PADDED_TOKENS:
             yield rows
             rows = []
         rows.append(sequence)
@@ -179,8 +180,9 @@ def padded_batches(sequences: list[TokenSequence]) -> Iterator[list[TokenSequenc
 
 
 def read(reader: ResidualReader, sequences: list[TokenSequence], layer: int) -> Iterator[Part]:
-    for pack in reader.packs(sequences):
-        yield pack.sequences, reader.read(pack, [layer])[layer]
+    groups, again = tee(packs(sequences, reader.pack_tokens))
+    for group, columns in zip(again, reader.columns(groups, [layer]), strict=True):
+        yield group, columns[f"L{layer}"]
 
 
 def exhaust(make: Callable[[], Iterable[Part]]) -> None:

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -65,12 +65,14 @@ def measure(*, quick: bool) -> dict[str, Any]:
         )
         return {}
     with tempfile.TemporaryDirectory() as folder, quiet():
+        for variant in variants(recipe_of(Path(folder), quick=True))[2].values():
+            variant()  # to warm up
         return compare(recipe_of(Path(folder), quick))
 
 
 def recipe_of(folder: Path, quick: bool) -> Recipe:
     """The shared settings, with no more dialogues than the tokens need (about 90 each)."""
-    tokens = 1024 if quick else 32_768
+    tokens = 1024 if quick else 131_072
     dialogues = folder / "dialogues.jsonl"
     with tiny.DIALOGUES.open(encoding="utf-8") as lines:
         dialogues.write_text("".join(islice(lines, tokens // 64)), encoding="utf-8")
@@ -85,7 +87,7 @@ def recipe_of(folder: Path, quick: bool) -> Recipe:
             "batch_size": 256 if quick else 1024,
             # About the share of the run that it is in recipes/tiny.yaml: what a store holds beyond
             # the last batch was read for nothing, and must not weigh more here.
-            "buffer_tokens": 512 if quick else 4096,
+            "buffer_tokens": 512 if quick else 8192,
             "jumprelu_threshold": "log",  # as in sae-lens
         },
         "evaluation": {"dialogues": 1},
@@ -94,12 +96,16 @@ def recipe_of(folder: Path, quick: bool) -> Recipe:
     return resolve(values, "benchmark")
 
 
-def compare(recipe: Recipe) -> dict[str, Any]:
+def variants(recipe: Recipe) -> tuple[Fastzoo, SAELens, dict[str, Callable[[], object]]]:
+    """Both sides, and their runs by name."""
     ours, theirs = Fastzoo(recipe), SAELens(recipe)
-    times = interleave(
-        {"fastzoo": ours.run, "sae_lens": theirs.singles, "sae_lens_multi": theirs.multi},
-        seconds=0,
-    )
+    runs = {"fastzoo": ours.run, "sae_lens": theirs.singles, "sae_lens_multi": theirs.multi}
+    return ours, theirs, runs
+
+
+def compare(recipe: Recipe) -> dict[str, Any]:
+    ours, theirs, runs = variants(recipe)
+    times = interleave(runs, seconds=0, least=2, warm_up=False)
     return {
         "twelve_saes_ratio": ratio(times["sae_lens"], times["fastzoo"]),
         "twelve_saes_ratio_multi": ratio(times["sae_lens_multi"], times["fastzoo"]),

@@ -33,7 +33,12 @@ class Ratio:
 
 
 def interleave(
-    variants: dict[str, Callable[[], object]], *, seconds: float, least: int = 3, most: int = 25
+    variants: dict[str, Callable[[], object]],
+    *,
+    seconds: float,
+    least: int = 3,
+    most: int = 25,
+    warm_up: bool = True,
 ) -> dict[str, list[Seconds]]:
     """Time the variants round-robin, after one round to warm up, for about ``seconds`` in all.
 
@@ -42,7 +47,7 @@ def interleave(
     names = list(variants)
     times: dict[str, list[Seconds]] = {name: [] for name in names}
     started = time.perf_counter()
-    for name in names:
+    for name in names if warm_up else ():
         variants[name]()
     rounds = 0
     while rounds < least or (rounds < most and time.perf_counter() - started < seconds):

@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 BENCHMARKS = ("step", "forward", "many", "processes", "memory")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
-PACKAGES = ("torch", "transformers", "sae-lens")
+PACKAGES = ("torch", "numba", "transformers", "sae-lens")
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
 

@@ -41,11 +41,12 @@ def measure(*, quick: bool) -> dict[str, Any]:
     }
     if quick:
         shapes = dict.fromkeys(shapes, (16, 8, 64, 0.1))
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"step_over_floor": {}}
     for name, (d_in, expansion, batch, seconds) in shapes.items():
-        figures[name] = {}
-        for kind in ARCHITECTURES:
-            figures[name][kind] = compare(kind, d_in, expansion, batch, seconds)
+        compared = {kind: compare(kind, d_in, expansion, batch, seconds) for kind in ARCHITECTURES}
+        figures[name] = {kind: over for kind, (over, _) in compared.items()}
+        size = name.removeprefix("step_ratio_")
+        figures["step_over_floor"][size] = {kind: floor for kind, (_, floor) in compared.items()}
     if torch.cuda.is_available():
         import step_cuda
 
@@ -53,8 +54,10 @@ def measure(*, quick: bool) -> dict[str, Any]:
     return figures
 
 
-def compare(kind: str, d_in: int, expansion: int, batch: int, seconds: float) -> Ratio:
-    """How many times faster fastzoo's step is."""
+def compare(
+    kind: str, d_in: int, expansion: int, batch: int, seconds: float
+) -> tuple[Ratio, Ratio]:
+    """How many times faster fastzoo's step is than sae-lens's, and how many times the floor it takes."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(batch, d_in, generator=generator) for _ in range(4)]
     encoder = torch.randn(d_in, d_in * expansion, generator=generator)
@@ -62,8 +65,28 @@ def compare(kind: str, d_in: int, expansion: int, batch: int, seconds: float) ->
     training = TrainingSection(**preset_values("paper") | {"batch_size": batch})
     ours = fastzoo_step(kind, encoder, training, batches)
     theirs = sae_lens_step(kind, encoder, training, batches)
-    times = interleave({"sae-lens": theirs, "fastzoo": ours}, seconds=seconds)
-    return ratio(times["sae-lens"], times["fastzoo"])
+    floor = floor_step(encoder, training, batches)
+    times = interleave({"sae-lens": theirs, "fastzoo": ours, "floor": floor}, seconds=seconds)
+    return ratio(times["sae-lens"], times["fastzoo"]), ratio(times["fastzoo"], times["floor"])
+
+
+def floor_step(
+    encoder: Tensor, training: TrainingSection, batches: list[Tensor]
+) -> Callable[[], object]:
+    """What no step can do without: one encoder product, and one pass of torch's fused Adam."""
+    weight, bias = encoder.t().contiguous(), torch.zeros(encoder.shape[1])
+    parameters = [torch.nn.Parameter(torch.randn_like(weight)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    adam = torch.optim.Adam(parameters, lr=training.lr, fused=True)
+    endless = cycle(batches)
+
+    @torch.no_grad()
+    def step() -> None:
+        torch.addmm(bias, next(endless), weight.t())
+        adam.step()
+
+    return step
 
 
 def fastzoo_step(
