@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -35,6 +36,9 @@ STORE_FROM = 4
 """Active tokens per latent from which its gradient is kept instead of being formed twice."""
 SERIAL_BELOW = 1 << 17
 """Pre-activations per batch below which handing work to threads costs more than it gains."""
+PARTS, SMALLEST_PART = 16, 8
+"""Into how many parts a chunk's tokens are divided, and how many tokens one has at least. Not by the
+number of threads: sums would depend on it."""
 INDEX = np.dtype(np.int32)
 PARTS_PER_THREAD = 8
 """Ranges per thread and kernel: some latents are active far more often than others."""
@@ -223,12 +227,12 @@ class _Entries:
         self.error_BD = WORKSPACE("error", self.dtype, batch, sae.d_in)
         self.squared_B = np.empty(batch, self.dtype)
         self._tokens, self._listed = 0, 0
-        self._parts: list[tuple[ndarray, ndarray, ndarray, ndarray]] = []
+        self._chunks: list[_Chunk] = []
 
     def add(self, x_CD: Tensor, pre_CF: Tensor) -> None:
         """List the entries of the next tokens, decode them and find the gradients at the latents."""
         sae, run, real = self.sae, self.run, self.dtype.type
-        tokens, done = len(x_CD), self._tokens
+        tokens, done, number = len(x_CD), self._tokens, len(self._chunks)
         pre, W_dec_FD = pre_CF.numpy(), sae.W_dec.detach().numpy()
         margin = self.margin if self.near_listed else real(0)
         count_C = np.empty(tokens, np.int32)
@@ -237,21 +241,21 @@ class _Entries:
         np.cumsum(count_C, out=offset_C[1:])
         listed = int(offset_C[-1])
         latent_N, pre_N, grad_N = (
-            WORKSPACE(f"{name} of chunk {len(self._parts)}", dtype, listed)
+            WORKSPACE(f"{name} of chunk {number}", dtype, listed)
             for name, dtype in (("latents", INDEX), ("pre", self.dtype), ("grad", self.dtype))
         )
-        lists = offset_C, latent_N, pre_N
-        run(kernels.list_entries, tokens, pre, self.theta_F, margin, *lists)
         error_CD = self.error_BD[done : done + tokens]
+        size = max(SMALLEST_PART, -(-tokens // PARTS))
+        parts = -(-tokens // size)
+        active_PF = WORKSPACE(f"active in chunk {number}", INDEX, parts, sae.d_sae)
         run(
-            kernels.decode,
-            tokens,
-            *(x_CD.numpy(), W_dec_FD, sae.b_dec.detach().numpy(), self.theta_F, *lists),
-            *(real(2 / self.batch), error_CD, self.squared_B[done : done + tokens]),
+            kernels.read_tokens,
+            parts,
+            *(size, x_CD.numpy(), pre, W_dec_FD, sae.b_dec.detach().numpy(), self.theta_F),
+            *(margin, real(2 / self.batch), self.near_listed, offset_C, latent_N, pre_N, grad_N),
+            *(error_CD, self.squared_B[done : done + tokens], active_PF),
         )
-        if self.near_listed:
-            run(kernels.latent_gradients, tokens, error_CD, W_dec_FD, offset_C, latent_N, grad_N)
-        else:
+        if not self.near_listed:
             grad_CF = WORKSPACE("grad", self.dtype, tokens, sae.d_sae)
             torch.mm(torch.from_numpy(error_CD), sae.W_dec.t(), out=torch.from_numpy(grad_CF))
             run(
@@ -260,7 +264,10 @@ class _Entries:
                 *(pre, grad_CF, self.theta_F, self.margin, self.near_F, self.near_grad_F),
             )
             run(kernels.pick, tokens, grad_CF, offset_C, latent_N, grad_N)
-        self._parts.append((offset_C[:-1] + self._listed, latent_N, pre_N, grad_N))
+        first_token_P = np.minimum(np.arange(parts + 1) * size, tokens) + done
+        self._chunks.append(
+            _Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF)
+        )
         self._tokens, self._listed = done + tokens, self._listed + listed
 
     def by_latent(self, weight: float) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
@@ -270,43 +277,72 @@ class _Entries:
         (M,), ``weight`` included in the last.
         """
         d_sae, real = self.sae.d_sae, self.dtype.type
-        offset_B, latent_N, pre_N, grad_N = (
-            columns[0] if len(columns) == 1 else np.concatenate(columns)
-            for columns in zip(*self._parts, strict=True)
-        )
-        offset_B = np.append(offset_B, self._listed)
-        active_F = np.zeros(d_sae, np.int64)
-        kernels.count_active(offset_B, latent_N, pre_N, self.theta_F, active_F)
-        first_F = np.zeros(d_sae + 1, np.int64)
-        np.cumsum(active_F, out=first_F[1:])
+        all_ = _Chunk.joined(self._chunks)
+        first_F = np.empty(d_sae + 1, np.int64)
+        kernels.start_places(all_.active_PF, first_F)
         active = int(first_F[-1])
         token_M, act_M, grad_M = (
             WORKSPACE(f"{name} by latent", dtype, active)
             for name, dtype in (("tokens", INDEX), ("acts", self.dtype), ("grad", self.dtype))
         )
+        parts = len(all_.active_PF)
+        margin = self.margin if self.near_listed else real(0)
+        near = [
+            WORKSPACE(name, self.dtype, parts if margin else 0, d_sae)
+            for name in ("near", "near grad")
+        ]
         self.run(
             kernels.by_latent,
-            d_sae,
-            *(offset_B, latent_N, pre_N, grad_N, self.theta_F),
-            *(self.margin if self.near_listed else real(0), real(weight)),
-            *(first_F[:-1].copy(), token_M, act_M, grad_M, self.near_F, self.near_grad_F),
-            parts=torch.get_num_threads(),  # each part reads all entries
+            parts,
+            *(all_.first_token_P, all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N),
+            *(self.theta_F, margin, real(weight), all_.active_PF, token_M, act_M, grad_M, *near),
         )
-        return active_F, (first_F, token_M, act_M, grad_M)
+        if margin:
+            self.near_F, self.near_grad_F = (sums_PF.sum(0) for sums_PF in near)
+        return np.diff(first_F), (first_F, token_M, act_M, grad_M)
+
+
+@dataclass
+class _Chunk:
+    """The entries of some consecutive tokens."""
+
+    first_token_P: ndarray
+    """(P + 1,) int64: of each part, the first of its tokens; and the end."""
+    offset_B: ndarray
+    """(tokens + 1,) int64: where each token's entries begin; and the end."""
+    latent_N: ndarray
+    pre_N: ndarray
+    grad_N: ndarray
+    active_PF: ndarray
+    """int32: on how many of its tokens each latent is active, by part."""
+
+    @classmethod
+    def joined(cls, chunks: list[_Chunk]) -> _Chunk:
+        if len(chunks) == 1:
+            return chunks[0]
+        last = chunks[-1]
+        return cls(
+            np.concatenate([c.first_token_P[:-1] for c in chunks] + [last.first_token_P[-1:]]),
+            np.concatenate([c.offset_B[:-1] for c in chunks] + [last.offset_B[-1:]]),
+            *(
+                np.concatenate([getattr(c, name) for c in chunks])
+                for name in ("latent_N", "pre_N", "grad_N", "active_PF")
+            ),
+        )
 
 
 Run = Callable[..., None]
-"""``run(kernel, count, *arguments, parts=None)``: the kernel over ``range(count)``."""
+"""``run(kernel, count, *arguments)``: the kernel over ``range(count)``."""
 
 
-def _serially(kernel: Callable[..., None], count: int, *arguments: Any, parts: int = 0) -> None:
+def _serially(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
     kernel(0, count, *arguments)
 
 
-def _in_parts(kernel: Callable[..., None], count: int, *arguments: Any, parts: int = 0) -> None:
+def _in_parts(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
     """Ranges of ``count`` on torch's number of threads, this one among them."""
     threads = torch.get_num_threads()
-    size = -(-count // (parts or PARTS_PER_THREAD * threads))
+    size = -(-count // (PARTS_PER_THREAD * threads))
     starts = iter(range(0, count, size))  # shared: each thread takes the next range when it is free
 
     def work() -> None:

@@ -5,7 +5,7 @@ lock, so that threads can share the work. Each result belongs to one token or on
 in a fixed order: it does not depend on how the ranges were cut.
 
 B tokens of a batch, C of a chunk, D residual width, F latents, N listed entries (by token), M active
-entries (by latent). Weights and moments are latent-major (F, D); floats are all
+entries (by latent), P parts of the tokens. Weights and moments are latent-major (F, D); floats are all
 float32, or all float64.
 """
 
@@ -16,7 +16,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy import float32, int32, int64, ndarray, sqrt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy import float32, int32, int64, ndarray, sqrt, uint8
 
 # Sums may be reordered (that is what makes vectors of them), but NaN and infinity stay what they are.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -43,128 +46,149 @@ def count_entries(
         count_C[c] = n
 
 
-@_kernel
-def list_entries(
-    start: int,
-    stop: int,
-    pre_CF: ndarray,
-    theta_F: ndarray,
-    margin: float,
-    offset_C: ndarray,
-    latent_N: ndarray,
-    pre_N: ndarray,
-) -> None:
-    """List those latents and their pre-activations, token by token from ``offset_C``."""
-    width = pre_CF.shape[1]
-    groups = width - width % 16
-    for c in range(start, stop):
-        row_F = pre_CF[c]
-        k, high = offset_C[c], offset_C[c + 1]
-        for j in range(0, groups, 16):
-            # Almost all groups have none: a test of 16 at once skips them.
-            some = int32(0)
-            for i in range(16):
-                some |= int32(row_F[j + i] - theta_F[j + i] > -margin)
-            if some:
-                for i in range(j, j + 16):
-                    # Written whether or not it is listed, and kept by moving on: no branch to guess.
-                    if k < high:
-                        latent_N[k] = i
-                        pre_N[k] = row_F[i]
-                        k += int64(row_F[i] - theta_F[i] > -margin)
-        for i in range(groups, width):
-            if row_F[i] - theta_F[i] > -margin:
-                latent_N[k] = i
-                pre_N[k] = row_F[i]
-                k += 1
+def _count_trailing_zeros(context: Any, word: Any) -> Any:
+    """Place of the lowest bit that is set, an instruction of its own; undefined for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+_lowest_bit: Any = intrinsic(_count_trailing_zeros)
 
 
 @_kernel
-def decode(
+def read_tokens(
     start: int,
     stop: int,
+    tokens: int,
     x_CD: ndarray,
+    pre_CF: ndarray,
     W_dec_FD: ndarray,
     b_dec_D: ndarray,
     theta_F: ndarray,
+    margin: float,
+    scale: float,
+    gradients: bool,
     offset_C: ndarray,
     latent_N: ndarray,
     pre_N: ndarray,
-    scale: float,
+    grad_N: ndarray,
     error_CD: ndarray,
     squared_C: ndarray,
+    active_PF: ndarray,
 ) -> None:
-    """Reconstruction error times ``scale``, and its unscaled square, from the active entries."""
-    width = x_CD.shape[1]
-    for c in range(start, stop):
-        low, high = offset_C[c], offset_C[c + 1]
-        row_D = error_CD[c]
-        for d in range(width):
-            row_D[d] = b_dec_D[d] - x_CD[c, d]
-        k = low
-        # Four decoder rows at a time: the sum is loaded and stored a quarter as often.
-        while k + 4 <= high:
-            i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
-            a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
-            a1 = pre_N[k + 1] if pre_N[k + 1] > theta_F[i1] else float32(0)
-            a2 = pre_N[k + 2] if pre_N[k + 2] > theta_F[i2] else float32(0)
-            a3 = pre_N[k + 3] if pre_N[k + 3] > theta_F[i3] else float32(0)
-            for d in range(width):
-                row_D[d] += (
-                    a0 * W_dec_FD[i0, d]
-                    + a1 * W_dec_FD[i1, d]
-                    + a2 * W_dec_FD[i2, d]
-                    + a3 * W_dec_FD[i3, d]
-                )
-            k += 4
-        while k < high:
-            i0 = latent_N[k]
-            a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
-            for d in range(width):
-                row_D[d] += a0 * W_dec_FD[i0, d]
-            k += 1
-        squared = float32(0)
-        for d in range(width):
-            squared += row_D[d] * row_D[d]
-        squared_C[c] = squared
-        for d in range(width):
-            row_D[d] *= scale
+    """Token by token, in parts of ``tokens`` of which ``start:stop`` are done here:
+
+    list the latents above θ − margin, with their pre-activations, from ``offset_C``; the
+    reconstruction error from the active ones, times ``scale``, and its unscaled square; if asked,
+    the gradient of the squared error at each listed latent; and per part how many of its tokens
+    each latent is active on.
+    """
+    width = pre_CF.shape[1]
+    # One byte per latent, looked at eight at a time: almost all of them are zero.
+    words = np.zeros((width + 7) // 8, dtype=int64)
+    listed_F = words.view(uint8)
+    for part in range(start, stop):
+        active_F = active_PF[part]
+        active_F[:] = 0
+        for c in range(part * tokens, min((part + 1) * tokens, pre_CF.shape[0])):
+            row_F = pre_CF[c]
+            for i in range(width):
+                listed_F[i] = row_F[i] - theta_F[i] > -margin
+            k = offset_C[c]
+            for j in range(words.shape[0]):
+                word = words[j]
+                while word:
+                    i = 8 * j + (_lowest_bit(word) >> 3)  # little-endian, as all that torch runs on
+                    word &= word - 1
+                    latent_N[k] = i
+                    pre_N[k] = row_F[i]
+                    active_F[i] += row_F[i] > theta_F[i]
+                    k += 1
+            low, high = offset_C[c], offset_C[c + 1]
+            error_D = error_CD[c]
+            _decode(low, high, latent_N, pre_N, theta_F, W_dec_FD, b_dec_D, x_CD[c], error_D)
+            squared = float32(0)
+            for d in range(error_D.shape[0]):
+                squared += error_D[d] * error_D[d]
+                error_D[d] *= scale
+            squared_C[c] = squared
+            if gradients:
+                _products(low, high, latent_N, W_dec_FD, error_D, grad_N)
 
 
 @_kernel
-def latent_gradients(
-    start: int,
-    stop: int,
-    error_CD: ndarray,
-    W_dec_FD: ndarray,
-    offset_C: ndarray,
+def _decode(
+    low: int,
+    high: int,
     latent_N: ndarray,
+    pre_N: ndarray,
+    theta_F: ndarray,
+    W_dec_FD: ndarray,
+    b_dec_D: ndarray,
+    x_D: ndarray,
+    error_D: ndarray,
+) -> None:
+    """Reconstruction of one token from its active entries, minus x."""
+    width = error_D.shape[0]
+    for d in range(width):
+        error_D[d] = b_dec_D[d] - x_D[d]
+    k = low
+    # Four decoder rows at a time: the sum is loaded and stored a quarter as often.
+    while k + 4 <= high:
+        i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
+        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
+        a1 = pre_N[k + 1] if pre_N[k + 1] > theta_F[i1] else float32(0)
+        a2 = pre_N[k + 2] if pre_N[k + 2] > theta_F[i2] else float32(0)
+        a3 = pre_N[k + 3] if pre_N[k + 3] > theta_F[i3] else float32(0)
+        for d in range(width):
+            error_D[d] += (
+                a0 * W_dec_FD[i0, d]
+                + a1 * W_dec_FD[i1, d]
+                + a2 * W_dec_FD[i2, d]
+                + a3 * W_dec_FD[i3, d]
+            )
+        k += 4
+    while k < high:
+        i0 = latent_N[k]
+        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
+        for d in range(width):
+            error_D[d] += a0 * W_dec_FD[i0, d]
+        k += 1
+
+
+@_kernel
+def _products(
+    low: int,
+    high: int,
+    latent_N: ndarray,
+    W_dec_FD: ndarray,
+    error_D: ndarray,
     grad_N: ndarray,
 ) -> None:
-    """Gradient of the squared error at each listed latent: error · decoder row."""
-    width = error_CD.shape[1]
-    for c in range(start, stop):
-        high = offset_C[c + 1]
-        row_D = error_CD[c]
-        k = offset_C[c]
-        while k + 4 <= high:
-            i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
-            s0, s1, s2, s3 = float32(0), float32(0), float32(0), float32(0)
-            for d in range(width):
-                e = row_D[d]
-                s0 += e * W_dec_FD[i0, d]
-                s1 += e * W_dec_FD[i1, d]
-                s2 += e * W_dec_FD[i2, d]
-                s3 += e * W_dec_FD[i3, d]
-            grad_N[k], grad_N[k + 1], grad_N[k + 2], grad_N[k + 3] = s0, s1, s2, s3
-            k += 4
-        while k < high:
-            i0 = latent_N[k]
-            s0 = float32(0)
-            for d in range(width):
-                s0 += row_D[d] * W_dec_FD[i0, d]
-            grad_N[k] = s0
-            k += 1
+    """Error · decoder row of each listed latent of one token."""
+    width = error_D.shape[0]
+    k = low
+    while k + 4 <= high:
+        i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
+        s0, s1, s2, s3 = float32(0), float32(0), float32(0), float32(0)
+        for d in range(width):
+            e = error_D[d]
+            s0 += e * W_dec_FD[i0, d]
+            s1 += e * W_dec_FD[i1, d]
+            s2 += e * W_dec_FD[i2, d]
+            s3 += e * W_dec_FD[i3, d]
+        grad_N[k], grad_N[k + 1], grad_N[k + 2], grad_N[k + 3] = s0, s1, s2, s3
+        k += 4
+    while k < high:
+        i0 = latent_N[k]
+        s0 = float32(0)
+        for d in range(width):
+            s0 += error_D[d] * W_dec_FD[i0, d]
+        grad_N[k] = s0
+        k += 1
 
 
 @_kernel
@@ -176,7 +200,7 @@ def pick(
     latent_N: ndarray,
     grad_N: ndarray,
 ) -> None:
-    """The same from gradients at all latents."""
+    """The gradients at listed latents from those at all latents."""
     for c in range(start, stop):
         for k in range(offset_C[c], offset_C[c + 1]):
             grad_N[k] = grad_CF[c, latent_N[k]]
@@ -194,32 +218,47 @@ def near_threshold(
     near_grad_F: ndarray,
 ) -> None:
     """Add, per latent, how many pre-activations are within ``margin`` of θ, and their gradients."""
+    # Sums in arrays of its own: the compiler then sees that nothing overlaps, and uses vectors.
+    theta_W = theta_F[start:stop].copy()
+    near_W, near_grad_W = np.zeros_like(theta_W), np.zeros_like(theta_W)
     for c in range(pre_CF.shape[0]):
-        pre_F = pre_CF[c]
-        grad_F = grad_CF[c]
-        for i in range(start, stop):
-            inside = abs(pre_F[i] - theta_F[i]) < margin
-            near_F[i] += float32(inside)
-            near_grad_F[i] += grad_F[i] if inside else float32(0)
+        pre_W, grad_W = pre_CF[c, start:stop], grad_CF[c, start:stop]
+        for i in range(theta_W.shape[0]):
+            inside = float32(abs(pre_W[i] - theta_W[i]) < margin)
+            near_W[i] += inside
+            near_grad_W[i] += inside * grad_W[i]
+    for i in range(theta_W.shape[0]):
+        near_F[start + i] += near_W[i]
+        near_grad_F[start + i] += near_grad_W[i]
 
 
 # --- the same entries by latent ---
 
 
 @_kernel
-def count_active(
-    offset_B: ndarray, latent_N: ndarray, pre_N: ndarray, theta_F: ndarray, active_F: ndarray
-) -> None:
-    """How many tokens each latent is active on."""
-    for k in range(offset_B[0], offset_B[-1]):
-        i = latent_N[k]
-        active_F[i] += pre_N[k] > theta_F[i]
+def start_places(active_PF: ndarray, first_F: ndarray) -> None:
+    """``first_F`` (F + 1,): where each latent's entries begin; ``active_PF``: where each part's do."""
+    width = active_PF.shape[1]
+    next_F = np.zeros_like(active_PF[0])
+    for part in range(active_PF.shape[0]):
+        for i in range(width):
+            next_F[i] += active_PF[part, i]
+    first_F[0] = 0
+    for i in range(width):
+        first_F[i + 1] = first_F[i] + next_F[i]
+        next_F[i] = first_F[i]
+    for part in range(active_PF.shape[0]):
+        for i in range(width):
+            count = active_PF[part, i]
+            active_PF[part, i] = next_F[i]
+            next_F[i] += count
 
 
 @_kernel
 def by_latent(
     start: int,
     stop: int,
+    first_token_P: ndarray,
     offset_B: ndarray,
     latent_N: ndarray,
     pre_N: ndarray,
@@ -227,31 +266,35 @@ def by_latent(
     theta_F: ndarray,
     margin: float,
     weight: float,
-    cursor_F: ndarray,
+    place_PF: ndarray,
     token_M: ndarray,
     act_M: ndarray,
     grad_M: ndarray,
-    near_F: ndarray,
-    near_grad_F: ndarray,
+    near_PF: ndarray,
+    near_grad_PF: ndarray,
 ) -> None:
-    """Sort active entries by latent (tokens in order), ``weight`` added to their gradients.
+    """Sort the active entries of some parts by latent, tokens in order; ``weight`` joins gradients.
 
-    Entries within ``margin`` of θ are added to the sums for the threshold's gradient.
+    With a margin, entries within it of θ are added up per part for the threshold's gradient.
     """
-    for b in range(offset_B.shape[0] - 1):
-        for k in range(offset_B[b], offset_B[b + 1]):
-            i = latent_N[k]
-            if i < start or i >= stop:
-                continue
-            if pre_N[k] > theta_F[i]:
-                m = cursor_F[i]
-                cursor_F[i] = m + 1
-                token_M[m] = b
-                act_M[m] = pre_N[k]
-                grad_M[m] = grad_N[k] + weight
-            if abs(pre_N[k] - theta_F[i]) < margin:
-                near_F[i] += float32(1)
-                near_grad_F[i] += grad_N[k]
+    for part in range(start, stop):
+        place_F = place_PF[part]
+        if margin > 0:
+            near_PF[part] = 0
+            near_grad_PF[part] = 0
+        for b in range(first_token_P[part], first_token_P[part + 1]):
+            for k in range(offset_B[b], offset_B[b + 1]):
+                i = latent_N[k]
+                distance = pre_N[k] - theta_F[i]
+                if distance > 0:
+                    m = place_F[i]
+                    place_F[i] = m + 1
+                    token_M[m] = b
+                    act_M[m] = pre_N[k]
+                    grad_M[m] = grad_N[k] + weight
+                if abs(distance) < margin:
+                    near_PF[part, i] += float32(1)
+                    near_grad_PF[part, i] += grad_N[k]
 
 
 @_kernel

@@ -72,7 +72,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 def recipe_of(folder: Path, quick: bool) -> Recipe:
     """The shared settings, with no more dialogues than the tokens need (about 90 each)."""
-    tokens = 1024 if quick else 131_072
+    tokens = 1024 if quick else 262_144
     dialogues = folder / "dialogues.jsonl"
     with tiny.DIALOGUES.open(encoding="utf-8") as lines:
         dialogues.write_text("".join(islice(lines, tokens // 64)), encoding="utf-8")
