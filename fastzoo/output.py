@@ -169,6 +169,7 @@ def _record(learner: Learner, sae: SAE, facts: RunFacts) -> dict[str, Any]:
         "evaluation_data": facts.evaluation_data,
         "special_tokens": facts.special_tokens,
         "recipe": public_recipe(facts.recipe),
+        "compute": {"step": learner.step.kind, "precision": learner.step.precision},
         "versions": versions(),
     }
 

@@ -80,11 +80,13 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results
+    from fastzoo.steps import choose
     from fastzoo.trainer import Trainer, derived_seed
 
     main_process = accelerator.is_main_process
 
     # 1. Everything that can be wrong is found out before the weights are loaded.
+    choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
     data = open_data(recipe, load_tokenizer(source), source.name)

@@ -52,6 +52,7 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
         "evaluation_data": copy.deepcopy(source),
         "special_tokens": {"1": "<|im_start|>"},
         "recipe": load_recipe(None).model_dump(),
+        "compute": {"step": "cuda", "precision": "tf32"},
         "versions": {"torch": "2.13.0"},
     }
     metrics = {m: {s: {"value": 0.25, "tokens": 80} for s in SUBSETS} for m in DEFINITIONS}

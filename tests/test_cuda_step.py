@@ -6,6 +6,7 @@ Where there is a GPU the kernels run on it, compiled and in a graph; elsewhere i
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -305,7 +306,7 @@ def test_asking_for_it_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_asking_for_it_without_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastzoo.steps.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(InputError, match="needs the package triton"):
         step_for(start("standard"), training("quick"), ComputeSection(step="cuda"))

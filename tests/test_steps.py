@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -254,3 +255,24 @@ def test_the_step_is_chosen_by_name_and_device() -> None:
     sae = start(ReferenceStep).sae.to("meta")
     with pytest.raises(InputError, match=r"compute\.step: 'sparse' needs a CPU"):
         step_for(sae, training(), ComputeSection(step="sparse"))
+
+
+def test_without_numba_the_reference_step_takes_over_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(sys.modules, "fastzoo.steps.sparse_kernels")
+    monkeypatch.delattr("fastzoo.steps.sparse_kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    sae = start(ReferenceStep).sae
+    assert isinstance(step_for(sae, training(), AS_CHOSEN), ReferenceStep)
+    assert "numba" in caplog.text
+    with pytest.raises(InputError, match=r"compute\.step: 'sparse' needs the package numba"):
+        step_for(sae, training(), ComputeSection(step="sparse"))
+
+
+def test_a_precision_that_only_a_gpu_has_is_refused() -> None:
+    sae = start(ReferenceStep).sae
+    for name in ("auto", "sparse", "reference"):
+        compute = ComputeSection(step=name, precision="tf32")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"compute\.precision: 'tf32' is for the step 'cuda'"):
+            step_for(sae, training(), compute)

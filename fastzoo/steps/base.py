@@ -23,6 +23,8 @@ class Step:
     """
 
     kind: ClassVar[str]
+    precision: str = "float32"
+    """Of the matrix products."""
 
     def __init__(
         self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection

@@ -101,6 +101,7 @@ class CudaStep(Step):
         device = sae.W_enc.device
         self.jump = isinstance(sae, JumpReLUSAE)
         self.log = isinstance(sae, JumpReLUSAE) and sae.log_threshold is not None
+        self.precision = compute.precision
         half = compute.precision == "bfloat16"
         self.product_dtype = torch.bfloat16 if half else torch.float32
         self.float32_products = "tf32" if compute.precision == "tf32" else "ieee"

@@ -19,7 +19,7 @@ betas, clipping, sparsity coefficients and their warm-up, starting thresholds an
 about as many latents are active), the buffer's size and how much of it is served before a refill. In sae-lens's favour: its forward stops at
 the hooked layer too, its activations' scale is estimated from one batch instead of the default thousand,
 its biases start at zero (fastzoo computes a geometric median per layer), and its context size and
-store batch are the fastest of those tried (``CONTEXT``, ``STORE_BATCH``).
+store batch are among the fastest of those tried (``CONTEXT``, ``STORE_BATCH``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from fastzoo.trainer import Trainer, derived_seed
 CONTEXT = 256
 """sae-lens's context size: the ``block_tokens`` of recipes/tiny.yaml."""
 STORE_BATCH = 8
-"""Contexts per forward pass of sae-lens: 2,048 tokens, as many as in a pack of fastzoo."""
+"""Contexts per forward pass of sae-lens: 2,048 tokens."""
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
