@@ -10,9 +10,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastzoo.buffer import Columns
 from fastzoo.errors import ModelError, TrainingError
 from fastzoo.packing import IMPLEMENTATION, Pack, packs, register, to_device
 from fastzoo.streams import TokenSequence
+from fastzoo.threads import workers
 
 logger = logging.getLogger(__name__)
 
@@ -228,11 +228,11 @@ class ResidualReader:
         self, groups: Iterable[list[TokenSequence]], layers: set[int], side_by_side: bool
     ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
         threads = torch.get_num_threads()
-        workers = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
-        if workers == 1:
+        at_once = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
+        if at_once == 1:
             yield from self._one_after_another(groups, layers)
             return
-        pool = _pool(workers, threads)
+        pool = workers(at_once, threads)
         waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
         try:
             for group in groups:
@@ -242,7 +242,7 @@ class ResidualReader:
                     )  # the check changes the model's attention
                     self.check(group)
                 waiting.append((group, pool.submit(self._checked_activations, group, layers)))
-                if len(waiting) > workers:
+                if len(waiting) > at_once:
                     first, future = waiting.popleft()
                     yield first, future.result()
             while waiting:
@@ -329,19 +329,3 @@ def _refuse_unless(finite: Tensor, layers: set[int]) -> None:
     for layer, fine in zip(sorted(layers), finite.tolist(), strict=True):
         if not fine:
             raise TrainingError(f"layer {layer}: the model's activations hold NaN or infinity")
-
-
-@cache
-def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that share torch's ``threads`` among them."""
-    started = threading.Barrier(workers)
-
-    def start() -> None:
-        torch.get_num_threads()  # torch takes over the process's number at a thread's first use
-        torch.set_num_threads(max(1, threads // workers))
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fastzoo-forward", initializer=start)
-    for future in [pool.submit(started.wait) for _ in range(workers)]:
-        future.result()
-    torch.set_num_threads(threads)  # of this thread, and of all that start from now on
-    return pool

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from fastzoo.names import SAEName
 from fastzoo.saes.base import SAE, StepStats, TrainableSAE
 from fastzoo.schedule import Schedule
 from fastzoo.steps import Step, step_for
+from fastzoo.threads import workers
 
 LOG_COLUMNS = (
     "step",
@@ -37,6 +39,10 @@ LOG_COLUMNS = (
 )
 """Columns of training_log.csv; all but the first four and the last two are means since the row
 before, in the scaled units that training sees."""
+
+SIDE_BY_SIDE_UP_TO = 1 << 22
+"""Pre-activations per batch up to which SAEs take their steps at the same time on a CPU. Larger ones
+keep all threads busy by themselves, and each thread would need its own working memory."""
 
 
 def derived_seed(seed: int, *salt: object) -> int:
@@ -164,20 +170,42 @@ class Trainer:
         rate = self.schedule.learning_rate(self.step_number)
         share = self.schedule.sparsity_share(self.step_number)
         scaled: dict[int, tuple[Tensor, Tensor]] = {}
-        for learner in self.learners:
-            layer = learner.name.layer
-            if layer not in scaled:
-                x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * self._scales[layer]
-                # Σ‖x − mean‖², the denominator of FVU.
-                scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
-            x_BD, variance = scaled[layer]
-            self._update(learner, x_BD, variance, rate, learner.coefficient * share)
+        for layer in {learner.name.layer for learner in self.learners}:
+            x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * self._scales[layer]
+            # Σ‖x − mean‖², the denominator of FVU.
+            scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
+        self._update_all(scaled, rate, share)
         self.step_number += 1
         last = self.step_number == self.schedule.steps
         if self.step_number % self.log_every == 0 or last:
             self._write_rows(len(batch["position"]))
             return True
         return False
+
+    def _update_all(
+        self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float
+    ) -> None:
+        """Each SAE on its layer's batch; small ones on a CPU side by side, each on some threads."""
+
+        def update(learner: Learner) -> None:
+            x_BD, variance = scaled[learner.name.layer]
+            self._update(learner, x_BD, variance, rate, learner.coefficient * share)
+
+        threads = torch.get_num_threads()
+        at_once = min(len(self.learners), threads)
+        sizes = [len(scaled[x.name.layer][0]) * x.sae.d_sae for x in self.learners]
+        if self.device.type != "cpu" or at_once <= 1 or max(sizes) > SIDE_BY_SIDE_UP_TO:
+            for learner in self.learners:
+                update(learner)
+            return
+        pool = workers(at_once, threads)
+        futures = [pool.submit(update, learner) for learner in self.learners]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            # Whatever happens, no SAE is left in the middle of a step.
+            wait(futures)
 
     def _update(
         self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float

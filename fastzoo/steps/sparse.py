@@ -10,6 +10,7 @@ density, so that the beginning of a run, where half of all latents are active, i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ PARTS_PER_THREAD = 8
 """Ranges per thread and kernel: some latents are active far more often than others."""
 
 
-class Workspace:
-    """Arrays that are used again at every step, by all SAEs of the process; each grows as needed."""
+class Workspace(threading.local):
+    """Arrays that are used again at every step, by all SAEs of a thread; each grows as needed."""
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, np.dtype[Any]], ndarray] = {}
@@ -340,8 +341,11 @@ def _serially(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
 
 
 def _in_parts(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
-    """Ranges of ``count`` on torch's number of threads, this one among them."""
+    """Ranges of ``count`` on this thread's number of threads, itself among them."""
     threads = torch.get_num_threads()
+    if threads == 1:
+        kernel(0, count, *arguments)
+        return
     size = -(-count // (PARTS_PER_THREAD * threads))
     starts = iter(range(0, count, size))  # shared: each thread takes the next range when it is free
 
@@ -349,12 +353,13 @@ def _in_parts(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
         for start in starts:
             kernel(start, min(start + size, count), *arguments)
 
-    others = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    others = [_helpers(threading.get_ident(), threads).submit(work) for _ in range(threads - 1)]
     work()
     for other in others:
         other.result()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _helpers(owner: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that help thread ``owner``, and nobody else."""
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="fastzoo-step")

@@ -110,6 +110,7 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401  (else imported while loading)
     from forward import ragged_lengths, random_dialogues
 
+    import fastzoo.steps.sparse_kernels  # noqa: F401  (brings numba and LLVM)
     from fastzoo.activations import ResidualReader
     from fastzoo.buffer import MixingBuffer
     from fastzoo.config import resolve
