@@ -194,7 +194,12 @@ class Trainer:
         threads = torch.get_num_threads()
         at_once = min(len(self.learners), threads)
         sizes = [len(scaled[x.name.layer][0]) * x.sae.d_sae for x in self.learners]
-        if self.device.type != "cpu" or at_once <= 1 or max(sizes) > SIDE_BY_SIDE_UP_TO:
+        if (
+            self.device.type != "cpu"
+            or at_once <= 1
+            or max(sizes) > SIDE_BY_SIDE_UP_TO
+            or not all(x.step.side_by_side for x in self.learners)
+        ):
             for learner in self.learners:
                 update(learner)
             return

@@ -23,6 +23,8 @@ class Step:
     """
 
     kind: ClassVar[str]
+    side_by_side: ClassVar[bool] = True
+    """Whether the steps of several SAEs may run at the same time, in threads."""
     precision: str = "float32"
     """Of the matrix products."""
 

@@ -93,6 +93,7 @@ class CudaStep(Step):
     """Adam's moments are stored as the weights are, latent-major; ``moments()`` turns them."""
 
     kind = "cuda"
+    side_by_side = False  # Triton's interpreter runs one kernel at a time
 
     def __init__(
         self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection

@@ -31,6 +31,14 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 BENCHMARKS = ("step", "forward", "many", "processes", "memory")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
+ON_GPUS = (
+    "step_ratio_cuda",
+    "bandwidth_share_cuda",
+    "packed_over_alone_cuda",
+    "packed_over_blocks_cuda",
+)
+"""Figures of ``step`` and ``forward`` that only a machine with a GPU has."""
+
 PACKAGES = ("torch", "numba", "transformers", "sae-lens")
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
@@ -144,6 +152,8 @@ def as_table(figures: dict[str, Any], about: dict[str, Any]) -> str:
         else:
             shown = f"{value:.0f}" if value >= 100 or isinstance(value, int) else f"{value:.3g}"
             others.append(f"| `{key}` | {shown} |")
+    if not any(key.startswith("step_ratio_cuda") for key in flat(figures)):
+        lines += [f"| `{key}` | not yet timed: no GPU here | | | | |" for key in ON_GPUS]
     return "\n".join(lines + (others if len(others) > 3 else []))
 
 
