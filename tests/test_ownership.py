@@ -267,9 +267,8 @@ def test_three_processes_one_of_them_without_saes(one: Path, tmp_path: Path) -> 
     arguments = (*SMALL, "architectures=[jumprelu]", "output.folder=out")
     result = launch(script, str(SCRIPT), *arguments, cwd=tmp_path, processes=3)
     assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"^rank . fine$", result.stdout, re.M)) == {
-        f"rank {i} fine" for i in range(3)
-    }
+    # Anywhere in a line: the ranks write into the same pipe.
+    assert sorted(re.findall(r"rank (\d) fine", result.stdout)) == ["0", "1", "2"]
     same_results(one, tmp_path / "out", [n for n in NAMES if "jumprelu" in n])
     shares = forwarded(result)
     assert 16384 <= sum(shares) < 16384 + 2048 and max(shares) - min(shares) <= 2048
