@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ settings.load_profile("fastzoo")
 VOCABULARY = 96
 WIDTH = 32
 LAYERS = 4
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch's CPU threads: two in the test, afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def training(preset: str = "quick", **changes: Any) -> TrainingSection:

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,7 @@ def train() -> Any:
     return runpy.run_path(str(SCRIPT), run_name="recipe")["main"]
 
 
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def run_script(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

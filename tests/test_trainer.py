@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from conftest import training
@@ -18,11 +16,7 @@ NAMES = [SAEName("m", layer, 4, a) for layer in (0, 2) for a in ("standard", "ju
 BATCH = 64
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def batches(count: int) -> list[Columns]:

@@ -34,7 +34,6 @@ class Step:
         self.sae = sae
         self.beta1, self.beta2 = training.adam_betas
         self.eps, self.clip_norm = training.adam_eps, training.clip_norm
-        self.compute = compute
         self.steps = 0
         latent_major_(sae)
 
