@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 import torch
 from conftest import training
@@ -89,3 +92,23 @@ def test_a_trainer_without_saes_counts_steps_all_the_same() -> None:
     trainer = new_trainer([])
     assert [trainer.step(batch) for batch in batches(5)] == [False] * 4 + [True]
     assert trainer.step_number == 5
+
+
+def test_no_sae_is_left_in_the_middle_of_a_step_when_another_fails() -> None:
+    trainer = new_trainer()
+    trainer.step(batches(1)[0])
+    ended = []
+    slow = trainer.learners[-1].step
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        ended.append(slow(*arguments))
+        return ended[-1]
+
+    trainer.learners[-1].step = slowly  # type: ignore[assignment]
+    slowly.side_by_side = True  # type: ignore[attr-defined]
+    bad = batches(2)[1]
+    bad["L0"][0, 0] = float("nan")
+    with pytest.raises(TrainingError):
+        trainer.step(bad)
+    assert len(ended) == 1
