@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
@@ -80,6 +80,14 @@ class ResidualReader:
         self._thread = threading.local()  # what the forward in this thread is to capture
         self.computed_tokens = 0
         register()
+
+    def state(self) -> dict[str, Any]:
+        """What was found out about the model so far; plain data."""
+        return {"packed": self._packed, "checked": sorted(self._checked)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what another reader of the same model found out."""
+        self._packed, self._checked = state["packed"], set(state["checked"])
 
     # --- one pack ---
 

@@ -152,6 +152,15 @@ class OutputSection(Section):
     project: str = "fastzoo"
 
 
+class CheckpointSection(Section):
+    """What a killed or stopped run goes on from; written when the buffer is about to be refilled."""
+
+    minutes: float | None = Field(None, ge=0)
+    """Between two of them, at least; null: so many that they take 2% of the time."""
+    keep_last: int = Field(2, ge=1)
+    """How many are kept while a run is in training; the last one is kept until the next is complete."""
+
+
 class PushSection(Section):
     namespace: str | None = None
     """Hub user or organisation to publish under; null publishes nothing."""
@@ -173,6 +182,7 @@ class Recipe(Section):
     compute: ComputeSection = ComputeSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     push: PushSection = PushSection()
     seed: int = Field(42, ge=0, lt=2**63)
     threads: int | None = Field(None, ge=1)
@@ -312,6 +322,27 @@ def _fields_at(path: Sequence[str]) -> list[str]:
         options = [annotation, *get_args(annotation)]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(section.model_fields)
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The keys, dotted, that runs with the same results have in common.
+
+    Revisions are not among them: what they stand for when a run starts is.
+    """
+    without: dict[str, Any] = {
+        "model": {"revision"},
+        "data": {"revision"},
+        "text": {"revision"},
+        "output": {"folder", "trackers", "project"},
+        "checkpoint": True,
+        "push": True,
+        "threads": True,
+    }
+    flat: dict[str, Any] = {}
+    for key, value in recipe.model_dump(exclude=without).items():
+        inner = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): each for name, each in inner.items()}
+    return flat
 
 
 # --- checks ------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fastzoo.activations import ResidualReader
 from fastzoo.buffer import Columns
-from fastzoo.config import EMBEDDED_DATA, Recipe
+from fastzoo.config import EMBEDDED_DATA, Recipe, recipe_settings
 from fastzoo.models import ModelSource
 from fastzoo.output import RunFacts, public_name
 from fastzoo.ownership import SharedForward
@@ -18,6 +18,7 @@ from fastzoo.sources import Rows, SourceInfo, held_out_embedded, open_rows
 from fastzoo.streams import (
     ChatTokenizer,
     Counts,
+    Position,
     TokenSequence,
     TokenStream,
     described,
@@ -50,15 +51,14 @@ class Data:
         counts = self.stream.counts
         return f"rows read: {counts.rows}, used: {counts.used}{_skipped(counts)}"
 
-    def fingerprint(self, recipe: Recipe, source: ModelSource) -> str:
-        """Equal where the same run sees the same model and data, on whatever machine."""
-        parts = [
-            recipe.model_dump_json(exclude={"output"}),
-            source.sha,
-            self.stream.rows.info.revision,
-            self.held_out_info.revision,
-        ]
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+    def settings(self, recipe: Recipe, source: ModelSource) -> dict[str, Any]:
+        """What runs with the same results have in common: recipe, model and data, on any machine."""
+        return {
+            **recipe_settings(recipe),
+            "model.revision": source.sha,
+            "data.revision": self.stream.rows.info.revision,
+            "evaluation.revision": self.held_out_info.revision,
+        }
 
     def facts(self, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
         """What all records of the run share."""
@@ -125,25 +125,43 @@ def _held_out_rows(recipe: Recipe, dialogues: Rows) -> Rows:
     return dialogues
 
 
-def training_columns(
-    forward: SharedForward, stream: TokenStream, recipe: Recipe
-) -> Iterator[Columns]:
-    """Activations of the stream's tokens until the recipe's budget is met, to the token."""
-    left = recipe.training.steps * recipe.training.batch_size
-    groups = _until(packs(stream, forward.reader.pack_tokens), left)
-    for columns in forward.columns(groups):
-        rows = len(columns["position"])
-        if rows >= left:
-            yield {name: column[:left] for name, column in columns.items()}
-            return
-        left -= rows
-        yield columns
+class TrainingColumns:
+    """Activations of the stream's tokens until the recipe's budget is met, to the token.
 
+    ``position`` is where the stream goes on after the columns that were given last.
+    """
 
-def _until(groups: Iterable[list[TokenSequence]], tokens: int) -> Iterator[list[TokenSequence]]:
-    """Groups until they hold ``tokens``: what comes after those is neither read nor computed."""
-    for group in groups:
-        yield group
-        tokens -= sum(map(len, group))
+    def __init__(self, forward: SharedForward, stream: TokenStream, recipe: Recipe) -> None:
+        self.forward, self.stream = forward, stream
+        self.budget = recipe.training.steps * recipe.training.batch_size
+        self.position = stream.start
+        self._ahead: deque[Position] = deque()
+
+    def __iter__(self) -> Iterator[Columns]:
+        left = self.budget - self.position.counts.tokens
+        for columns in self.forward.columns(self._groups(left)):
+            self.position = self._ahead.popleft()
+            rows = len(columns["position"])
+            if rows >= left:
+                # Without the dialogue that was read to see that it does not fit.
+                self.stream.counts = self.position.counts.copy()
+                yield {name: column[:left] for name, column in columns.items()}
+                return
+            left -= rows
+            yield columns
+
+    def _groups(self, tokens: int) -> Iterator[list[TokenSequence]]:
+        """Packs until they hold ``tokens``: what comes after those is neither read nor computed.
+
+        The model's forward takes them some time before it gives their activations.
+        """
         if tokens <= 0:
             return
+        for group in packs(self.stream, self.forward.reader.pack_tokens):
+            after = group[-1].after
+            assert after is not None
+            self._ahead.append(after)
+            yield group
+            tokens -= sum(map(len, group))
+            if tokens <= 0:
+                return

@@ -11,7 +11,15 @@ import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-from fastzoo.ranks import PeerEnded, label, leave, leave_after_peer, several
+from fastzoo.ranks import (
+    PeerEnded,
+    Stopped,
+    label,
+    leave,
+    leave_after_failure,
+    leave_after_peer,
+    several,
+)
 
 
 class FastzooError(Exception):
@@ -70,7 +78,10 @@ def report_failures(command: Callable[[], None]) -> None:
         command()
     except FastzooError as error:
         print(f"error: {label()}{error}", file=sys.stderr)
-        leave(error.exit_code)
+        leave_after_failure(error.exit_code)
+    except Stopped as stopped:
+        print(f"{label()}{stopped}", file=sys.stderr)
+        leave(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"error: {label()}interrupted", file=sys.stderr)
         leave(INTERRUPTED)
@@ -86,7 +97,7 @@ def report_failures(command: Callable[[], None]) -> None:
         # In one piece, so that no other process writes into it.
         head = f"error: {label()}unexpected {type(error).__name__}"
         sys.stderr.write(f"{head}\n{traceback.format_exc()}")
-        leave(1)
+        leave_after_failure(1)
 
 
 def one_line(text: object, limit: int = 300) -> str:

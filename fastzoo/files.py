@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fastzoo.errors import OutputError, one_line
+
+WAIT_SECONDS = 40.0
+"""A launcher gives the processes of a run that lost one of them half a minute to end."""
 
 
 def sha256_of(path: Path) -> str:
@@ -30,6 +35,15 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = partial_of(path)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary sibling, sync it to disk, then rename it to ``folder``.
 
@@ -38,27 +52,113 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OutputError: the disk is full, read-only, or otherwise refuses; names folder and cause.
     """
-    temporary = folder.with_name(f".{folder.name}.partial")
+    temporary = partial_of(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
         for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                _sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
-        raise OutputError(
-            f"'{folder}' cannot be written: {one_line(getattr(error, 'strerror', None) or error)}; "
-            "what was complete before is kept"
-        ) from None
+            sync(path)
+        publish(temporary, folder)
+    except REFUSALS as error:
+        raise refused(folder, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    # Delayed allocation reports a full disk only here.
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+REFUSALS = (OSError, SafetensorError)
+"""What writing raises where the disk refuses: safetensors wraps what the system says."""
+
+
+def refused(path: Path, error: BaseException) -> OutputError:
+    """The one line for a refusal."""
+    return OutputError(
+        f"'{path}' cannot be written: {one_line(getattr(error, 'strerror', None) or error)}; "
+        "what was complete before is kept"
+    )
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a folder is written before it is complete."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left incomplete in ``folder``."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+_claims: list[int] = []
+
+
+def claim(folder: Path, say: Callable[[str], None]) -> None:
+    """Keep other processes from using ``folder`` until ``release_claims`` or this process's end.
+
+    What is left of a run that was killed a moment ago is waited for, and ``say`` told so.
+
+    Raises:
+        OutputError: another process uses it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    _claims.append(handle)
+    until: float | None = None
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if until is None:
+                say(f"'{folder}' is in use by another process, which may be ending; waiting")
+                until = time.monotonic() + WAIT_SECONDS
+            if time.monotonic() > until:
+                raise OutputError(
+                    f"'{folder}' is in use by another process; give another folder, or let it end"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return
+
+
+def release_claims() -> None:
+    """Let others use what this process claimed."""
+    while _claims:
+        os.close(_claims.pop())
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that, even if this process is killed meanwhile, is never seen incomplete."""
+    temporary = partial_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder, whose files are synced, to its own name, in place of an older one."""
+    sync(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder. Delayed allocation reports a full disk
+    only here."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no syncing of folders.
+        if not (path.is_dir() and error.errno == errno.EINVAL):
+            raise
+    finally:
+        os.close(handle)

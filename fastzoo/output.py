@@ -6,9 +6,10 @@ import csv
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,18 @@ from torch import Tensor
 
 from fastzoo import __version__
 from fastzoo.card import render_card
-from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe
-from fastzoo.errors import OutputError, one_line
-from fastzoo.files import write_folder, write_json
+from fastzoo.checkpoints import FOLDER as CHECKPOINTS
+from fastzoo.checkpoints import Checkpoint, differing, find_checkpoint
+from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe, load_recipe, recipe_settings
+from fastzoo.errors import InputError, OutputError, one_line
+from fastzoo.files import (
+    claim,
+    remove_folder,
+    remove_partial,
+    write_folder,
+    write_json,
+    write_text,
+)
 from fastzoo.formats import save_sae
 from fastzoo.metrics import DEFINITIONS
 from fastzoo.plot import plot_training
@@ -30,6 +40,7 @@ RECIPE_FILE = "recipe.yaml"
 PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
 """Their versions can change a result."""
 INTERRUPTED_FOLDER = "interrupted"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -44,27 +55,106 @@ class RunFacts:
     recipe: Recipe
 
 
-def start_run(recipe: Recipe) -> Path:
-    """Make the run's folder and write the resolved recipe into it.
+@dataclass(frozen=True)
+class Start:
+    """What a run's folder says about where to begin."""
+
+    checkpoint: Checkpoint | None = None
+    """Where training goes on; None: it begins."""
+    complete: bool = False
+    """Whether all is done already."""
+
+
+def start_run(
+    recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]
+) -> Start:
+    """Make the run's folder, or find in it how far the same run came before.
+
+    Args:
+        settings: what a run must have in common with the one that it goes on with.
+        fresh: move an older run aside and start over.
+        say: told in one line what else than a new run this is.
 
     Raises:
-        OutputError: the folder holds anything already, or cannot be written.
+        OutputError: the folder holds something else, or the run of another recipe, model or data;
+            is in use by another process; cannot be written.
     """
     folder = recipe.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            holds = "another run" if (folder / RECIPE_FILE).exists() else "other files"
-            raise OutputError(
-                f"output.folder: '{folder}' already holds {holds}; give another with "
-                "output.folder=... or move it away"
+        claim(folder, say)
+        if fresh and (folder / RECIPE_FILE).exists():
+            aside = next(
+                path
+                for n in count(1)
+                if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
             )
-        (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+            folder.rename(aside)
+            say(f"the run that was in {folder} is now in {aside}")
+            folder.mkdir()
+            claim(folder, say)
+        remove_partial(folder)
+        remove_partial(folder / CHECKPOINTS)
+        if any(folder.iterdir()):
+            return _go_on(recipe, settings, say)
+        write_text(folder / RECIPE_FILE, recipe.to_yaml())
     except OSError as error:
         raise OutputError(
             f"output.folder: '{folder}' cannot be written: {one_line(error.strerror or error)}"
         ) from None
-    return folder
+    return Start()
+
+
+def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], None]) -> Start:
+    """What a folder that is not empty says."""
+    folder = recipe.folder
+    where = f"output.folder: '{folder}'"
+    if not (folder / RECIPE_FILE).exists():
+        raise OutputError(
+            f"{where} already holds other files; give another with output.folder=... or move it away"
+        )
+    checkpoint = find_checkpoint(folder, say)
+    if checkpoint:
+        before = checkpoint.manifest["settings"]
+    else:
+        # Revisions are not compared: nothing was computed from them that is still needed.
+        before = {**settings, **_settings_of(folder / RECIPE_FILE)}
+    if differences := differing(before, settings):
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise OutputError(
+            f"{where} holds another run ({one_line('; '.join(differences[:3]), 600)}{more}); go on with "
+            "its settings, give another folder with output.folder=..., or --fresh, which moves it aside"
+        )
+    if checkpoint:
+        say(f"going on after step {checkpoint.step} of {recipe.training.steps}")
+        for difference in differing(checkpoint.manifest["machine"], machine()):
+            say(f"the last bits of the result may differ from an undisturbed run's: {difference}")
+    complete = not checkpoint and all((folder / str(n) / CARD).exists() for n in recipe.names())
+    return Start(checkpoint, complete)
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    try:
+        return recipe_settings(load_recipe(path))
+    except InputError as error:
+        raise OutputError(
+            f"{error}; give another folder with output.folder=..., or --fresh, which moves this aside"
+        ) from None
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a run's weights depend on besides its settings."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {**versions(), "device": device, "threads": torch.get_num_threads()}
+
+
+def complete_run(folder: Path) -> None:
+    """Remove what only a run that is not complete needs."""
+    for name in (CHECKPOINTS, INTERRUPTED_FOLDER):
+        if (folder / name).exists():
+            remove_folder(folder / name)
 
 
 def withdraw_run(folder: Path) -> None:
@@ -97,7 +187,7 @@ def save_result(
         write_json(target / "metrics.json", figures)
         _write_log(target / "training_log.csv", learner.log)
         plot_training(learner.log, str(learner.name), target / "training.png")
-        (target / "README.md").write_text(render_card(record, figures), encoding="utf-8")
+        (target / CARD).write_text(render_card(record, figures), encoding="utf-8")
 
     write_folder(folder, fill)
     return folder

@@ -10,7 +10,7 @@ travel, gradients never do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -67,17 +67,18 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
     return [[name for name in names if owner[name] == rank] for rank in range(processes)]
 
 
-def check_same_run(fingerprints: Sequence[str]) -> None:
+def check_same_run(settings: Sequence[Mapping[str, Any]]) -> None:
     """All ranks must read the same stream, since none tells the others how long its packs are.
 
     Raises:
-        InputError: some rank's fingerprint differs from rank 0's; names those ranks.
+        InputError: some rank's settings differ from rank 0's; names those ranks and a difference.
     """
-    others = [str(rank) for rank, each in enumerate(fingerprints) if each != fingerprints[0]]
+    others = [rank for rank, each in enumerate(settings) if each != settings[0]]
     if others:
+        keys = [key for key, value in settings[0].items() if settings[others[0]].get(key) != value]
         raise InputError(
-            f"not every process has the same recipe, model and data: rank {', '.join(others)} "
-            "differs from rank 0"
+            f"not every process has the same recipe, model and data: rank "
+            f"{', '.join(map(str, others))} differs from rank 0 ({', '.join(keys[:3])})"
         )
 
 
@@ -104,11 +105,17 @@ class SharedForward:
     Args:
         owners: the SAEs of every rank.
         rank: this process.
+        idle: called now and then while other processes are waited for.
     """
 
     def __init__(
-        self, reader: ResidualReader, owners: Sequence[Sequence[SAEName]], rank: int
+        self,
+        reader: ResidualReader,
+        owners: Sequence[Sequence[SAEName]],
+        rank: int,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
+        self._idle = idle
         self.reader, self.rank, self.processes = reader, rank, len(owners)
         self.layers = [sorted({name.layer for name in names}) for names in owners]
         """Of every rank, the layers that it needs."""
@@ -184,6 +191,7 @@ class SharedForward:
             # stream never gets stuck behind an exchange with a process that is gone.
             nap = 0.0001
             while not round_.work.is_completed():
+                self._idle()
                 time.sleep(nap)
                 nap = min(LONGEST_NAP, 2 * nap)
             round_.work.wait()

@@ -17,7 +17,7 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
-        self.title, self.total, self.done = title, total, 0
+        self.title, self.total, self.done, self._before = title, total, 0, 0
         self._started = self._last_line = time.monotonic()
         self._bar = None
         self._shown = shown
@@ -50,6 +50,12 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def begin_at(self, done: int) -> None:
+        """So many were done before; they say nothing about how long the others take."""
+        self.done = self._before = done
+        if self._bar:
+            self._bar.reset(self._task, completed=done)
+
     def advance(self, by: int = 1, note: str | None = None) -> None:
         """``by`` more are done; ``note`` replaces the text beside the bar."""
         self.done += by
@@ -61,7 +67,8 @@ class Progress:
         now = time.monotonic()
         if self._shown and note and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            left = (now - self._started) * (self.total - self.done) / max(1, self.done)
+            speed = (self.done - self._before) / (now - self._started)
+            left = (self.total - self.done) / speed
             print(
                 f"{self.title} {self.done / self.total:4.0%}  {note}  {left:.0f} s left",
                 file=sys.stderr,

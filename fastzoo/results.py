@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastzoo.card import show
+from fastzoo.names import SAEName
 
 NO_FIRST = "without_position_0"
 
@@ -54,6 +57,15 @@ def print_results(rows: Results) -> None:
     for start in range(1, len(lines) + 1, fitting):
         columns = [[row[0], *row[start : start + fitting]] for row in turned]
         _print(console, columns[0], columns[1:])
+
+
+def read_results(run_folder: Path, names: Iterable[SAEName]) -> Results:
+    """The figures of a complete run, as its folders have them."""
+    rows = []
+    for name in sorted(names):
+        text = (run_folder / str(name) / "metrics.json").read_text(encoding="utf-8")
+        rows.append((name, json.loads(text)["metrics"], None))
+    return rows
 
 
 def _width(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> int:

@@ -11,6 +11,7 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,8 +43,12 @@ class Rows(Protocol):
         """Rows to set aside for evaluation: as many as wanted, from the start of these."""
         ...
 
-    def training(self, epoch: int, held_out: int) -> Iterator[Row]:
-        """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``."""
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
+        """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``.
+
+        Args:
+            start: how many of them, in this order, are left out.
+        """
         ...
 
 
@@ -122,8 +127,8 @@ class TableRows:
         for index in self._first_order:
             yield int(index), self._table[int(index)]
 
-    def training(self, epoch: int, held_out: int) -> Iterator[Row]:
-        for index in self._order(self._first_order[held_out:], f"epoch {epoch}"):
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
+        for index in self._order(self._first_order[held_out:], f"epoch {epoch}")[start:]:
             yield int(index), self._table[int(index)]
 
 
@@ -153,12 +158,12 @@ class HubRows:
     def held_out(self) -> Iterator[Row]:
         yield from enumerate(self._data)
 
-    def training(self, epoch: int, held_out: int) -> Iterator[Row]:
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
         rest = self._data.skip(held_out)
         if self._section.shuffle:
             rest = rest.shuffle(seed=self._seed, buffer_size=self._section.shuffle_rows)
             rest.set_epoch(epoch)
-        yield from enumerate(rest, start=held_out)
+        yield from islice(enumerate(rest, start=held_out), start, None)
 
 
 def _datasets() -> Any:

@@ -10,8 +10,8 @@ Every token keeps its position in its dialogue, its dialogue's index and whether
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
 from typing import Any
 
@@ -39,6 +39,8 @@ class TokenSequence:
     """(T,) int64, index of each token's dialogue: its row number in the source."""
     special: np.ndarray
     """(T,) bool, whether the token is one of the tokenizer's special tokens."""
+    after: Position | None = None
+    """Where the stream goes on once this was given; None outside a ``TokenStream``."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,6 +68,35 @@ class Counts:
         values = asdict(self)
         del values["first_skipped"]
         return values | {"skipped": dict(sorted(self.skipped.items()))}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Counts:
+        """From plain data."""
+        return cls(**{**values, "skipped": Counter(values["skipped"])})
+
+    def copy(self, **changes: Any) -> Counts:
+        return replace(self, **{"skipped": self.skipped.copy(), **changes})
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a ``TokenStream`` from which another one gives exactly what the first would have."""
+
+    epoch: int = 0
+    row: int = 0
+    """How many rows of the epoch, in its order, are done with."""
+    offset: int = 0
+    """How many tokens of the next usable row were given already (in blocks)."""
+    counts: Counts = field(default_factory=Counts)
+    """What became of the rows up to here; ``counts.tokens`` is how many tokens were given."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that ``of`` reads back."""
+        return {**vars(self), "counts": self.counts.as_dict()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Position:
+        return cls(**{**values, "counts": Counts.of(values["counts"])})
 
 
 class ChatTokenizer:
@@ -182,24 +213,38 @@ class TokenStream:
     ) -> None:
         self.recipe, self.chat, self.rows = recipe, chat, rows
         self.held_out, self.exclude = held_out, exclude
-        self.counts = Counts()
+        self.start_at(Position())
+
+    def start_at(self, position: Position) -> None:
+        """Iterating will go on from there (``TokenSequence.after``), counts included."""
+        self.start = position
+        self.counts = position.counts.copy()
 
     def __iter__(self) -> Iterator[TokenSequence]:
         dialogues = self._dialogues()
         sequences = (
             dialogues
             if self.recipe.method == "fast"
-            else blocks(dialogues, self.recipe.data.block_tokens)
+            else blocks(dialogues, self.recipe.data.block_tokens, self.start)
         )
         for sequence in sequences:
             self.counts.tokens += len(sequence)
-            yield sequence
+            after = sequence.after
+            assert after is not None
+            # Blocks end before the last dialogue that was read: the counts are those of that place.
+            after = replace(after, counts=after.counts.copy(tokens=self.counts.tokens))
+            yield replace(sequence, after=after)
 
     def _dialogues(self) -> Iterator[TokenSequence]:
         """Dialogues or documents, epoch after epoch."""
-        for epoch in count():
-            rows = self.rows.training(epoch, self.held_out)
-            used_before = self.counts.used
+        start = self.start
+        offset = start.offset
+        for epoch in count(start.epoch):
+            # A position within an epoch is one behind something usable.
+            done = start.row if epoch == start.epoch else 0
+            usable = done > 0
+            rows_before = self.counts.rows - done
+            rows = self.rows.training(epoch, self.held_out, done)
             if self.recipe.method == "bt-p":
                 found = self.chat.texts(rows, self.recipe.text.column, self.counts)
             else:
@@ -214,26 +259,39 @@ class TokenStream:
                         "identical to a held-out dialogue", int(sequence.dialogue[0]), text
                     )
                     continue
-                yield sequence
-            if self.counts.used == used_before:
+                usable = True
+                after = Position(epoch, self.counts.rows - rows_before, 0, self.counts.copy())
+                yield replace(cut(sequence, offset, len(sequence)), after=after)
+                offset = 0
+            if not usable:
                 raise nothing_usable(self.rows, self.counts)
             self.counts.epochs += 1
 
 
-def blocks(sequences: Iterable[TokenSequence], size: int) -> Iterator[TokenSequence]:
-    """Concatenate sequences and cut blocks of exactly ``size`` tokens; a last part is not yielded."""
+def blocks(
+    sequences: Iterable[TokenSequence], size: int, before: Position | None = None
+) -> Iterator[TokenSequence]:
+    """Concatenate sequences and cut blocks of exactly ``size`` tokens; a last part is not yielded.
+
+    Args:
+        before: where the stream stands that ``sequences`` come from.
+    """
     parts: list[TokenSequence] = []
     held = 0
     for sequence in sequences:
         parts.append(sequence)
         held += len(sequence)
-        if held < size:
-            continue
-        joined = concatenate(parts)
-        whole = held - held % size
-        for start in range(0, whole, size):
-            yield cut(joined, start, start + size)
-        parts, held = [cut(joined, whole, held)], held - whole
+        if held >= size:
+            joined = concatenate(parts)
+            whole = held - held % size
+            for stop in range(size, whole + 1, size):
+                # What was held was less than a block: each block ends within the last dialogue.
+                after = sequence.after
+                if stop < held and before is not None:
+                    after = replace(before, offset=int(joined.position[stop]))
+                yield replace(cut(joined, stop - size, stop), after=after)
+            parts, held = [cut(joined, whole, held)], held - whole
+        before = sequence.after
 
 
 def concatenate(sequences: list[TokenSequence]) -> TokenSequence:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,21 @@ class _Sums:
     grad_norm: Tensor
     steps: int = 0
 
+    NAMES: ClassVar[tuple[str, ...]] = (
+        "squared_error",
+        "penalty",
+        "fired",
+        "variance",
+        "grad_norm",
+    )
+
+    def stacked(self) -> Tensor:
+        return torch.stack([getattr(self, name) for name in self.NAMES])
+
+    @classmethod
+    def of(cls, stacked: Tensor, steps: int) -> _Sums:
+        return cls(**dict(zip(cls.NAMES, stacked.unbind(), strict=True)), steps=steps)
+
 
 @dataclass
 class Learner:
@@ -97,6 +113,59 @@ class Learner:
             frequency = self.window_F / max(1, self.window_steps * batch_size)
         return torch.log10(frequency.cpu() + 1e-10)
 
+    # --- saving ---
+
+    def plain_state(self) -> dict[str, Any]:
+        """All of it that is no tensor and not in the recipe."""
+        return {
+            "scale": self.scale,
+            "steps": self.step.steps,
+            "window_steps": self.window_steps,
+            "sums_steps": self.sums.steps if self.sums else 0,
+            "log": self.log,
+        }
+
+    def tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Group by group, none larger than the SAE, on its device: what ``plain_state`` lacks."""
+        weights = {name: p.detach() for name, p in self.sae.named_parameters()}
+        yield "weights", _as_stored(weights)
+        moments = self.step.moments()
+        for index, group in enumerate(("exp_avg", "exp_avg_sq")):
+            yield group, _as_stored({name: pair[index] for name, pair in moments.items()})
+        counters = {"since_fired": self.since_fired_F, "window": self.window_F}
+        if self.frequency_F is not None:
+            counters["frequency"] = self.frequency_F
+        if self.sums is not None:
+            counters["sums"] = self.sums.stacked()
+        yield "counters", counters
+
+    @torch.no_grad()
+    def restore(
+        self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]
+    ) -> None:
+        """Become the learner that ``plain_state`` and, group by group, ``tensors`` were taken from."""
+        self.scale, self.window_steps = plain["scale"], plain["window_steps"]
+        self.log = plain["log"]
+        self.step.go_on_from(plain["steps"])
+        for group, targets in self.tensors():
+            saved = read(group)
+            if group == "counters":
+                self._restore_counters(saved, plain["sums_steps"])
+            else:
+                for name, target in targets.items():
+                    target.copy_(saved[name])
+
+    def _restore_counters(self, saved: Mapping[str, Tensor], sums_steps: int) -> None:
+        here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
+        self.since_fired_F, self.window_F = here["since_fired"], here["window"]
+        self.frequency_F = here.get("frequency")
+        self.sums = _Sums.of(here["sums"], sums_steps) if sums_steps else None
+
+
+def _as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous views: ``W_enc`` is latent-major."""
+    return {n: t if t.is_contiguous() else t.t() for n, t in tensors.items()}
+
 
 class Trainer:
     """Owns some of a recipe's SAEs and moves them all by one step per batch.
@@ -105,7 +174,7 @@ class Trainer:
         names: the SAEs to train.
         d_in: width of the residual stream.
         sample: columns ``L<layer>`` and ``position`` of the first activations, for the starting
-            biases and the scale.
+            biases and the scale; None where ``restore`` follows.
         device: where SAEs live.
     """
 
@@ -114,7 +183,7 @@ class Trainer:
         names: Sequence[SAEName],
         d_in: int,
         training: TrainingSection,
-        sample: Columns,
+        sample: Columns | None,
         *,
         seed: int,
         device: torch.device,
@@ -127,21 +196,16 @@ class Trainer:
         self.step_number = 0
         self._started = time.perf_counter()
         self._last_log = (0.0, 0)
-        self._scales: dict[int, float] = {}
-        biases: dict[int, Tensor] = {}
-        # The attention sink at position 0 would dominate the scale of all other tokens.
-        ordinary = sample["position"] > 0
-        for layer in sorted({name.layer for name in names}):
-            points = sample[f"L{layer}"]
-            scale = activation_scale(points, training.activation_scale, ordinary)
-            self._scales[layer] = scale
-            biases[layer] = decoder_bias(points, training.b_dec_init) * scale
+        starts = {
+            layer: _start(layer, d_in, sample, training)
+            for layer in sorted({name.layer for name in names})
+        }
         self.learners = [
-            self._learner(name, d_in, biases[name.layer], derived_seed(seed, "sae", name))
+            self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name))
             for name in names
         ]
 
-    def _learner(self, name: SAEName, d_in: int, b_dec: Tensor, seed: int) -> Learner:
+    def _learner(self, name: SAEName, d_in: int, scale: float, b_dec: Tensor, seed: int) -> Learner:
         training = self.training
         generator = torch.Generator().manual_seed(seed)
         sae = new_sae(name.architecture, d_in, d_in * name.expansion, training, generator)
@@ -156,7 +220,7 @@ class Trainer:
             sae,
             step_for(sae, training, self.compute),
             coefficient,
-            self._scales[name.layer],
+            scale,
             torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
             torch.zeros(sae.d_sae, device=self.device),
         )
@@ -170,8 +234,8 @@ class Trainer:
         rate = self.schedule.learning_rate(self.step_number)
         share = self.schedule.sparsity_share(self.step_number)
         scaled: dict[int, tuple[Tensor, Tensor]] = {}
-        for layer in {learner.name.layer for learner in self.learners}:
-            x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * self._scales[layer]
+        for layer, scale in {x.name.layer: x.scale for x in self.learners}.items():
+            x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * scale
             # Σ‖x − mean‖², the denominator of FVU.
             scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
         self._update_all(scaled, rate, share)
@@ -323,7 +387,40 @@ class Trainer:
             if column != "step"
         }
 
+    # --- saving ---
+
+    def plain_state(self) -> dict[str, Any]:
+        """What is neither a learner's nor in the recipe."""
+        return {
+            "step": self.step_number,
+            "seconds": self.seconds(),
+            "last_log": list(self._last_log),
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go on from ``plain_state``; the learners are restored one by one."""
+        self.step_number = plain["step"]
+        self._started = time.perf_counter() - plain["seconds"]
+        seconds, tokens = plain["last_log"]
+        self._last_log = seconds, tokens
+
+    def seconds(self) -> float:
+        """How long training has taken, without what was lost when it was interrupted."""
+        return time.perf_counter() - self._started
+
     def tokens_per_second(self) -> float:
         """Training tokens per second since the start, activations and all SAEs included."""
         seconds, tokens = self._last_log
         return tokens / seconds if seconds else 0.0
+
+
+def _start(
+    layer: int, d_in: int, sample: Columns | None, training: TrainingSection
+) -> tuple[float, Tensor]:
+    """Of a layer, the scale of its activations and the decoder bias (d_in,) to begin with."""
+    if sample is None:
+        return 1.0, torch.zeros(d_in)
+    points = sample[f"L{layer}"]
+    # The attention sink at position 0 would dominate the scale of all other tokens.
+    scale = activation_scale(points, training.activation_scale, sample["position"] > 0)
+    return scale, decoder_bias(points, training.b_dec_init) * scale

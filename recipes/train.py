@@ -1,9 +1,11 @@
 """Train, evaluate and document every SAE of one recipe.
 
-    accelerate launch recipes/train.py [RECIPE.yaml] [key=value ...]
+    accelerate launch recipes/train.py [RECIPE.yaml] [key=value ...] [--fresh]
 
-Without a recipe file: recipes/tiny.yaml, which needs no network. Several processes share the
-language model's forward and own different SAEs, whose weights are the same for any number of them:
+Without a recipe file: recipes/tiny.yaml, which needs no network. A run that was killed or stopped
+goes on when the same command is given again; --fresh moves it aside and starts over. Several
+processes share the language model's forward and own different SAEs, whose weights are the same for
+any number of them:
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train.py
     accelerate launch --config_file recipes/accelerate/gpus.yaml recipes/train.py
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastzoo.config import Recipe, check_against_model, load_recipe
-from fastzoo.errors import InputError, report_failures
-from fastzoo.ranks import end_undisturbed, obey_launcher, talking
+from fastzoo.errors import InputError, OutputError, report_failures
+from fastzoo.files import release_claims
+from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,16 +32,22 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    files = [a for a in arguments if "=" not in a]
+    options = [a for a in arguments if a.startswith("--") and "=" not in a]
+    if unknown := set(options) - {"--fresh"}:
+        raise InputError(
+            f"there is no option {unknown.pop()}; --fresh and --help are the only ones"
+        )
+    files = [a for a in arguments if "=" not in a and a not in options]
     if len(files) > 1:
         raise InputError(f"more than one recipe file: {', '.join(files)}")
     recipe = load_recipe(
         Path(files[0]) if files else None, overrides=[a for a in arguments if "=" in a]
     )
-    train(recipe)
+    with obeying_signals():
+        train(recipe, fresh="--fresh" in options)
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, *, fresh: bool = False) -> None:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -55,49 +64,68 @@ def train(recipe: Recipe) -> None:
         # outlast the difference between the slowest and the fastest evaluation.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
-    # Not before there is a group: whoever waits for it can be ended at once.
-    obey_launcher()
     use_threads(recipe.threads, local_processes)
     try:
-        run(recipe, accelerator)
+        run(recipe, accelerator, fresh=fresh)
     except BaseException:
         for tracker in accelerator.trackers:
             tracker.finish()
         raise
+    finally:
+        release_claims()
     # Closes trackers and the process group, which after a failure may hold nobody to talk to.
     accelerator.end_training()
 
 
-def run(recipe: Recipe, accelerator: Accelerator) -> None:
-    from accelerate.utils import gather_object
+def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> None:
+    from accelerate.utils import broadcast_object_list, gather_object
 
     from fastzoo.activations import ResidualReader
     from fastzoo.buffer import MixingBuffer
-    from fastzoo.data import open_data, training_columns
+    from fastzoo.checkpoints import Checkpoints
+    from fastzoo.data import TrainingColumns, open_data
     from fastzoo.evaluate import evaluate
     from fastzoo.models import find_model, load_model, load_tokenizer
-    from fastzoo.output import keep_interrupted, save_result, start_run, withdraw_run
+    from fastzoo.output import (
+        complete_run,
+        keep_interrupted,
+        machine,
+        save_result,
+        start_run,
+        withdraw_run,
+    )
     from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
-    from fastzoo.results import print_results
+    from fastzoo.results import print_results, read_results
     from fastzoo.steps import choose
     from fastzoo.trainer import Trainer, derived_seed
 
     main_process = accelerator.is_main_process
+
+    def say(line: str) -> None:
+        if main_process:
+            print(line, file=sys.stderr)
 
     # 1. Everything that can be wrong is found out before the weights are loaded.
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
     data = open_data(recipe, load_tokenizer(source), source.name)
+    settings = data.settings(recipe, source)
     with talking():
-        fingerprints = gather_object([data.fingerprint(recipe, source)])
-    check_same_run(fingerprints)
+        everyones = gather_object([{**settings, "threads": recipe.threads}])
+    check_same_run(everyones)
     folder = recipe.folder
-    if main_process:
-        start_run(recipe)
-        for line in data.summary():
-            print(line, file=sys.stderr)
+    starts = [start_run(recipe, settings, fresh=fresh, say=say) if main_process else None]
+    with talking():
+        (start,) = broadcast_object_list(starts)
+    if start.complete:
+        say(f"{folder} is complete; --fresh moves it aside and starts over")
+        if main_process:
+            print_results(read_results(folder, recipe.names()))
+        return
+    for line in data.summary():
+        say(line)
 
     trainer = None
     try:
@@ -108,12 +136,18 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
         training = recipe.training
         rank, processes = accelerator.process_index, accelerator.num_processes
         owners = assign(recipe.names(), source.d_model, processes)
-        forward = SharedForward(reader, owners, rank)
+        checkpoints = Checkpoints(folder, recipe.checkpoint, settings, machine(), owners, rank)
+        forward = SharedForward(reader, owners, rank, checkpoints.idle)
+        if start.checkpoint:
+            data.stream.start_at(start.checkpoint.position)
+        columns = TrainingColumns(forward, data.stream, recipe)
         buffer = MixingBuffer(
-            training_columns(forward, data.stream, recipe),
+            columns,
             training.buffer_tokens,
             training.batch_size,
             derived_seed(recipe.seed, "buffer"),
+            position=lambda: columns.position,
+            idle=checkpoints.idle,
         )
 
         # 3. Each process trains the SAEs that it owns, all on the same batches.
@@ -121,26 +155,31 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             owners[rank],
             source.d_model,
             training,
-            buffer.fill(),
+            None if start.checkpoint else buffer.fill(),
             seed=recipe.seed,
             device=accelerator.device,
             log_every=recipe.output.log_every,
             compute=recipe.compute,
         )
+        if start.checkpoint:
+            start.checkpoint.restore(trainer, buffer, reader)
+        checkpoints.watch(trainer, buffer, reader)
         if recipe.output.trackers:
             accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
-        with Progress(
-            f"training {len(recipe.names())} SAEs", training.steps, shown=main_process
-        ) as bar:
+        title = f"training {len(recipe.names())} SAEs"
+        with stoppable(), Progress(title, training.steps, shown=main_process) as bar:
+            bar.begin_at(trainer.step_number)
             for batch in trainer.guarded(buffer):
                 logged = trainer.step(batch)
                 bar.advance(note=trainer.note() if logged else None)
                 if logged and recipe.output.trackers:
                     accelerator.log(trainer.tracked(), step=trainer.step_number)
+                checkpoints.after_step()
+            checkpoints.at_end()
 
         # 4. Held-out figures of all SAEs in one pass, then one complete folder per SAE.
-        if main_process:
-            print(data.after_training(), file=sys.stderr)
+        say(data.after_training())
+        say(checkpoints.summary(trainer.seconds()))
         facts = data.facts(recipe, source, reader)
         saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
         figures = {}
@@ -155,14 +194,15 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
             name = str(learner.name)
             save_result(folder, learner, sae, figures[name], facts, training.batch_size)
             results.append((learner.name, figures[name], trainer.tokens_per_second()))
-    except BaseException:
+    except BaseException as error:
         # Whatever ended the run, hours of training are not lost with it.
         end_undisturbed()
-        if trainer and trainer.step_number:
+        if not trainer or not trainer.step_number:
+            if main_process:
+                withdraw_run(folder)
+        elif not isinstance(error, (Stopped, OutputError)):
             facts = data.facts(recipe, source, reader)
             keep_interrupted(folder, trainer.learners, facts, training.batch_size)
-        elif main_process:
-            withdraw_run(folder)
         raise
 
     with talking():
@@ -176,6 +216,8 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     # A rank that leaves while others still talk was seen to abort at its exit (gloo).
     with talking():
         accelerator.wait_for_everyone()
+    if main_process:
+        complete_run(folder)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,15 @@ class Step:
         raise NotImplementedError
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Adam's running mean and mean square per trained parameter, in that parameter's shape."""
+        """Adam's running mean and mean square per trained parameter, in that parameter's shape.
+
+        From the first step on, or after ``go_on_from``, these are the tensors that steps use.
+        """
         raise NotImplementedError
+
+    def go_on_from(self, steps: int) -> None:
+        """Count on from so many steps; what ``moments`` gives can then be overwritten."""
+        self.steps = steps
 
 
 def latent_major_(sae: TrainableSAE) -> None:

@@ -49,3 +49,13 @@ class ReferenceStep(Step):
             else (torch.zeros_like(p), torch.zeros_like(p))
             for name, p in self.sae.trained_parameters().items()
         }
+
+    def go_on_from(self, steps: int) -> None:
+        super().go_on_from(steps)
+        for name, parameter in self.sae.trained_parameters().items():
+            mean, square = self.moments()[name]
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps), device=parameter.device),
+                "exp_avg": mean,
+                "exp_avg_sq": square,
+            }

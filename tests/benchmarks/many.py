@@ -45,7 +45,7 @@ from fastzoo import tiny
 from fastzoo.activations import ResidualReader
 from fastzoo.buffer import MixingBuffer
 from fastzoo.config import ModelSection, Recipe, resolve
-from fastzoo.data import open_data, training_columns
+from fastzoo.data import TrainingColumns, open_data
 from fastzoo.models import find_model, load_model, load_tokenizer
 from fastzoo.names import SAEName
 from fastzoo.ownership import SharedForward
@@ -137,7 +137,7 @@ class Fastzoo:
         data = open_data(recipe, self.tokenizer, self.source.name)
         reader = ResidualReader(self.model, pack_tokens=recipe.model.pack_tokens)
         buffer = MixingBuffer(
-            training_columns(SharedForward(reader, [recipe.names()], 0), data.stream, recipe),
+            TrainingColumns(SharedForward(reader, [recipe.names()], 0), data.stream, recipe),
             training.buffer_tokens,
             training.batch_size,
             derived_seed(recipe.seed, "buffer"),

@@ -114,9 +114,9 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     from fastzoo.activations import ResidualReader
     from fastzoo.buffer import MixingBuffer
     from fastzoo.config import resolve
-    from fastzoo.data import training_columns
     from fastzoo.models import find_model, load_model
     from fastzoo.ownership import SharedForward
+    from fastzoo.packing import packs
     from fastzoo.trainer import Trainer
 
     steps = job["buffer"] // 2 // job["batch"] + 1
@@ -149,7 +149,7 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     dialogues = random_dialogues(lengths, model.config.vocab_size)
     reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
     buffer = MixingBuffer(
-        training_columns(SharedForward(reader, [recipe.names()], 0), dialogues, recipe),
+        SharedForward(reader, [recipe.names()], 0).columns(packs(dialogues, reader.pack_tokens)),
         training.buffer_tokens,
         training.batch_size,
         seed=0,
