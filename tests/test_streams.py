@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from fastzoo.data import Data, open_data
 from fastzoo.dialogues import Unusable, read_dialogue
 from fastzoo.errors import DataError, ModelError
 from fastzoo.sources import open_rows
-from fastzoo.streams import ChatTokenizer, Counts, TokenSequence, TokenStream, blocks
+from fastzoo.streams import (
+    ChatTokenizer,
+    Counts,
+    Position,
+    TokenSequence,
+    TokenStream,
+    blocks,
+)
 
 WORDS = "fox owl bee sea sun hat cup key map ice".split()
 
@@ -522,3 +530,52 @@ def test_counts_start_empty() -> None:
         "epochs": 0,
         "skipped": {},
     }
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fast", "bt-f", "bt-p"])
+@pytest.mark.parametrize("block", [7, 48, 333])
+def test_from_every_sequence_on_a_stream_gives_the_rest(
+    method: str, block: int, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Over epochs, unusable rows and such as are held out; a block may end within a dialogue."""
+    if method == "bt-p":
+        rows: list[Any] = [{"text": " ".join(WORDS[: 1 + i % 9] * (1 + i % 4))} for i in range(17)]
+        rows[3:3] = [{"messages": []}, {"text": 3}]
+    else:
+        rows = messages(17)
+        rows[3:3] = [{"messages": []}, {"text": "x"}]
+        rows += [{"messages": []}, rows[0]]
+    source = write_jsonl(tmp_path / "d.jsonl", rows)
+    run = settings(source, method, block_tokens=block, max_tokens=60)
+    (known,) = take(stream_of(run, tokenizer, held_out=2), 1)
+
+    def new() -> TokenStream:
+        exclude = frozenset([known.ids.tobytes()])  # in blocks it excludes nothing
+        return stream_of(run, tokenizer, held_out=2, exclude=exclude)
+
+    stream, wanted, counts = new(), [], []
+    for made in islice(stream, 20 if block > 300 and method != "fast" else 70):
+        wanted.append(made)
+        counts.append(stream.counts.as_dict())
+    assert counts[-1]["epochs"] > 1 or block == 7
+    assert counts[-1]["skipped"] or block == 7
+    inside = 0
+    for index, made in enumerate(wanted[:-1]):
+        assert made.after is not None
+        inside += made.after.offset > 0
+        # As a checkpoint has it.
+        position = Position.of(json.loads(json.dumps(made.after.as_dict())))
+        assert position.as_dict() == made.after.as_dict()
+        other = new()
+        other.start_at(position)
+        rest = wanted[index + 1 : index + 9]
+        for offset, (expected, found) in enumerate(zip(rest, other, strict=False), index + 1):
+            for field in ("ids", "position", "dialogue", "special"):
+                assert np.array_equal(getattr(found, field), getattr(expected, field))
+            assert found.after and expected.after
+            assert found.after.as_dict() == expected.after.as_dict()
+            assert other.counts.as_dict() == counts[offset]
+    assert (inside > 0) == (method != "fast")
