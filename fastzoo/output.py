@@ -81,7 +81,6 @@ def start_run(
     """
     folder = recipe.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         claim(folder, say)
         if fresh and (folder / RECIPE_FILE).exists():
             aside = next(
@@ -91,7 +90,6 @@ def start_run(
             )
             folder.rename(aside)
             say(f"the run that was in {folder} is now in {aside}")
-            folder.mkdir()
             claim(folder, say)
         remove_partial(folder)
         remove_partial(folder / CHECKPOINTS)
