@@ -308,7 +308,7 @@ def test_stopped_after_training_evaluates_when_it_goes_on(
         with pytest.raises(Stopped):
             train(SMALL)
         assert newest(out).name == "step-00000032" and not (out / "interrupted").exists()
-    with inside(tmp_path), at_step(32, ask_to_stop):
+    with inside(tmp_path), at_step(32, ask_to_stop):  # which no step is
         train(SMALL)
     assert differences(undisturbed, tmp_path / "out") == []
 
