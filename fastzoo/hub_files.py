@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 import fsspec
-from huggingface_hub import HfFileSystem, constants, get_session
+from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.hf_file_system import HfFileSystemFile
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from fastzoo.retries import patiently
 
