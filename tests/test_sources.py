@@ -78,7 +78,6 @@ def add_files(hub: LoopbackHub, kind: str) -> dict[int, Any]:
 
 def run(hub: LoopbackHub, home: Path, **ask: Any) -> subprocess.CompletedProcess[str]:
     ask = {"epochs": 2, "held_out": HELD_OUT, "section": {"shuffle_rows": 4}, **ask}
-    # What a client has cached of one Hub another one need not be asked for.
     environment = hub.env(
         home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1"
     )
