@@ -2,7 +2,9 @@
 
 A piece that failed is soon asked for again, so a dropped connection costs one piece and not what was
 read of the file before it. Longer failures are left to those who read: pyarrow calls from a thread
-of its own and is deaf to Ctrl-C while that waits. This module loads huggingface_hub; import it where it is needed.
+of its own and is deaf to Ctrl-C while that waits.
+
+This module loads huggingface_hub; import it where it is needed.
 """
 
 from __future__ import annotations
