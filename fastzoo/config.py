@@ -57,7 +57,8 @@ class DataSection(Section):
     """Column of the turns; by default ``messages``, else ``conversations``."""
     shuffle: bool = True
     shuffle_rows: int = Field(10_000, ge=1)
-    """Shuffle window of streamed Hub datasets; local files are shuffled whole."""
+    """Rows of a streamed Hub dataset that are shuffled together and held in memory meanwhile; its files
+    are shuffled too. Local files are shuffled whole."""
     max_tokens: int = Field(8192, ge=2)
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)

@@ -167,7 +167,10 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         if recipe.output.trackers:
             accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
         title = f"training {len(recipe.names())} SAEs"
-        with stoppable(), Progress(title, training.steps, shown=main_process) as bar:
+        with (
+            stoppable(checkpoints.idle),
+            Progress(title, training.steps, shown=main_process) as bar,
+        ):
             bar.begin_at(trainer.step_number)
             for batch in trainer.guarded(buffer):
                 logged = trainer.step(batch)
