@@ -130,6 +130,19 @@ def check_gpus(local_processes: int) -> None:
         )
 
 
+def use_deterministic_algorithms() -> None:
+    """On a GPU: give the same bits every time, where torch can; before anything runs there.
+
+    fastzoo's own kernels add nothing up in an order that changes.
+    """
+    if not torch.cuda.is_available():
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Every buffer here is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def use_threads(threads: int | None, local_processes: int) -> None:
     """Set torch's CPU threads; by default this process's share of the cores.
 

@@ -51,11 +51,12 @@ def train(recipe: Recipe, *, fresh: bool = False) -> None:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from fastzoo.models import check_gpus, use_threads
+    from fastzoo.models import check_gpus, use_deterministic_algorithms, use_threads
 
     # torchrun, and accelerate through it, say how many processes this machine has.
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     check_gpus(local_processes)
+    use_deterministic_algorithms()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.output.trackers) or None,
