@@ -518,6 +518,7 @@ def test_counts_start_empty() -> None:
         "rows": 0,
         "used": 0,
         "truncated": 0,
+        "special_text": 0,
         "tokens": 0,
         "epochs": 0,
         "skipped": {},
