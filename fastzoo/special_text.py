@@ -96,20 +96,29 @@ class SpecialTexts:
         """The special tokens' texts in rendered text, in order."""
         return [m[0] for m in self._anywhere.finditer(rendered) if m[0] in self._special]
 
-    def split(self, rendered: str) -> tuple[list[str], list[int]]:
-        """The texts before, between and after the special tokens of rendered text, and their ids."""
-        pieces, ids, start, swallows = [], [], 0, False
+    def split(self, rendered: str) -> list[str]:
+        """Rendered text in parts: text, special token, text, special token, ..., text."""
+        parts, start = [], 0
         for match in self._anywhere.finditer(rendered):
-            if match[0] not in self._special:
-                continue
-            number, token = self._added[match[0]]
-            piece = rendered[start : match.start()]
-            piece = piece.lstrip(WHITESPACE) if swallows else piece
-            pieces.append(piece.rstrip(WHITESPACE) if token.lstrip else piece)
+            if match[0] in self._special:
+                parts += [rendered[start : match.start()], match[0]]
+                start = match.end()
+        return [*parts, rendered[start:]]
+
+    def between(self, parts: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Of such parts the texts, without the white space that special tokens swallow, and the ids of
+        the special tokens.
+        """
+        texts = list(parts[::2])
+        ids = []
+        for i, text in enumerate(parts[1::2]):
+            number, token = self._added[text]
             ids.append(number)
-            start, swallows = match.end(), token.rstrip
-        rest = rendered[start:]
-        return [*pieces, rest.lstrip(WHITESPACE) if swallows else rest], ids
+            if token.lstrip:
+                texts[i] = texts[i].rstrip(WHITESPACE)
+            if token.rstrip:
+                texts[i + 1] = texts[i + 1].lstrip(WHITESPACE)
+        return texts, ids
 
     def beginning(self, rendered: str, characters: int) -> str:
         """``rendered``, or its first part if it has over twice ``characters``: it ends after a special

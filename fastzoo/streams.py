@@ -33,6 +33,8 @@ MOST_CHARACTERS = 1 << 24
 """A longer text is skipped: to tokenise it would take several GB."""
 CHARACTERS_PER_TOKEN = 8
 """More than text commonly has. A dialogue that is to be truncated is first cut after so many."""
+NEAR = 1000
+"""Characters around special tokens by which a tokenizer's way with them is checked."""
 MOST_REASONS = 50
 """Different reasons that are counted apart; later ones are counted under what they begin with."""
 UNKNOWN = "\U0010fffe"
@@ -155,12 +157,13 @@ class ChatTokenizer:
         contents = [turn["content"] for turn in dialogue]
         for content in contents:
             _check_unicode(content)
-        text = self._apply(dialogue)
+        policy = self.data.special_text
         typed = self._texts.typed("\0".join(contents))
-        if self.data.special_text == "allow":
-            return Text(text, special_text=typed)
-        if not typed and not any(map(self._texts.could_join, contents)):
-            return Text(text)
+        if typed and policy == "drop":
+            raise Unusable(DROPPED)
+        joins = not typed and any(map(self._texts.could_join, contents))
+        if policy == "allow" or not (typed or joins):
+            return Text(self._apply(dialogue), special_text=typed)
         marker = self._texts.marker(contents)
         marks = [self._texts.mark(content, marker) if marker else None for content in contents]
         if marker is None or None in marks:
@@ -168,10 +171,12 @@ class ChatTokenizer:
         marked = self._apply(
             [{**turn, "content": mark or ""} for turn, mark in zip(dialogue, marks, strict=True)]
         )
-        if not typed and self._texts.sequence(marked) == self._texts.sequence(text):
-            return Text(text)
-        if self.data.special_text == "drop":
-            raise Unusable(DROPPED)
+        if joins:
+            text = self._apply(dialogue)
+            if self._texts.sequence(marked) == self._texts.sequence(text):
+                return Text(text)  # nothing was joined
+            if policy == "drop":
+                raise Unusable(DROPPED)
         return Text(marked, marker, special_text=True)
 
     def _apply(self, dialogue: Dialogue) -> str:
@@ -216,14 +221,17 @@ class ChatTokenizer:
         """
         if not texts:
             return []
-        encoded = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=literal,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            encoded = self.tokenizer(
+                list(texts), add_special_tokens=False, split_special_tokens=literal, verbose=False
+            )["input_ids"]
+        else:
+            # The same without offsets and lists that nobody reads: half the time for a long text.
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = literal
+            encoded = (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False))
         return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
     def _tokenize_each(
@@ -251,25 +259,30 @@ class ChatTokenizer:
 
     def _ids_apart(self, text: str, marker: str) -> np.ndarray:
         """Token ids of a template's text whose content is broken by markers. Raises Unusable."""
-        pieces, special = self._texts.split(text)
+        parts = self._texts.split(text)
         # The markers left in, both ways must agree: they do not for tokenizers that treat the start
-        # of a text in a way of its own, or that find special tokens by other rules than these.
-        if not np.array_equal(self._joined(pieces, special), self._ids(Text(text))):
+        # of a text in a way of its own, or that find special tokens by other rules than these. What
+        # is far from a special token has no say in this.
+        near = [
+            part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts
+        ]
+        if not np.array_equal(self._joined(near), self._ids(Text("".join(near)))):
             raise Unusable(INSEPARABLE)
-        return self._joined([piece.replace(marker, "") for piece in pieces], special)
+        return self._joined([part.replace(marker, "") for part in parts])
 
-    def _joined(self, pieces: list[str], special: list[int]) -> np.ndarray:
-        """Token ids of pieces of ordinary text with special tokens in between. Raises Unusable."""
-        encoded = iter(self._tokenize_each([piece for piece in pieces if piece], literal=True))
-        parts: list[Any] = []
-        for piece, number in zip(pieces, [*special, None], strict=True):
-            ids = next(encoded) if piece else np.empty(0, np.int64)
+    def _joined(self, parts: list[str]) -> np.ndarray:
+        """Token ids of parts: ordinary text and special tokens in turn. Raises Unusable."""
+        texts, special = self._texts.between(parts)
+        encoded = iter(self._tokenize_each([text for text in texts if text], literal=True))
+        joined: list[Any] = []
+        for text, number in zip(texts, [*special, None], strict=True):
+            ids = next(encoded) if text else np.empty(0, np.int64)
             if isinstance(ids, Unusable):
                 raise ids
             if self._forged(ids):
                 raise Unusable(INSEPARABLE)
-            parts += [ids, [] if number is None else [number]]
-        return np.concatenate(parts).astype(np.int64)
+            joined += [ids, [] if number is None else [number]]
+        return np.concatenate(joined).astype(np.int64)
 
     def _forged(self, ids: np.ndarray) -> bool:
         """Whether ordinary text gave a special token, other than the one for what is unknown."""

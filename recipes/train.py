@@ -89,7 +89,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
-    data = open_data(recipe, load_tokenizer(source), source.name)
+    data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
     with talking():
         fingerprints = gather_object([data.fingerprint(recipe, source)])
     check_same_run(fingerprints)
