@@ -847,7 +847,7 @@ def test_of_a_key_that_stands_twice_the_last_counts(tmp_path: Path, tokenizer: A
 
 
 def test_a_dialogue_of_ten_megabytes(tokenizer: Any) -> None:
-    content = "the assistant\n" * 720_000
+    content = "assistant\n" * 1_000_000
     chat = chat_with(tokenizer)
     made, counts = one_by_one(chat, one(content))
     assert made is not None and counts.truncated == 1
