@@ -32,8 +32,7 @@ class SpecialTexts:
         self._special = set(special)
         # Where tokenizers split: at the leftmost added token, of several there at the longest.
         self._anywhere = _any_of(added)
-        # Looking ahead finds texts that overlap, too.
-        self._typed = re.compile(f"(?={_any_of(special).pattern}).", re.DOTALL)
+        self._typed = _first_of_any_of(special)
         self._heads = {text[:n] for text in special for n in range(1, len(text))}
         self._tails = {text[n:] for text in special for n in range(1, len(text))}
         self._first, self._last = {text[0] for text in special}, {text[-1] for text in special}
@@ -138,3 +137,16 @@ def _any_of(texts: Any) -> re.Pattern[str]:
     """A pattern of any of ``texts``, the longest first; of none, one that matches nowhere."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _first_of_any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """A pattern of the first character of any of ``texts``, also where they overlap.
+
+    Each first character stands once, before what may follow: with hundreds of texts, ``re`` would
+    otherwise try them all at every character.
+    """
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        rests.setdefault(text[0], []).append(re.escape(text[1:]))
+    parts = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
+    return re.compile("|".join(parts) or "(?!)")

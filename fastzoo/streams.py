@@ -126,10 +126,9 @@ class ChatTokenizer:
         self.tokenizer, self.data, self.embeddings = tokenizer, data, embeddings
         special = set(tokenizer.all_special_ids)
         special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self.special_ids = sorted(special)
         # The last one stands for all larger ids.
         self._is_special = np.zeros(max(special, default=-1) + 2, dtype=bool)
-        self._is_special[self.special_ids] = True
+        self._is_special[list(special)] = True
         self._texts = SpecialTexts(tokenizer)
         self._template = one_line(tokenizer.chat_template, 1_000_000)
         self._check_embeddings()
@@ -139,7 +138,7 @@ class ChatTokenizer:
         largest = self.tokenizer.vocab_size - 1
         try:
             turn = {"role": "user", "content": "a"}
-            largest = max(largest, *self._ids(Text(self._apply([turn]))).tolist())
+            largest = max([largest, *self._ids(Text(self._apply([turn]))).tolist()])
         except Unusable:
             pass  # a template that wants more than this
         if self.embeddings is not None and largest >= self.embeddings:
