@@ -126,7 +126,7 @@ def info(
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {'—' if value is None else value}")
 
 
 @app.command("eval")

@@ -63,6 +63,10 @@ class DataSection(Section):
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)
     """Block length of bt-f and bt-p."""
+    special_text: Literal["literal", "drop", "allow"] = "literal"
+    """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
+    read as ordinary text, its row is skipped, or it becomes that special token, as transformers has
+    it. Such rows are counted."""
     date: str = "26 Jul 2024"
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
 

@@ -59,7 +59,7 @@ class HubError(FastzooError):
 
 
 class TrainingError(FastzooError):
-    """Training met values it cannot go on with (NaN or infinity)."""
+    """Training or evaluation met values it cannot go on with (NaN or infinity)."""
 
     exit_code = 7
 

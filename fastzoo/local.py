@@ -100,6 +100,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "training_data": record["training_data"]["name"],
         "preset": record["recipe"]["preset"],
         "training_tokens": training["tokens"],
+        "special_tokens": " ".join(map(str, record["special_tokens"].values())) or "none",
         "sparsity_coefficient": training["sparsity_coefficient"][loaded.sae.architecture],
     }
     try:
@@ -177,6 +178,7 @@ def evaluate_sources(
         load_tokenizer(source),
         DataSection(source=data, max_tokens=limit, shuffle=False),
         model_name,
+        source.embeddings,
     )
     rows = held_out_embedded(0) if data == EMBEDDED_DATA else open_rows(chat.data, 0)
     sequences, counts = held_out_sequences(chat, rows, dialogues)

@@ -37,6 +37,12 @@ class ModelSource:
         return int(self.config.get_text_config().hidden_size)
 
     @property
+    def embeddings(self) -> int | None:
+        """Token ids that the model has an embedding for, if its configuration says."""
+        value = getattr(self.config.get_text_config(), "vocab_size", None)
+        return int(value) if value else None
+
+    @property
     def max_positions(self) -> int | None:
         value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(value) if value else None

@@ -47,6 +47,8 @@ def print_results(rows: Results) -> None:
         headings.append("tokens/s")
         for line, (_, _, speed) in zip(lines, rows, strict=True):
             line.append("" if speed is None else f"{speed:.0f}")
+    if all(figures["mse"]["special"]["value"] is None for _, figures, _ in rows):
+        print("the held-out dialogues hold no special tokens: no figure of them", file=sys.stderr)
     if _width(headings, lines) <= console.width:
         _print(console, headings, lines)
         return

@@ -111,7 +111,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
-    data = open_data(recipe, load_tokenizer(source), source.name)
+    data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
     settings = data.settings(recipe, source)
     with talking():
         everyones = gather_object([{**settings, "threads": recipe.threads}])
