@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastzoo.config import Recipe, check_against_model, load_recipe
+from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
 from fastzoo.errors import InputError, report_failures
 from fastzoo.ranks import end_undisturbed, obey_launcher, talking
 
@@ -75,7 +75,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     from fastzoo.buffer import MixingBuffer
     from fastzoo.data import open_data, training_columns
     from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.models import find_model, load_model, load_tokenizer, memory_of
     from fastzoo.output import keep_interrupted, save_result, start_run, withdraw_run
     from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
@@ -89,6 +89,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> None:
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
+    check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     data = open_data(recipe, load_tokenizer(source), source.name)
     with talking():
         fingerprints = gather_object([data.fingerprint(recipe, source)])
