@@ -73,7 +73,8 @@ def parse_reference(text: str) -> Reference:
         raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
     if slash and not _is_plain(folder):
         raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
-    if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+    ref = revision.isprintable() and _REVISION.fullmatch(revision)  # invisible ones are no name
+    if at and (not ref or ".." in revision or "//" in revision):
         raise wrong(f"'{one_line(revision, 60)}' is not a branch, tag or commit sha")
     return Reference(repo_id, folder or None, revision or None)
 

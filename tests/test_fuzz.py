@@ -27,7 +27,7 @@ def test_no_case_is_a_crash(name: str) -> None:
     assert not found["crashes"], "\n".join(found["crashes"])
     assert found["cases"] >= CASES[name]
     # Neither is everything refused, nor everything accepted.
-    assert 0.05 < found["accepted"] / found["cases"] < 0.95
+    assert 0.03 < found["accepted"] / found["cases"] < 0.95
 
 
 def leaves_a_file(case: int, place: Path) -> bool:

@@ -521,6 +521,10 @@ def _bytes(recipe: str, encoding: str) -> bytes:
 
 recipes = st.builds(
     RecipeCase,
+    file=st.builds(_bytes, st.sampled_from(base_recipes()), st.just("utf-8")),
+    overrides=st.lists(st.sampled_from(FITTING), max_size=3),
+) | st.builds(
+    RecipeCase,
     file=st.one_of(
         st.builds(_bytes, st.sampled_from(base_recipes()), st.just("utf-8")),
         st.builds(_bytes, mutated_recipes(), st.just("utf-8")),
@@ -602,7 +606,12 @@ names = st.builds(
         "hf:{}{}{}".format,
         st.sampled_from(("org/repo", "o.r/g_1", "org/--", "org", "a/b/c")),
         st.sampled_from(("", "/x/y", "/..", "/é/²", "/.git", "//", "/a b")) | text,
-        st.sampled_from(("", "@main", "@refs/pr/1", "@é", "@-x", "@a..b")) | text,
+        st.sampled_from(("", "@main", "@refs/pr/1", "@é", "@-x", "@a..b", "@a//b")) | text,
+    )
+    | st.builds(
+        "hf:org/repo{}{}".format,
+        st.builds("/x{}".format, text) | st.just(""),
+        st.builds("@r{}".format, st.sampled_from(NASTY) | text),
     )
     | st.lists(st.sampled_from(NAME_PARTS) | text, max_size=5).map("".join)
     | text,
@@ -774,7 +783,7 @@ fitting_arrays = st.builds(
     shape=st.sampled_from(list(SHAPES.values())),
     fill=st.none() | st.floats(),
 )
-layers_of_json = st.one_of(
+foreign_values = st.one_of(
     values,
     nested(),
     st.sampled_from(["blocks.²", "9" * 5000, "layer_٣", "blocks.18.hook", "relu", "topk", "gated"]),
@@ -784,38 +793,33 @@ layers_of_json = st.one_of(
 )
 
 
-def _sparse(base: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """A JSON object with a value, at any depth, changed or taken away."""
-
-    @st.composite
-    def changed(draw: st.DrawFn) -> dict[str, Any]:
-        value = json.loads(json.dumps(base))
-        for _ in range(draw(st.integers(0, 2))):
-            inner = value
-            while True:
-                if not inner:
-                    break
-                key = draw(st.sampled_from(sorted(inner)))
-                if not isinstance(inner[key], dict) or draw(st.integers(0, 2)) == 0:
-                    if draw(st.booleans()):
-                        del inner[key]
-                    else:
-                        inner[key] = draw(layers_of_json)
-                    break
+@st.composite
+def changed(draw: st.DrawFn, base: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with up to two values, at any depth, changed or taken away."""
+    value = json.loads(json.dumps(base))
+    for _ in range(draw(st.integers(0, 2))):
+        inner = value
+        while inner:
+            key = draw(st.sampled_from(sorted(inner)))
+            if isinstance(inner[key], dict) and draw(st.integers(0, 2)):
                 inner = inner[key]
-        return value
-
-    return changed()
+                continue
+            if draw(st.booleans()):
+                del inner[key]
+            else:
+                inner[key] = draw(foreign_values)
+            break
+    return value
 
 
 @st.composite
 def folders(draw: st.DrawFn) -> SAEFolder:
     """A valid folder with a few things wrong, or none."""
     layout = draw(st.sampled_from(LAYOUTS))
-    config = draw(_sparse(CONFIGS[layout]))
+    config = draw(changed(CONFIGS[layout]))
     if draw(st.integers(0, 3)) == 0:
         config |= draw(
-            st.dictionaries(st.sampled_from(CONFIG_KEYS), layers_of_json | sizes, max_size=2)
+            st.dictionaries(st.sampled_from(CONFIG_KEYS), foreign_values | sizes, max_size=2)
         )
     return draw(st.builds(SAEFolder, layout=st.just(layout), config=st.just(config), **REST))
 
@@ -858,8 +862,8 @@ REST: dict[str, st.SearchStrategy[Any]] = {
         ),
         max_size=2,
     ),
-    "record": st.none() | _sparse(RECORD),
-    "figures": _sparse(FIGURES) | values,
+    "record": st.none() | changed(RECORD),
+    "figures": changed(FIGURES) | values,
     "packed": st.booleans(),
 }
 
