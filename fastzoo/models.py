@@ -11,7 +11,7 @@ import torch
 
 from fastzoo.config import EMBEDDED_MODEL, ModelSection
 from fastzoo.errors import FastzooError, InputError, ModelError, one_line
-from fastzoo.files import sha256_of
+from fastzoo.files import machine_memory, sha256_of
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def find_model(section: ModelSection) -> ModelSource:
         from fastzoo import tiny
 
         path = str(tiny.MODEL)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):  # unlike Path.is_dir, takes a name that is too long for no folder
         path = str(folder)
         weights = folder / "model.safetensors"
         sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
@@ -147,6 +147,13 @@ def use_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Every buffer here is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of the machine or, where ``device`` is one, the GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_memory()
 
 
 def use_threads(threads: int | None, local_processes: int) -> None:

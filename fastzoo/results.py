@@ -37,7 +37,8 @@ def print_results(rows: Results) -> None:
     from rich.console import Console
 
     # Where there is no terminal, lines may be as long as they need to be.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    # Names may be paths: brackets and colons in them are no markup.
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
     headings = ["SAE", *(heading for heading, _, _ in COLUMNS)]
     lines = [
         [str(name), *(show(figures[metric][subset]["value"]) for _, metric, subset in COLUMNS)]

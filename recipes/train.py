@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastzoo.config import Recipe, check_against_model, load_recipe
+from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
 from fastzoo.errors import InputError, OutputError, report_failures
 from fastzoo.files import release_claims
 from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
@@ -86,7 +86,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     from fastzoo.checkpoints import Checkpoints
     from fastzoo.data import TrainingColumns, open_data
     from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.models import find_model, load_model, load_tokenizer, memory_of
     from fastzoo.output import (
         complete_run,
         keep_interrupted,
@@ -111,6 +111,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
+    check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
     settings = data.settings(recipe, source)
     with talking():
