@@ -49,7 +49,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
-    pack_tokens: int | None = Field(None, ge=1)
+    pack_tokens: int | None = Field(None, ge=1, le=1 << 20)
     """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
     device. It has no effect on which tokens a run sees, nor on their order."""
 
@@ -428,8 +428,10 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"training.lr_end: {training.lr_end} is above training.lr: {training.lr}")
     if not all(0 <= beta < 1 for beta in training.adam_betas):
         raise InputError(f"training.adam_betas: {training.adam_betas} are not both in [0, 1)")
-    if not recipe.data.source.strip() or not recipe.text.source.strip():
-        raise InputError("data.source, text.source: empty; 'embedded', a file or a Hub dataset id")
+    sources = {"data": recipe.data.source, "text": recipe.text.source}
+    for section, source in {**sources, "evaluation": recipe.evaluation.source}.items():
+        if source is not None and not source.strip():
+            raise InputError(f"{section}.source: empty; 'embedded', a file or a Hub dataset id")
     if recipe.push.namespace is not None:
         raise InputError(
             f"push.namespace: '{one_line(recipe.push.namespace, 60)}' asks for publishing, which "

@@ -324,11 +324,13 @@ def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
 
         path = tiny.DIALOGUES if isinstance(section, DataSection) else tiny.TEXTS
         return _table_rows(path, "embedded", section.shuffle, seed)
-    path = Path(section.source).expanduser()
-    if path.is_file():
+    # Of os.path: takes a name that no file can have for no file.
+    path = Path(os.path.expanduser(section.source))
+    if os.path.isfile(path):
         return _table_rows(path, "file", section.shuffle, seed)
-    if path.suffix.lower() in (".jsonl", ".parquet", ".json") or path.is_absolute():
-        what = "is a folder" if path.is_dir() else "is not there"
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".parquet", ".json") or path.is_absolute() or os.path.islink(path):
+        what = "is a folder" if os.path.isdir(path) else "is not there"
         raise DataError(f"the file '{path}' {what}; give a .jsonl or .parquet file")
     if section.source.count("/") > 1 or section.source.startswith("."):
         raise DataError(f"'{section.source}' is neither a file nor a Hub dataset id (org/name)")

@@ -204,7 +204,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         end_undisturbed()
         if not trainer or not trainer.step_number:
             if main_process:
-                withdraw_run(folder)
+                withdraw_run(folder, start)
         elif not isinstance(error, (Stopped, OutputError)):
             facts = data.facts(recipe, source, reader)
             keep_interrupted(folder, trainer.learners, facts, training.batch_size)
