@@ -16,7 +16,7 @@ from conftest import write_jsonl
 
 from fastzoo import load_sae, tiny
 from fastzoo.config import load_recipe
-from fastzoo.errors import InputError, OutputError
+from fastzoo.errors import FastzooError, InputError, ModelError, OutputError
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "recipes" / "train.py"
@@ -172,6 +172,7 @@ def without_weights(tmp_path: Path) -> Path:
         ("dangling", "cannot be written"),
         ("loop/below", "symbolic links"),
         ("x" * 256, "File name too long"),
+        ("new/newer/" + "x" * 256, "File name too long"),
         ("y/" * 2500, "File name too long"),
         ("a\nb" * 86, "File name too long"),
         ("/proc/nothing", "cannot be written"),
@@ -201,6 +202,35 @@ def test_output_folders_that_cannot_be(
     message = str(caught.value)
     assert message.isprintable() and len(message) < 1000 and says in message
     assert sorted(place.rglob("*")) == before
+
+
+def test_folders_made_for_a_run_that_cannot_begin_are_removed(
+    train: Any, without_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ModelError):
+        train([*SMALL, f"model.name={without_weights}", f"output.folder={tmp_path}/mine/a/b/c"])
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["data.source", "text.source", "evaluation.source"])
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x" * 300, "x" * 20),
+        ("~nobody-of-this-name/a.jsonl", "a.jsonl' is not there"),
+        ("loop", "loop' is not there"),
+        (" ", "source: empty; 'embedded', a file or a Hub dataset id"),
+    ],
+)
+def test_sources_that_cannot_be(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, source: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FastzooError) as caught:
+        train([*SMALL, "method=bt-p", f"{key}={quoted(source)}", "output.folder=out"])
+    assert says in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> None:
