@@ -186,6 +186,8 @@ def publish(temporary: Path, folder: Path) -> None:
 def sync(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder. Delayed allocation reports a full disk
     only here."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

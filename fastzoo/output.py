@@ -152,7 +152,10 @@ def machine() -> dict[str, Any]:
     """What the last bits of a run's weights depend on besides its settings."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    # Libraries choose their loops by what a CPU can do.
+    device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {**versions(), "device": device, "threads": torch.get_num_threads()}
 
 
