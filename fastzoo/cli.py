@@ -170,10 +170,11 @@ def evaluate_saes(
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="[RECIPE.yaml] [key=value ...]", show_default=False)
+        list[str] | None,
+        typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False),
     ] = None,
 ) -> None:
-    """Run a recipe in this process; for several: accelerate launch recipes/train.py."""
+    """Run a recipe in this process, or go on with it; for several: accelerate launch recipes/train.py."""
     import runpy
 
     from fastzoo.config import recipes_folder
