@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ _claims: list[int] = []
 def claim(folder: Path, say: Callable[[str], None]) -> None:
     """Keep other processes from using ``folder`` until ``release_claims`` or this process's end.
 
-    What is left of a run that was killed a moment ago is waited for, and ``say`` told so.
+    It is made if it is not there. What is left of a run that was killed a moment ago is waited for,
+    and ``say`` told so.
 
     Raises:
         OutputError: another process uses it.
@@ -139,25 +141,32 @@ def claim(folder: Path, say: Callable[[str], None]) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
+        folder.mkdir(parents=True, exist_ok=True)
         return
-    handle = os.open(folder, os.O_RDONLY)
-    _claims.append(handle)
     until: float | None = None
     while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if until is None:
-                say(f"'{folder}' is in use by another process, which may be ending; waiting")
-                until = time.monotonic() + WAIT_SECONDS
-            if time.monotonic() > until:
-                raise OutputError(
-                    f"'{folder}' is in use by another process; give another folder, or let it end"
-                ) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        _claims.append(handle)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if until is None:
+                    say(f"'{folder}' is in use by another process, which may be ending; waiting")
+                    until = time.monotonic() + WAIT_SECONDS
+                if time.monotonic() > until:
+                    raise OutputError(
+                        f"'{folder}' is in use by another process; give another folder, or let it end"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        # Who held it may have moved or removed it meanwhile: this is then another folder's lock.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                return
 
 
 def release_claims() -> None:

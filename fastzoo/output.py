@@ -86,7 +86,6 @@ def start_run(
     made: tuple[Path, ...] = ()
     try:
         made = tuple(path for path in folder.parents if not path.exists())
-        folder.mkdir(parents=True, exist_ok=True)
         claim(folder, say)
         if fresh and (folder / RECIPE_FILE).exists():
             aside = next(
@@ -96,7 +95,6 @@ def start_run(
             )
             folder.rename(aside)
             say(f"the run that was in {folder} is now in {aside}")
-            folder.mkdir()
             claim(folder, say)
         remove_partial(folder)
         remove_partial(folder / CHECKPOINTS)

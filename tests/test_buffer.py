@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastzoo.buffer import Columns, MixingBuffer
@@ -148,3 +149,116 @@ def test_a_used_up_buffer_serves_nothing_more() -> None:
     buffer = MixingBuffer(source([30]), 20, 5, 0)
     assert len(list(buffer)) == 6
     assert list(buffer) == []
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+class Ended(Exception):
+    """What a test ends a refill with."""
+
+
+def counted(chunks: Sequence[int], skip: int, given: list[int]) -> Iterator[Columns]:
+    """``source`` from its chunk ``skip`` on; ``given`` holds how many chunks it is after."""
+    for number, columns in enumerate(source(chunks)):
+        if number >= skip:
+            given[0] = number + 1
+            yield columns
+
+
+def buffer_of(
+    chunks: Sequence[int], capacity: int, batch: int, skip: int = 0, idle: int | None = None
+) -> MixingBuffer:
+    """Its position is the number of chunks given; ``idle`` calls within refills are let pass."""
+    given, calls = [skip], [0]
+
+    def end() -> None:
+        calls[0] += 1
+        if idle is not None and calls[0] > idle:
+            raise Ended
+
+    return MixingBuffer(
+        counted(chunks, skip, given),
+        capacity,
+        batch,
+        seed=3,
+        position=lambda: given[0],
+        idle=end,
+    )
+
+
+def another(buffer: MixingBuffer, chunks: Sequence[int]) -> MixingBuffer:
+    """What a new process makes of this one's state."""
+    state = buffer.state()
+    columns = {name: [p.clone() for p in buffer.unserved(name)] for name in source_columns()}
+    made = buffer_of(chunks, buffer.capacity, buffer.batch_size, skip=state.position)
+    made.restore(state, torch.device("cpu"))
+    for name, pieces in columns.items():
+        made.put_back(name, pieces)
+    return made
+
+
+def source_columns() -> list[str]:
+    return list(next(source([1])))
+
+
+def equal(one: Sequence[Columns], other: Sequence[Columns]) -> bool:
+    return len(one) == len(other) and all(
+        left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+        for left, right in zip(one, other, strict=True)
+    )
+
+
+sizes = {
+    "batch": st.integers(1, 7),
+    "extra": st.integers(0, 20),
+    "chunks": st.lists(st.integers(1, 25), min_size=1, max_size=12),
+}
+
+
+@settings(max_examples=30)
+@given(**sizes)
+@example(batch=4, extra=0, chunks=[8])
+@example(batch=4, extra=0, chunks=[16])
+@example(batch=4, extra=1, chunks=[9, 9, 3])
+@example(batch=1, extra=0, chunks=[1])
+def test_from_every_batch_on_another_buffer_serves_the_same(
+    batch: int, extra: int, chunks: list[int]
+) -> None:
+    capacity = 2 * batch + extra
+    served = list(buffer_of(chunks, capacity, batch))
+    buffer = buffer_of(chunks, capacity, batch)
+    for number, _ in enumerate(buffer, start=1):
+        other = another(buffer, chunks)
+        assert other.half_served == buffer.half_served
+        if number % 2:  # and of that one yet another
+            for _ in zip(range(2), other, strict=False):
+                number += 1
+            other = another(other, chunks)
+        assert equal(list(other), served[number:])
+
+
+@given(**sizes, calls=st.integers(0, 30))
+@example(batch=4, extra=0, chunks=[8, 1, 1, 1, 1, 8], calls=3)
+@example(batch=2, extra=1, chunks=[8, 3, 3], calls=2)
+def test_in_the_midst_of_a_refill_the_state_is_the_one_before_it(
+    batch: int, extra: int, chunks: list[int], calls: int
+) -> None:
+    capacity = 2 * batch + extra
+    served = list(buffer_of(chunks, capacity, batch))
+    buffer = buffer_of(chunks, capacity, batch, idle=calls)
+    number = 0
+    with suppress(Ended):
+        for _ in buffer:
+            number += 1
+    if number:
+        assert equal(list(another(buffer, chunks)), served[number:])
+
+
+def test_rows_that_are_not_as_many_as_the_state_says_are_refused() -> None:
+    buffer = buffer_of([30], 20, 5)
+    next(iter(buffer))
+    other = buffer_of([30], 20, 5, skip=1)
+    other.restore(buffer.state(), torch.device("cpu"))
+    with pytest.raises(ValueError, match="position: 10 rows"):
+        other.put_back("position", [torch.arange(10)])

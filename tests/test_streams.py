@@ -24,6 +24,7 @@ from fastzoo.streams import (
     INSEPARABLE,
     ChatTokenizer,
     Counts,
+    Position,
     TokenSequence,
     TokenStream,
     blocks,
@@ -963,3 +964,52 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
         "token id beyond the model's embeddings": 1
     }
     assert one_by_one(chat, one("a"))[0] is not None
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fast", "bt-f", "bt-p"])
+@pytest.mark.parametrize("block", [7, 48, 333])
+def test_from_every_sequence_on_a_stream_gives_the_rest(
+    method: str, block: int, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Over epochs, unusable rows and such as are held out; a block may end within a dialogue."""
+    if method == "bt-p":
+        rows: list[Any] = [{"text": " ".join(WORDS[: 1 + i % 9] * (1 + i % 4))} for i in range(17)]
+        rows[3:3] = [{"messages": []}, {"text": 3}]
+    else:
+        rows = messages(17)
+        rows[3:3] = [{"messages": []}, {"text": "x"}]
+        rows += [{"messages": []}, rows[0]]
+    source = write_jsonl(tmp_path / "d.jsonl", rows)
+    run = settings(source, method, block_tokens=block, max_tokens=60)
+    (known,) = take(stream_of(run, tokenizer, held_out=2), 1)
+
+    def new() -> TokenStream:
+        exclude = frozenset([known.ids.tobytes()])  # in blocks it excludes nothing
+        return stream_of(run, tokenizer, held_out=2, exclude=exclude)
+
+    stream, wanted, counts = new(), [], []
+    for made in islice(stream, 20 if block > 300 and method != "fast" else 70):
+        wanted.append(made)
+        counts.append(stream.counts.as_dict())
+    assert counts[-1]["epochs"] > 1 or block == 7
+    assert counts[-1]["skipped"] or block == 7
+    inside = 0
+    for index, made in enumerate(wanted[:-1]):
+        assert made.after is not None
+        inside += made.after.offset > 0
+        # As a checkpoint has it.
+        position = Position.of(json.loads(json.dumps(made.after.as_dict())))
+        assert position.as_dict() == made.after.as_dict()
+        other = new()
+        other.start_at(position)
+        rest = wanted[index + 1 : index + 9]
+        for offset, (expected, found) in enumerate(zip(rest, other, strict=False), index + 1):
+            for field in ("ids", "position", "dialogue", "special"):
+                assert np.array_equal(getattr(found, field), getattr(expected, field))
+            assert found.after and expected.after
+            assert found.after.as_dict() == expected.after.as_dict()
+            assert other.counts.as_dict() == counts[offset]
+    assert (inside > 0) == (method != "fast")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from conftest import training
 
 from fastzoo import trainer as trainer_module
 from fastzoo.buffer import Columns
+from fastzoo.config import ComputeSection
 from fastzoo.errors import TrainingError
 from fastzoo.names import SAEName
 from fastzoo.trainer import Learner, Trainer
@@ -112,3 +114,87 @@ def test_no_sae_is_left_in_the_middle_of_a_step_when_another_fails() -> None:
     with pytest.raises(TrainingError):
         trainer.step(bad)
     assert len(ended) == 1
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+WINDOW = 7
+"""Steps of a feature-sampling window; a log row is written after every fifth step."""
+
+
+def made(
+    step: str, preset: str, names: list[SAEName] = NAMES, sample: Columns | None = None
+) -> Trainer:
+    more: dict[str, Any] = {"feature_sampling_window": WINDOW, "dead_window": 3}
+    if preset == "paper":
+        more |= {"lr_warmup": 3, "lr_decay": 5, "sparsity_warmup": 8, "lr": 1e-3}
+    section = training(preset, batch_size=BATCH, tokens=BATCH * 24, **more)
+    compute = ComputeSection.model_validate({"step": step})
+    cpu = torch.device("cpu")
+    return Trainer(names, 12, section, sample, seed=0, device=cpu, log_every=5, compute=compute)
+
+
+def all_of(trainer: Trainer) -> tuple[Any, dict[str, torch.Tensor]]:
+    """State without the timing: plain data, and every tensor by name."""
+    plain = [trainer.step_number]
+    tensors = {}
+    for learner in trainer.learners:
+        own = learner.plain_state()
+        log = [{k: v for k, v in row.items() if "second" not in k} for row in own.pop("log")]
+        plain.append([own, log])
+        for group, found in learner.tensors():
+            tensors |= {f"{learner.name}/{group}/{n}": t.clone() for n, t in found.items()}
+    return plain, tensors
+
+
+def same_state(one: Trainer, other: Trainer) -> None:
+    (plain, tensors), (other_plain, other_tensors) = all_of(one), all_of(other)
+    assert plain == other_plain and tensors.keys() == other_tensors.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == other_tensors[name].dtype
+        assert torch.equal(tensor, other_tensors[name]), name
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize("step", ["reference", "sparse"])
+@pytest.mark.parametrize("at", [1, 4, 5, 7, 11, 14, 23])
+def test_a_trainer_goes_on_from_its_state_as_if_nothing_had_been(
+    step: str, preset: str, at: int
+) -> None:
+    """Within a log interval and a window, and at the ends of both."""
+    whole = made(step, preset, sample=batches(1)[0])
+    for batch in batches(at):
+        whole.step(batch)
+    plain = json.loads(json.dumps(whole.plain_state()))
+    saved = {}
+    for learner in whole.learners:
+        groups = {
+            group: {n: t.clone(memory_format=torch.contiguous_format) for n, t in found.items()}
+            for group, found in learner.tensors()
+        }
+        saved[learner.name] = json.loads(json.dumps(learner.plain_state())), groups
+
+    # Others may own its SAEs from now on.
+    owners = [NAMES] if at % 2 else [NAMES[:1], NAMES[1:]]
+    others = []
+    for own in owners:
+        other = made(step, preset, own)
+        other.restore(plain)
+        for learner in other.learners:
+            own_plain, groups = saved[learner.name]
+            learner.restore(own_plain, groups.__getitem__)
+        others.append(other)
+    if len(others) == 1:
+        same_state(whole, others[0])
+        assert others[0].seconds() == pytest.approx(whole.seconds(), abs=5)
+    for batch in batches(24)[at:]:
+        written = whole.step(batch)
+        assert [other.step(batch) for other in others] == [written] * len(others)
+    for other in others:
+        assert len(other.learners[0].log) == 5
+        if len(others) == 1:
+            same_state(whole, other)
+        for learner in other.learners:
+            assert same(learner, next(x for x in whole.learners if x.name == learner.name))
+            rows = learner.log
+            assert [r["seconds"] for r in rows] == sorted(r["seconds"] for r in rows)
