@@ -141,10 +141,7 @@ class MixingBuffer:
             available = len(next(iter(columns.values())))
             take = min(available, count - done)
             if not self._rows:
-                self._rows = {
-                    name: column.new_empty((self.capacity, *column.shape[1:]))
-                    for name, column in columns.items()
-                }
+                self._allocate(columns)
             for name, column in columns.items():
                 target = self._rows[name]
                 if slots is None:
@@ -155,6 +152,19 @@ class MixingBuffer:
                 self._pending = {name: column[take:] for name, column in columns.items()}
             done += take
         return done
+
+    def _allocate(self, like: Columns) -> None:
+        try:
+            self._rows = {
+                name: column.new_empty((self.capacity, *column.shape[1:]))
+                for name, column in like.items()
+            }
+        except RuntimeError:  # torch's, on any device
+            each = sum(column[:1].nbytes for column in like.values())
+            raise InputError(
+                f"training.buffer_tokens: {self.capacity} activations take "
+                f"{self.capacity * each / 2**30:.1f} GiB, more than there is; give fewer"
+            ) from None
 
     # --- saving ---
 

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. An expected failure is one line 
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from fastzoo import __version__
-from fastzoo.errors import InputError, report_failures
+from fastzoo.errors import InputError, one_line, report_failures
 
 app = typer.Typer(
     name="fastzoo",
@@ -48,6 +49,9 @@ def _global(
     ] = False,
 ) -> None:
     """Sparse autoencoders of instruct language models."""
+    # A file's name need not be text: what cannot be printed is escaped, as JSON has it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @app.command("list")
@@ -74,7 +78,7 @@ def list_saes(
         return
     if not rows:
         where = f"in {folder}/" if local else f"in {folder}/ or the paper's grid"
-        print(f"nothing {where} matches '{pattern}'", file=sys.stderr)
+        print(one_line(f"nothing {where} matches '{pattern}'"), file=sys.stderr)
         return
     width = max(len(row["name"]) for row in rows)
     print(f"{'name':<{width}}  {'status':<6}  {'L0':>7}  {'log2 MSE':>8}  {'log2 MSE special':>16}")
@@ -126,7 +130,7 @@ def info(
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {'—' if value is None else one_line(value, 4096)}")
 
 
 @app.command("eval")
@@ -166,10 +170,11 @@ def evaluate_saes(
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="[RECIPE.yaml] [key=value ...]", show_default=False)
+        list[str] | None,
+        typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False),
     ] = None,
 ) -> None:
-    """Run a recipe in this process; for several: accelerate launch recipes/train.py."""
+    """Run a recipe in this process, or go on with it; for several: accelerate launch recipes/train.py."""
     import runpy
 
     from fastzoo.config import recipes_folder

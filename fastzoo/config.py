@@ -7,18 +7,19 @@ and what would be right.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fastzoo.errors import InputError, did_you_mean, one_line
 from fastzoo.names import METHODS, SAEName, model_part
-from fastzoo.saes import ARCHITECTURES, TRAINABLE
-from fastzoo.strict_yaml import dump_yaml, read_yaml
+from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, TRAINABLE
+from fastzoo.strict_yaml import LONGEST, dump_yaml, read_yaml
 
 EMBEDDED_MODEL = "tiny-chat"
 EMBEDDED_DATA = "embedded"
@@ -30,6 +31,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        """The one character that no path can hold; YAML has it as "\\0"."""
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a text cannot hold a NUL character")
+        return value
+
 
 class ModelSection(Section):
     """The language model whose residual stream is read."""
@@ -40,7 +49,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
-    pack_tokens: int | None = Field(None, ge=1)
+    pack_tokens: int | None = Field(None, ge=1, le=1 << 20)
     """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
     device. It has no effect on which tokens a run sees, nor on their order."""
 
@@ -57,11 +66,16 @@ class DataSection(Section):
     """Column of the turns; by default ``messages``, else ``conversations``."""
     shuffle: bool = True
     shuffle_rows: int = Field(10_000, ge=1)
-    """Shuffle window of streamed Hub datasets; local files are shuffled whole."""
+    """Rows of a streamed Hub dataset that are shuffled together and held in memory meanwhile; its files
+    are shuffled too. Local files are shuffled whole."""
     max_tokens: int = Field(8192, ge=2)
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)
     """Block length of bt-f and bt-p."""
+    special_text: Literal["literal", "drop", "allow"] = "literal"
+    """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
+    read as ordinary text, its row is skipped, or it becomes that special token, as transformers has
+    it. Such rows are counted."""
     date: str = "26 Jul 2024"
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
 
@@ -185,13 +199,13 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     push: PushSection = PushSection()
     seed: int = Field(42, ge=0, lt=2**63)
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of each process; null: the cores, shared out among this machine's processes."""
 
     @property
     def folder(self) -> Path:
         default = f"runs/{model_part(self.model.name)}-{self.method}"
-        return Path(self.output.folder or default)
+        return Path(os.path.expanduser(self.output.folder or default))
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""
@@ -226,22 +240,27 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         InputError: anything that cannot work, in one line.
     """
     path = path or recipes_folder() / "tiny.yaml"
+    where = one_line(path, 200)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe or device could be endless
+            raise InputError(f"recipe '{where}' cannot be read: it is not a regular file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     except FileNotFoundError:
         known = sorted(p.name for p in recipes_folder().glob("*.yaml"))
         raise InputError(
-            f"no recipe file '{path}'.{did_you_mean(path.name, known)} Recipes that come with "
+            f"no recipe file '{where}'.{did_you_mean(path.name, known)} Recipes that come with "
             f"fastzoo: {', '.join(known)} in {recipes_folder().name}/."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe '{path}' cannot be read: {one_line(error)}") from None
-    raw = read_yaml(text, str(path))
+    except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"recipe '{where}' cannot be read: {one_line(reason)}") from None
+    raw = read_yaml(text, where)
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys to values")
+        raise InputError(f"{where}: a recipe is a mapping of keys to values")
     for override in overrides:
         _override(raw, override)
-    return resolve(raw, str(path))
+    return resolve(raw, where)
 
 
 def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
@@ -264,6 +283,17 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySection:
+    """One section by itself, from values of the user's. Raises InputError."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+
+
 def recipes_folder() -> Path:
     """Where the recipes are: inside an installed wheel, or beside the package in a checkout."""
     packaged = Path(__file__).parent / "recipes"
@@ -279,7 +309,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     for parent in parents:
         inner = target.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise InputError(f"{text}: '{parent}' is a value, not a section")
+            raise InputError(f"{one_line(text, 100)}: '{parent}' is a value, not a section")
         target = inner
     target[last] = read_yaml(value, f"override {key}")
 
@@ -354,7 +384,7 @@ def _check(recipe: Recipe) -> None:
     for key in ("layers", "expansions", "architectures"):
         values = getattr(recipe, key)
         if len(set(values)) != len(values):
-            raise InputError(f"{key}: {values} names the same one twice")
+            raise InputError(f"{key}: {one_line(values, 80)} names the same one twice")
     for layer in recipe.layers:
         if layer < 0:
             raise InputError(f"layers: {layer} is below 0, the first layer")
@@ -398,8 +428,10 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"training.lr_end: {training.lr_end} is above training.lr: {training.lr}")
     if not all(0 <= beta < 1 for beta in training.adam_betas):
         raise InputError(f"training.adam_betas: {training.adam_betas} are not both in [0, 1)")
-    if not recipe.data.source.strip() or not recipe.text.source.strip():
-        raise InputError("data.source, text.source: empty; 'embedded', a file or a Hub dataset id")
+    sources = {"data": recipe.data.source, "text": recipe.text.source}
+    for section, source in {**sources, "evaluation": recipe.evaluation.source}.items():
+        if source is not None and not source.strip():
+            raise InputError(f"{section}.source: empty; 'embedded', a file or a Hub dataset id")
     if recipe.push.namespace is not None:
         raise InputError(
             f"push.namespace: '{one_line(recipe.push.namespace, 60)}' asks for publishing, which "
@@ -425,6 +457,32 @@ def check_against_model(recipe: Recipe, n_layers: int, max_positions: int | None
                 f"data.{name}: {value} is more than the {max_positions} positions of "
                 f"{recipe.model.name}; at most {max_positions}"
             )
+
+
+def check_sizes(recipe: Recipe, width: int, memory: int) -> None:
+    """What can never be held: more latents than files may say, or a buffer beyond the device.
+
+    Args:
+        width: of the model's residual stream.
+        memory: bytes of the device that holds the buffer.
+
+    Raises:
+        InputError: before anything of that size is asked for.
+    """
+    for expansion in recipe.expansions:
+        if expansion * width > MOST_LATENTS:
+            raise InputError(
+                f"expansions: {expansion} times the width {width} of {recipe.model.name} is more "
+                f"than {MOST_LATENTS} latents; at most {max(1, MOST_LATENTS // width)}"
+            )
+    tokens = recipe.training.buffer_tokens
+    least = 2 * width  # one layer in the narrowest type
+    if tokens * least > memory:
+        raise InputError(
+            f"training.buffer_tokens: {tokens} activations of width {width} take "
+            f"{tokens * least >> 30} GiB for each layer, and there are {memory >> 30} GiB of memory; "
+            f"less than {memory // least}"
+        )
 
 
 assert set(METHODS) == set(get_args(Recipe.model_fields["method"].annotation))

@@ -42,14 +42,25 @@ class Data:
         counts = self.held_out_counts
         yield (
             f"held out: {counts.used} dialogues, {counts.tokens} tokens of {self.held_out_info.name}"
-            + _skipped(counts)
+            + self._fate(counts)
         )
         yield f"training: {self.stream.recipe.method} on {self.stream.rows.info.name}"
 
     def after_training(self) -> str:
         """One line: what became of the training rows."""
         counts = self.stream.counts
-        return f"rows read: {counts.rows}, used: {counts.used}{_skipped(counts)}"
+        return f"rows read: {counts.rows}, used: {counts.used}{self._fate(counts)}"
+
+    def _fate(self, counts: Counts) -> str:
+        """What befell some of the rows."""
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counts.skipped.most_common())
+        text = f"; skipped: {reasons or 'none'}"
+        if counts.truncated:
+            text += f"; truncated: {counts.truncated}"
+        if counts.special_text:
+            policy = self.chat.data.special_text
+            text += f"; with text of special tokens ({policy}): {counts.special_text}"
+        return text
 
     def settings(self, recipe: Recipe, source: ModelSource) -> dict[str, Any]:
         """What runs with the same results have in common: recipe, model and data, on any machine."""
@@ -79,20 +90,19 @@ class Data:
         )
 
 
-def _skipped(counts: Counts) -> str:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in counts.skipped.most_common())
-    truncated = f"; truncated: {counts.truncated}" if counts.truncated else ""
-    return (f"; skipped: {reasons}" if reasons else "; skipped: none") + truncated
-
-
-def open_data(recipe: Recipe, tokenizer: Any, model_name: str) -> Data:
+def open_data(
+    recipe: Recipe, tokenizer: Any, model_name: str, embeddings: int | None = None
+) -> Data:
     """Open the recipe's sources, set dialogues aside, and make sure that there is something to train on.
+
+    Args:
+        embeddings: token ids that the model has an embedding for, if that is known.
 
     Raises:
         DataError, HubError: missing, broken or unusable data.
-        ModelError: no chat template.
+        ModelError: no usable chat template, or a tokenizer that is not the model's.
     """
-    chat = ChatTokenizer(tokenizer, recipe.data, model_name)
+    chat = ChatTokenizer(tokenizer, recipe.data, model_name, embeddings)
     dialogues = open_rows(recipe.data, recipe.seed)
     held_rows = _held_out_rows(recipe, dialogues)
     train_rows = open_rows(recipe.text, recipe.seed) if recipe.method == "bt-p" else dialogues

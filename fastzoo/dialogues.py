@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
 from typing import Any
 
 from fastzoo.errors import one_line
@@ -23,12 +24,22 @@ ROLES = {
 COLUMNS = ("messages", "conversations", "conversation")
 
 
-class Unusable(Exception):
-    """A row that is skipped. ``reason`` is what it is counted under."""
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+"""Never walks through all of a row, which may be as large or as deep as it likes."""
 
-    def __init__(self, reason: str) -> None:
+
+class Unusable(Exception):
+    """A row that is skipped.
+
+    Args:
+        reason: what it is counted under; goes into records, so it holds nothing of the row.
+        detail: more about this row, for an error that shows it.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 def read_dialogue(row: Any, column: str | None = None) -> Dialogue:
@@ -61,16 +72,31 @@ def _read_turn(turn: Any) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise Unusable("malformed: a turn is not an object")
     role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+    content = _text_of(turn.get("content", turn.get("value")))
     if not isinstance(role, str):
         raise Unusable("malformed: a turn without role")
     if role.lower() not in ROLES:
         raise Unusable("unknown role")
-    if not isinstance(content, str):
+    if content is None:
         raise Unusable("malformed: content is not text")
     return {"role": ROLES[role.lower()], "content": content}
 
 
+def _text_of(content: Any) -> str | None:
+    """Content as text, or None. A list of OpenAI's parts is their texts, with nothing in between (as
+    templates that know parts have it); an image, or any other kind of part, is no text.
+    """
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
 def show_row(row: Any) -> str:
     """A row in one short line, for messages."""
-    return one_line(repr(row), 160)
+    return one_line(_SHORT.repr(row), 160)

@@ -23,9 +23,17 @@ from fastzoo.ranks import (
 
 
 class FastzooError(Exception):
-    """Base of all expected failures. ``exit_code`` is what a command ends with."""
+    """Base of all expected failures. ``exit_code`` is what a command ends with.
+
+    The message is one line of bearable length, whatever the paths and values that it names.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        line = one_line(message, len(message))
+        # Cut in the middle: the start says what is wrong, the end what would be right.
+        super().__init__(line if len(line) <= 900 else f"{line[:600]} … {line[-297:]}")
 
 
 class InputError(FastzooError):
@@ -59,7 +67,7 @@ class HubError(FastzooError):
 
 
 class TrainingError(FastzooError):
-    """Training met values it cannot go on with (NaN or infinity)."""
+    """Training or evaluation met values it cannot go on with (NaN or infinity)."""
 
     exit_code = 7
 
@@ -101,8 +109,12 @@ def report_failures(command: Callable[[], None]) -> None:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """``text`` without line breaks or control characters, cut at ``limit`` characters."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    """``text`` without line breaks or control characters, cut at ``limit`` characters.
+
+    Bytes of a path that are not UTF-8 (lone surrogates) show as question marks.
+    """
+    valid = str(text).encode("utf-8", "replace").decode()
+    flat = " ".join("".join(c if c.isprintable() else " " for c in valid).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastzoo.activations import ResidualReader
-from fastzoo.errors import ModelError
+from fastzoo.errors import ModelError, TrainingError
 from fastzoo.metrics import NextToken, Reconstruction, loss_figures
 from fastzoo.packing import Pack
 from fastzoo.saes.base import SAE
@@ -48,6 +49,7 @@ def evaluate(
 
     Raises:
         ModelError: an SAE's width is not the model's.
+        TrainingError: the model, or a figure, is NaN or infinite.
     """
     device = reader.device
     width = reader.model.config.get_text_config().hidden_size
@@ -69,10 +71,16 @@ def evaluate(
     for pack in reader.packs(sequences):
         _measure_pack(reader, pack, layers, measured, own, zeros)
         progress(pack.input_ids.shape[1])
-    return {
+    found = {
         name: m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
         for name, m in measured.items()
     }
+    for name, figures in found.items():
+        for metric, subsets in figures.items():
+            for figure in subsets.values():
+                if figure["value"] is not None and not math.isfinite(figure["value"]):
+                    raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+    return found
 
 
 def _measure_pack(
@@ -87,7 +95,10 @@ def _measure_pack(
     position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
     scored = _Scored(pack, position_T, special_T)
     acts = reader.read(pack, layers)
+    for layer in layers:
+        _refuse_unless_finite(pack, acts[layer], f"layer {layer}: the model's activations")
     final_TD = reader.final_states(pack)
+    _refuse_unless_finite(pack, final_TD, "the model's final states")
     scored.add(reader, own, "all", final_TD, None)
     scored.add(reader, own, "without_position_0", final_TD, None)
 
@@ -117,6 +128,16 @@ def _measure_pack(
         for subset, edit in (("all", m.sae), ("without_position_0", sparing(m.sae))):
             states = reader.final_states(pack, (m.layer, edit))
             scored.add(reader, m.spliced, subset, states, final_TD)
+
+
+def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
+    """Raise TrainingError, with the row of the first dialogue that is concerned."""
+    finite_T = torch.isfinite(states_TD).all(1).cpu()
+    if not finite_T.all():
+        row = int(pack.column("dialogue")[~finite_T][0])
+        raise TrainingError(
+            f"evaluation: {what} hold NaN or infinity in the held-out dialogue of row {row}"
+        )
 
 
 class _Scored:

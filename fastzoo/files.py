@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and bounds on what is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fastzoo.errors import OutputError, one_line
+from fastzoo.errors import InputError, OutputError, one_line
+
+MAX_JSON_BYTES = 16 << 20
+"""Real ones have some kB; JSON is read into memory whole."""
 
 WAIT_SECONDS = 40.0
 """A launcher gives the processes of a run that lost one of them half a minute to end."""
@@ -28,6 +31,36 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory; more than any has where that is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: there is no such file, or not one of bearable size with an object in it.
+    """
+    try:
+        if not path.is_file():  # a pipe could be waited for in vain
+            what = "not a file" if path.exists() else "missing"
+            raise InputError(f"{path.parent}: {path.name} is {what}")
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise InputError(f"{path}: more than {MAX_JSON_BYTES} bytes, which is no record")
+        value = json.loads(text.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error, 80)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,7 +132,8 @@ _claims: list[int] = []
 def claim(folder: Path, say: Callable[[str], None]) -> None:
     """Keep other processes from using ``folder`` until ``release_claims`` or this process's end.
 
-    It is made if it is not there. What is left of a run that was killed a moment ago is waited for, and ``say`` told so.
+    It is made if it is not there. What is left of a run that was killed a moment ago is waited for,
+    and ``say`` told so.
 
     Raises:
         OutputError: another process uses it.
@@ -161,6 +195,8 @@ def publish(temporary: Path, folder: Path) -> None:
 def sync(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder. Delayed allocation reports a full disk
     only here."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

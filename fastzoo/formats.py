@@ -6,9 +6,10 @@ refused by name. Sizes are checked against the configuration before a weight is 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastzoo.errors import InputError, OutputError, one_line
-from fastzoo.files import write_json
-from fastzoo.local import find_local, refuse_pickle
-from fastzoo.saes import ARCHITECTURES, architecture
+from fastzoo.files import machine_memory, read_json, write_json
+from fastzoo.local import find_local, refuse_pickle, text_at
+from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, architecture
 from fastzoo.saes.base import SAE
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.topk import TopKSAE
@@ -71,13 +72,15 @@ def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Loade
     if layout == "gemma-scope":
         loaded = _read_gemma_scope(folder)
     else:
-        config = _read_config(folder / "cfg.json")
+        config = read_json(folder / "cfg.json")
         loaded = (_read_sparsify if layout == "sparsify" else _read_saelens)(folder, config)
     loaded.record = _record(folder)
+    loaded.sae.to(dtype).eval().requires_grad_(False)
+    # After the conversion, which can make numbers infinite too.
     bad = [n for n, p in loaded.sae.named_parameters() if not torch.isfinite(p).all()]
     if bad:
-        raise InputError(f"{folder}: {', '.join(bad)} hold NaN or infinity")
-    loaded.sae.to(dtype).eval().requires_grad_(False)
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"{folder}: {', '.join(bad)} hold NaN or infinity (as {kind})")
     return loaded
 
 
@@ -102,14 +105,17 @@ def find_weights(root: Path) -> tuple[Path, str]:
     """``root`` itself if it holds SAE weights, else the one folder below that does; and its layout.
 
     Raises:
-        InputError: none, several, or only pickles.
+        InputError: none, several, only pickles, or a folder that cannot be read.
     """
-    candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
-    found = [(f, w) for f in candidates for w in WEIGHTS if (f / w).is_file()]
+    try:
+        candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+        found = [(f, w) for f in candidates for w in WEIGHTS if (f / w).is_file()]
+        others = [] if found else [p for f in candidates for p in sorted(f.iterdir())]
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({one_line(error.strerror)})") from None
     if not found:
-        for folder in candidates:
-            for path in sorted(folder.iterdir()):
-                refuse_pickle(path)
+        for path in others:
+            refuse_pickle(path)
         raise InputError(f"{root}: no SAE here; looked for {', '.join(WEIGHTS)}")
     if len(found) > 1 and found[0][0] != root:
         names = ", ".join(str(f.relative_to(root)) for f, _ in found[:5])
@@ -126,22 +132,10 @@ def _record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = _read_config(path)
+        record = read_json(path)
     except InputError:
         return {}  # a file of something else
     return record if record.get("library") == "fastzoo" else {}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: {path.name} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error, 80)})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -243,7 +237,7 @@ def _read_saelens(folder: Path, config: dict[str, Any]) -> LoadedSAE:
     # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
     about = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
     assert isinstance(about, dict)
-    return LoadedSAE(sae, folder, "saelens", _layer(about), about.get("model_name"), config)
+    return LoadedSAE(sae, folder, "saelens", _layer(about), text_at(about, "model_name"), config)
 
 
 def _read_sparsify(folder: Path, config: dict[str, Any]) -> LoadedSAE:
@@ -262,7 +256,8 @@ def _read_sparsify(folder: Path, config: dict[str, Any]) -> LoadedSAE:
         raise InputError(f"{folder}: a transcoder, not an SAE")
     if config.get("activation", "topk") != "topk":
         raise InputError(
-            f"{folder}/cfg.json: activation '{config['activation']}' is not read; topk is"
+            f"{folder}/cfg.json: activation '{one_line(config['activation'], 40)}' is not read; "
+            "topk is"
         )
     weights = _read_tensors(folder / "sae.safetensors", shapes)
     sae = TopKSAE(d_in, d_sae, k=_k(config, d_sae, folder))
@@ -276,35 +271,66 @@ def _read_sparsify(folder: Path, config: dict[str, Any]) -> LoadedSAE:
         },
     )
     _fold_input_bias(sae)
-    return LoadedSAE(sae, folder, "sparsify", _trailing_number(folder.name), None, config)
+    layer = _layer_number(folder.name.rpartition(".")[2])
+    return LoadedSAE(sae, folder, "sparsify", layer, None, config)
 
 
 def _read_gemma_scope(folder: Path) -> LoadedSAE:
-    import numpy as np
-
     path = folder / "params.npz"
     try:
-        # allow_pickle=False: an array of objects is refused instead of unpickled.
-        with np.load(path, allow_pickle=False) as arrays:
-            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds, MemoryError too
+        with zipfile.ZipFile(path) as archive:
+            weights = _read_arrays(archive, path)
+    except InputError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise InputError(f"{path}: not a readable params.npz ({one_line(error, 100)})") from None
-    encoder = weights.get("W_enc")
-    if encoder is None or encoder.ndim != 2:
-        raise InputError(f"{path}: no matrix W_enc")
-    d_in, d_sae = encoder.shape
-    shapes = _shapes(d_in, d_sae, "jumprelu")
-    for name, shape in shapes.items():
-        if name not in weights or tuple(weights[name].shape) != shape:
-            raise InputError(f"{path}: {name} is missing or not of shape {shape}")
-        if not weights[name].is_floating_point():
-            raise InputError(f"{path}: {name} is {weights[name].dtype}, not floating point")
-    sae = JumpReLUSAE(d_in, d_sae)
-    _assign(sae, {n: weights[n] for n in shapes})
+    sae = JumpReLUSAE(*weights["W_enc"].shape)
+    _assign(sae, weights)
     # layer_20/width_16k/average_l0_71: other parts have numbers too
-    found = [re.fullmatch(r"layer_(\d+)", part) for part in folder.resolve().parts]
-    layer = next((int(match[1]) for match in reversed(found) if match), None)
+    found = [re.fullmatch(r"layer_(.*)", part) for part in folder.resolve().parts]
+    layer = next((_layer_number(match[1]) for match in reversed(found) if match), None)
     return LoadedSAE(sae, folder, "gemma-scope", layer)
+
+
+def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
+    """The arrays of a JumpReLU SAE, after all their headers were found to be as expected."""
+    import numpy as np
+
+    entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    found: dict[str, tuple[int, ...]] = {}
+    for name in _shapes(1, 1, "jumprelu"):
+        if name not in entries:
+            raise InputError(f"{path}: lacks {name}")
+        with archive.open(entries[name]) as file:
+            wide = np.lib.format.read_magic(file) != (1, 0)
+            read = (
+                np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+            )
+            found[name], _, dtype = read(file)
+            held = entries[name].file_size - file.tell()
+        if dtype not in (np.float16, np.float32, np.float64):
+            raise InputError(f"{path}: {name} is {one_line(dtype, 40)}, not floating point")
+        # One dimension at a time: their product can be beyond any number of 64 bits.
+        if any(not 0 < size <= MOST_LATENTS for size in found[name]):
+            raise InputError(f"{path}: {name} has shape {found[name]}, not a sensible size")
+        if math.prod(found[name]) * dtype.itemsize != held:
+            raise InputError(f"{path}: {name} of shape {found[name]} does not fit its {held} bytes")
+    if len(found["W_enc"]) != 2:
+        raise InputError(f"{path}: W_enc of shape {found['W_enc']} is no matrix")
+    for name, shape in _shapes(*found["W_enc"], "jumprelu").items():
+        if found[name] != shape:
+            raise InputError(f"{path}: {name} has shape {found[name]} and not {shape}")
+    # Weights hardly compress; what shrinks a thousandfold was made to fill the memory.
+    unpacked, packed = sum(entries[name].file_size for name in found), path.stat().st_size
+    if unpacked > 16 * packed + (1 << 20):
+        raise InputError(f"{path}: {packed} bytes that unpack to {unpacked} are no weights")
+    _check_memory(found, path)
+    weights = {}
+    for name in found:
+        with archive.open(entries[name]) as file:
+            # allow_pickle=False: an array of objects is refused instead of unpickled.
+            weights[name] = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+    return weights
 
 
 def _shapes(d_in: int, d_sae: int, kind: str) -> dict[str, tuple[int, ...]]:
@@ -319,9 +345,18 @@ def _shapes(d_in: int, d_sae: int, kind: str) -> dict[str, tuple[int, ...]]:
 
 def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 24:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_LATENTS:
         raise InputError(f"{folder}/cfg.json: {key} is {one_line(value, 40)}, not a sensible size")
     return value
+
+
+def _check_memory(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse weights that this machine cannot hold in float32. Raises InputError."""
+    needed, there = 4 * sum(map(math.prod, shapes.values())), machine_memory()
+    if needed > there:
+        raise InputError(
+            f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory"
+        )
 
 
 def _k(config: Mapping[str, Any], d_sae: int, folder: Path) -> int:
@@ -339,12 +374,18 @@ def _read_tensors(
     """The tensors of a safetensors file, after its header was found to be as expected."""
     allowed = {**shapes, **(optional or {})}
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        reason = "safetensors opens no path that is not UTF-8; rename the folder"
+        raise InputError(f"{path}: {reason}") from None
+    try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if missing := set(shapes) - names:
                 raise InputError(f"{path}: lacks {', '.join(sorted(missing))}")
             if extra := names - set(allowed):
-                raise InputError(f"{path}: unexpected {', '.join(sorted(extra)[:3])}")
+                some = one_line(", ".join(sorted(extra)[:3]), 100)
+                raise InputError(f"{path}: unexpected {some}")
             for name in sorted(names):
                 part = file.get_slice(name)
                 if tuple(part.get_shape()) != tuple(allowed[name]):
@@ -354,10 +395,11 @@ def _read_tensors(
                     )
                 if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise InputError(f"{path}: {name} is {part.get_dtype()}, not floating point")
+            _check_memory(shapes, path)
             return {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
-    except (SafetensorError, OSError, struct.error) as error:
+    except (SafetensorError, OSError, RuntimeError, struct.error) as error:  # mmap is torch's
         raise InputError(
             f"{path}: not a readable safetensors file ({one_line(error, 100)})"
         ) from None
@@ -387,19 +429,13 @@ def _fold_decoder_norm(sae: SAE) -> None:
 def _layer(about: Mapping[str, Any]) -> int | None:
     layer = about.get("hook_layer", about.get("hook_point_layer"))
     if isinstance(layer, int):
-        return layer
-    hook = about.get("hook_name", about.get("hook_point"))
-    return _layer_of_folder(hook.replace("/", ".")) if isinstance(hook, str) else None
+        return _layer_number(str(layer))
+    hook = text_at(about, "hook_name") or text_at(about, "hook_point") or ""
+    # blocks.18.hook_resid_post, model.layers.18 or layer_18
+    parts = map(_layer_number, re.split(r"[/._]", hook))
+    return next((number for number in parts if number is not None), None)
 
 
-def _layer_of_folder(text: str) -> int | None:
-    """The number in ``blocks.18.hook_resid_post``, ``model.layers.18`` or ``layer_18``."""
-    for part in text.replace("_", ".").split("."):
-        if part.isdigit():
-            return int(part)
-    return None
-
-
-def _trailing_number(text: str) -> int | None:
-    last = text.split(".")[-1]
-    return int(last) if last.isdigit() else None
+def _layer_number(text: str) -> int | None:
+    """The number of a layer as names have it: up to four plain digits."""
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else None

@@ -8,7 +8,6 @@ huggingface_hub itself compares sizes only. Importing this module does not load 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastzoo.errors import HubError, InputError, did_you_mean, one_line
+from fastzoo.files import MAX_JSON_BYTES, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -32,9 +32,6 @@ LAYOUTS = (
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Formats that can run code when loaded."""
-
-MAX_JSON_BYTES = 16 * 2**20
-"""Real ones have some kB; JSON is read into memory whole."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
@@ -76,7 +73,8 @@ def parse_reference(text: str) -> Reference:
         raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
     if slash and not _is_plain(folder):
         raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
-    if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+    ref = revision.isprintable() and _REVISION.fullmatch(revision)  # invisible ones are no name
+    if at and (not ref or ".." in revision or "//" in revision):
         raise wrong(f"'{one_line(revision, 60)}' is not a branch, tag or commit sha")
     return Reference(repo_id, folder or None, revision or None)
 
@@ -235,10 +233,9 @@ def _matches(local: Path, entry: RepoFile) -> bool:
 def _is_ours(config: Path) -> bool:
     """Whether a config.json is fastzoo's record of an SAE; many repositories have one of theirs."""
     try:
-        record = json.loads(config.read_bytes())
-    except (ValueError, RecursionError):
+        return read_json(config).get("library") == "fastzoo"
+    except InputError:
         return False
-    return isinstance(record, dict) and record.get("library") == "fastzoo"
 
 
 def _is_plain(path: str) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastzoo.errors import InputError, ModelError, one_line
+from fastzoo.files import read_json
 from fastzoo.hub import PICKLES
 from fastzoo.names import SAEName, parse_name
 
@@ -25,8 +27,8 @@ def local_results(folder: Path) -> list[tuple[SAEName, Path]]:
         for path in folder.glob(pattern):
             try:
                 found[path.parent] = parse_name(path.parent.resolve().name)
-            except InputError:
-                continue  # a folder of something else
+            except (InputError, OSError, RuntimeError):
+                continue  # a folder of something else, or a link to itself
     return sorted(((name, path) for path, name in found.items()), key=lambda x: (x[0], x[1]))
 
 
@@ -40,17 +42,18 @@ def find_local(source: str) -> Path | None:
         from fastzoo.hub import fetch_sae, parse_reference
 
         return fetch_sae(parse_reference(source))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        refuse_pickle(path)
+    # os.path, unlike Path, takes what can be no path (too long, ~nobody) for one that is not there.
+    path = source if "\0" in source else os.path.expanduser(source)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
+        refuse_pickle(Path(path))
         raise InputError(f"'{path}' is a file; give the folder that holds it")
     if "/" in source or "\\" in source:
-        raise InputError(f"no folder '{path}'; for a Hub repository write hf:org/repo")
+        raise InputError(f"no folder '{one_line(path)}'; for a Hub repository write hf:org/repo")
     name = str(parse_name(source))
     candidates = (Path(name), *sorted(RUNS.glob(f"*/{name}")))
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    return next((folder for folder in candidates if os.path.isdir(folder)), None)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -62,22 +65,59 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+def _at(value: Any, *keys: str) -> Any:
+    """What a JSON value holds at ``keys``; None where that is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def text_at(value: Any, *keys: str) -> str | None:
+    """The text that a JSON value holds at ``keys``, in one line; None where there is none."""
+    found = _at(value, *keys)
+    return one_line(found) if isinstance(found, str) else None
+
+
+def number_at(value: Any, *keys: str) -> float | None:
+    """The finite number that a JSON value holds at ``keys``; None where there is none."""
+    found = _at(value, *keys)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    try:
+        return found if math.isfinite(found) else None
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def _special_tokens(record: dict[str, Any]) -> str:
+    """Those of the dialogues that an SAE was measured on."""
+    tokens = _at(record, "special_tokens")
+    found = tokens.values() if isinstance(tokens, dict) else ()
+    return " ".join(one_line(token) for token in found) or "none"
+
+
 def read_figures(folder: Path) -> dict[str, Any]:
     """L0 and log2 MSE of a folder's ``metrics.json``; None where it has none."""
+    metrics = _at(_metrics(folder), "metrics")
+    return {
+        "l0": number_at(metrics, "l0", "all", "value"),
+        "log2_mse": number_at(metrics, "log2_mse", "all", "value"),
+        "log2_mse_special": number_at(metrics, "log2_mse", "special", "value"),
+    }
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """A folder's ``metrics.json``; {} where there is none that can be read."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        return {
-            "l0": metrics["l0"]["all"]["value"],
-            "log2_mse": metrics["log2_mse"]["all"]["value"],
-            "log2_mse_special": metrics["log2_mse"]["special"]["value"],
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"l0": None, "log2_mse": None, "log2_mse_special": None}
+        return read_json(folder / "metrics.json")
+    except InputError:
+        return {}
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Facts of a local SAE, flat and in reading order; the weights are opened and checked."""
     from fastzoo.formats import open_sae
+    from fastzoo.metrics import DEFINITIONS, SUBSETS
 
     loaded = open_sae(folder)
     facts: dict[str, Any] = {
@@ -92,31 +132,33 @@ def describe(folder: Path) -> dict[str, Any]:
     record = loaded.record
     if not record:
         return facts | {"base_model": loaded.model_name}
-    training = record["recipe"]["training"]
+    training = _at(record, "recipe", "training")
     facts |= {
-        "method": record["sae"]["method"],
-        "base_model": record["base_model"]["name"],
-        "base_model_sha": record["base_model"]["sha"],
-        "training_data": record["training_data"]["name"],
-        "preset": record["recipe"]["preset"],
-        "training_tokens": training["tokens"],
-        "sparsity_coefficient": training["sparsity_coefficient"][loaded.sae.architecture],
+        "method": text_at(record, "sae", "method"),
+        "base_model": text_at(record, "base_model", "name"),
+        "base_model_sha": text_at(record, "base_model", "sha"),
+        "training_data": text_at(record, "training_data", "name"),
+        "preset": text_at(record, "recipe", "preset"),
+        "training_tokens": number_at(training, "tokens"),
+        "special_tokens": _special_tokens(record),
+        "sparsity_coefficient": number_at(
+            training, "sparsity_coefficient", loaded.sae.architecture
+        ),
     }
-    try:
-        figures = json.loads((loaded.folder.parent / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return facts
-    for metric, subsets in figures["metrics"].items():
-        for subset, figure in subsets.items():
-            suffix = "" if subset == "all" else f"_{subset}"
-            facts[f"{metric}{suffix}"] = figure["value"]
-    if figures["paper"]:
-        facts |= {f"paper_{key}": value for key, value in figures["paper"].items()}
+    figures = _metrics(loaded.folder.parent)
+    for metric in DEFINITIONS:
+        for subset in SUBSETS:
+            if _at(figures, "metrics", metric, subset):
+                suffix = "" if subset == "all" else f"_{subset}"
+                facts[f"{metric}{suffix}"] = number_at(figures, "metrics", metric, subset, "value")
+    for key in ("log2_mse", "log2_mse_special"):
+        if _at(figures, "paper", key) is not None:
+            facts[f"paper_{key}"] = number_at(figures, "paper", key)
     return facts
 
 
 def _name(loaded: LoadedSAE) -> str:
-    return str(loaded.record.get("name") or loaded.folder.name)
+    return text_at(loaded.record, "name") or one_line(loaded.folder.name)
 
 
 def evaluate_sources(
@@ -139,7 +181,7 @@ def evaluate_sources(
     import torch
 
     from fastzoo.activations import ResidualReader
-    from fastzoo.config import EMBEDDED_DATA, DataSection, ModelSection
+    from fastzoo.config import EMBEDDED_DATA, DataSection, ModelSection, make_section
     from fastzoo.evaluate import evaluate
     from fastzoo.formats import open_sae
     from fastzoo.metrics import DEFINITIONS
@@ -156,7 +198,7 @@ def evaluate_sources(
         raise InputError("the same SAE is given twice")
     said = {name for x in loaded if (name := _model_of(x))}
     model_name = model_name or _only(said)
-    section = ModelSection(name=model_name, revision=revision)
+    section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
         source = find_model(section)
     except ModelError as error:
@@ -166,18 +208,23 @@ def evaluate_sources(
     for name, x in zip(names, loaded, strict=True):
         if x.layer is None:
             raise InputError(f"{name}: its files do not say which layer it belongs to")
-        trained_on = x.record.get("base_model", {}).get("sha")
+        trained_on = text_at(x.record, "base_model", "sha")
         if trained_on and source.sha and trained_on != source.sha:
             print(
                 f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
                 file=sys.stderr,
             )
-    limit = max_tokens or min(8192, source.max_positions or 8192)
-    chat = ChatTokenizer(
-        load_tokenizer(source),
-        DataSection(source=data, max_tokens=limit, shuffle=False),
-        model_name,
+    longest = source.max_positions or max_tokens or 8192
+    limit = max_tokens or min(8192, longest)
+    if limit > longest:
+        raise InputError(
+            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most "
+            f"{longest}"
+        )
+    dialogues_of = make_section(
+        DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False
     )
+    chat = ChatTokenizer(load_tokenizer(source), dialogues_of, model_name, source.embeddings)
     rows = held_out_embedded(0) if data == EMBEDDED_DATA else open_rows(chat.data, 0)
     sequences, counts = held_out_sequences(chat, rows, dialogues)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -202,5 +249,4 @@ def _only(model_names: set[str]) -> str:
 
 
 def _model_of(loaded: LoadedSAE) -> str | None:
-    name = loaded.record.get("base_model", {}).get("name") or loaded.model_name
-    return one_line(name) if isinstance(name, str) else None
+    return text_at(loaded.record, "base_model", "name") or loaded.model_name

@@ -11,7 +11,7 @@ import torch
 
 from fastzoo.config import EMBEDDED_MODEL, ModelSection
 from fastzoo.errors import FastzooError, InputError, ModelError, one_line
-from fastzoo.files import sha256_of
+from fastzoo.files import machine_memory, sha256_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class ModelSource:
         return int(self.config.get_text_config().hidden_size)
 
     @property
+    def embeddings(self) -> int | None:
+        """Token ids that the model has an embedding for, if its configuration says."""
+        value = getattr(self.config.get_text_config(), "vocab_size", None)
+        return int(value) if value else None
+
+    @property
     def max_positions(self) -> int | None:
         value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(value) if value else None
@@ -55,8 +61,8 @@ def find_model(section: ModelSection) -> ModelSource:
         from fastzoo import tiny
 
         path = str(tiny.MODEL)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):  # unlike Path.is_dir, takes a name that is too long for no folder
         path = str(folder)
         weights = folder / "model.safetensors"
         sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
@@ -128,6 +134,26 @@ def check_gpus(local_processes: int) -> None:
             f"{local_processes} processes on a machine with {gpus} GPUs; give accelerate launch "
             f"--num_processes {gpus}"
         )
+
+
+def use_deterministic_algorithms() -> None:
+    """On a GPU: give the same bits every time, where torch can; before anything runs there.
+
+    fastzoo's own kernels add nothing up in an order that changes.
+    """
+    if not torch.cuda.is_available():
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Every buffer here is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of the machine or, where ``device`` is one, the GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_memory()
 
 
 def use_threads(threads: int | None, local_processes: int) -> None:

@@ -67,8 +67,9 @@ def model_part(model: str) -> str:
     """The model part of a name: a Hub id or folder without its org and a final ``-instruct``.
 
     ``Qwen/Qwen2.5-7B-Instruct`` gives ``qwen2.5-7b``. Characters a Hub repository name cannot hold
-    become hyphens.
+    become hyphens, and what would make the whole name longer than the Hub allows (96) is cut off.
     """
     last = model.rstrip("/\\").replace("\\", "/").split("/")[-1].lower()
     safe = re.sub(r"[^a-z0-9._]+|\.\.+", "-", last).strip("-._")
-    return re.sub(r"-+", "-", safe).removesuffix("-instruct") or "model"
+    part = re.sub(r"-+", "-", safe).removesuffix("-instruct")
+    return part[:64].rstrip("-._") or "model"

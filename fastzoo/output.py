@@ -6,7 +6,8 @@ import csv
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -63,6 +64,8 @@ class Start:
     """Where training goes on; None: it begins."""
     complete: bool = False
     """Whether all is done already."""
+    made: tuple[Path, ...] = ()
+    """The folders around the run's own that were made for it, innermost first."""
 
 
 def start_run(
@@ -80,7 +83,9 @@ def start_run(
             is in use by another process; cannot be written.
     """
     folder = recipe.folder
+    made: tuple[Path, ...] = ()
     try:
+        made = tuple(path for path in folder.parents if not path.exists())
         claim(folder, say)
         if fresh and (folder / RECIPE_FILE).exists():
             aside = next(
@@ -97,10 +102,11 @@ def start_run(
             return _go_on(recipe, settings, say)
         write_text(folder / RECIPE_FILE, recipe.to_yaml())
     except OSError as error:
+        _remove_empty(made)
         raise OutputError(
             f"output.folder: '{folder}' cannot be written: {one_line(error.strerror or error)}"
         ) from None
-    return Start()
+    return Start(made=made)
 
 
 def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], None]) -> Start:
@@ -144,7 +150,10 @@ def machine() -> dict[str, Any]:
     """What the last bits of a run's weights depend on besides its settings."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    # Libraries choose their loops by what a CPU can do.
+    device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {**versions(), "device": device, "threads": torch.get_num_threads()}
 
 
@@ -155,11 +164,18 @@ def complete_run(folder: Path) -> None:
             remove_folder(folder / name)
 
 
-def withdraw_run(folder: Path) -> None:
+def withdraw_run(folder: Path, start: Start) -> None:
     """Remove the folder of a run that failed before it produced anything."""
     if os.listdir(folder) == [RECIPE_FILE]:
         (folder / RECIPE_FILE).unlink()
-        folder.rmdir()
+        _remove_empty([folder, *start.made])
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, up to one that is not empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def save_result(
@@ -311,7 +327,7 @@ def public_name(source: str) -> str:
     """A model or data source as others may see it: a local path shows its last part only."""
     if source in (EMBEDDED_MODEL, EMBEDDED_DATA):
         return source
-    return Path(source).name if Path(source).expanduser().exists() else source
+    return Path(source).name if os.path.exists(os.path.expanduser(source)) else source
 
 
 def versions() -> dict[str, str]:

@@ -69,6 +69,8 @@ class _Signals:
         self.at = 0.0
         self.noted_only = False
         """Whether somebody asks for it, so that it interrupts nothing."""
+        self.idle: Callable[[], None] = lambda: None
+        """Asks for it where something is waited for."""
         self.launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self.looked = 0.0
 
@@ -114,10 +116,15 @@ def obeying_signals() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Within, a signal is only noted: whoever trains asks ``asked_to_stop`` between steps."""
-    _signals.noted_only = True
+def stoppable(idle: Callable[[], None]) -> Iterator[None]:
+    """Within, a signal is only noted: whoever trains asks ``asked_to_stop`` between steps.
+
+    Args:
+        idle: asks for it during a ``nap``.
+    """
+    _signals.noted_only, _signals.idle = True, idle
     yield
+    _signals.idle = lambda: None
     # An exception ends the run: it only tidies up, undisturbed.
     _signals.noted_only = False
     if _signals.number is not None:
@@ -127,6 +134,15 @@ def stoppable() -> Iterator[None]:
 def end_undisturbed() -> None:
     """From here on this process only tidies up: a first signal does not interrupt it."""
     _signals.noted_only = True
+
+
+def nap(seconds: float) -> None:
+    """Sleep, but not longer than it takes to notice that the run is to stop."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, LOOK_SECONDS))
+        if threading.current_thread() is threading.main_thread():
+            _signals.idle()
 
 
 def asked_to_stop() -> int | None:

@@ -37,7 +37,8 @@ def print_results(rows: Results) -> None:
     from rich.console import Console
 
     # Where there is no terminal, lines may be as long as they need to be.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    # Names may be paths: brackets and colons in them are no markup.
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
     headings = ["SAE", *(heading for heading, _, _ in COLUMNS)]
     lines = [
         [str(name), *(show(figures[metric][subset]["value"]) for _, metric, subset in COLUMNS)]
@@ -47,6 +48,8 @@ def print_results(rows: Results) -> None:
         headings.append("tokens/s")
         for line, (_, _, speed) in zip(lines, rows, strict=True):
             line.append("" if speed is None else f"{speed:.0f}")
+    if all(figures["mse"]["special"]["value"] is None for _, figures, _ in rows):
+        print("the held-out dialogues hold no special tokens: no figure of them", file=sys.stderr)
     if _width(headings, lines) <= console.width:
         _print(console, headings, lines)
         return

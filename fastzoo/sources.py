@@ -9,18 +9,25 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from fastzoo.config import EMBEDDED_DATA, DataSection, TextSection
-from fastzoo.errors import DataError, one_line
+from fastzoo.errors import DataError, HubError, one_line
 from fastzoo.files import sha256_of
+from fastzoo.retries import TRIES, passes_by_itself, patiently, reason, wait
 
 Row = tuple[int, Any]
-"""Row number (from 0) and value: the place in a file; for a streamed dataset, the order of arrival."""
+"""Row number (from 0) and value. The number is the row's place in its file, in all epochs the same;
+for a streamed dataset of several files, the file's number times SHARD_NUMBERS plus that."""
+
+SHARD_NUMBERS = 10**9
+"""Row numbers of one file of a streamed dataset: row 3000000017 is row 17 of file 3."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,7 @@ class Rows(Protocol):
     def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
         """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``.
 
-        Args:
-            start: how many of them, in this order, are left out.
+        The first ``start`` of these are left out, which is faster than reading past them.
         """
         ...
 
@@ -118,10 +124,7 @@ class TableRows:
     def _order(self, rows: Any, salt: str) -> Any:
         if not self._shuffle:
             return rows
-        import numpy as np
-
-        key = hashlib.sha256(f"{self._seed} {salt}".encode()).digest()
-        return np.random.default_rng(list(key)).permutation(np.asarray(rows, dtype=np.int64))
+        return _generator(self._seed, salt).permutation(np.asarray(rows, dtype=np.int64))
 
     def held_out(self) -> Iterator[Row]:
         for index in self._first_order:
@@ -133,37 +136,171 @@ class TableRows:
 
 
 class HubRows:
-    """A Hub dataset, streamed; the first rows are set aside, the rest shuffled within a window."""
+    """A Hub dataset, streamed; its first rows, in the order of its files, are set aside.
+
+    Shuffled, an epoch reads the files in an order of its own and cuts their rows into windows of
+    ``shuffle_rows``, which are shuffled one by one: a window is held in memory, and any place in an
+    epoch can be found again. To start there, what lies before the window is skipped: a file wholly,
+    if its number of rows is known, because it was read to its end before or is Parquet, which ends
+    with it; any other is read through.
+
+    A connection that fails is tried again (``retries``), and the stream goes on at the same row.
+
+    Raises:
+        HubError: the dataset or a file of it is not there, or cannot be reached for too long.
+        DataError: no such subset or split; a file or row that cannot be read.
+    """
 
     def __init__(self, section: DataSection | TextSection, seed: int) -> None:
         from fastzoo.hub import resolve_dataset
 
-        revision = resolve_dataset(section.source, section.revision)
-        where = f"Hub dataset {section.source}"
+        self._section, self._seed = section, seed
+        self._where = f"Hub dataset {section.source}"
         try:
-            self._data = _datasets().load_dataset(
-                section.source,
-                name=section.subset,
-                split=section.split,
-                revision=revision,
-                streaming=True,
+            revision = patiently(
+                lambda: resolve_dataset(section.source, section.revision), self._where
             )
+            self._files, self._data = patiently(lambda: _stream(section, revision), self._where)
+        except HubError:
+            raise
         except Exception as error:  # datasets raises many kinds: no such subset, split, format
+            if passes_by_itself(error):
+                raise HubError(
+                    f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the "
+                    "network"
+                ) from None
             raise DataError(
-                f"{where}: {one_line(error, 200)} (data.subset, data.split choose a part of it)"
+                f"{self._where}: {one_line(error, 200)} (data.subset, data.split choose a part of it)"
             ) from None
         self.info = SourceInfo(section.source, "hub", revision, None)
-        self._section, self._seed = section, seed
+        self._shards = self._data.num_shards
+        if len(self._files) != self._shards:  # no file per shard, or not known which
+            self._files = [f"file {shard}" for shard in range(self._shards)]
+        self._lengths: dict[int, int] = {}
 
     def held_out(self) -> Iterator[Row]:
-        yield from enumerate(self._data)
+        for shard in range(self._shards):
+            yield from self._read(shard)
 
     def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
-        rest = self._data.skip(held_out)
-        if self._section.shuffle:
-            rest = rest.shuffle(seed=self._seed, buffer_size=self._section.shuffle_rows)
-            rest.set_epoch(epoch)
-        yield from islice(enumerate(rest, start=held_out), start, None)
+        if not self._section.shuffle:
+            yield from self._from(range(self._shards), held_out, start)
+            return
+        order = _generator(self._seed, f"epoch {epoch} files").permutation(self._shards)
+        window, within = divmod(start, self._section.shuffle_rows)
+        rows = self._from(order.tolist(), held_out, window * self._section.shuffle_rows)
+        while taken := list(islice(rows, self._section.shuffle_rows)):
+            places = _generator(self._seed, f"epoch {epoch} window {window}").permutation(
+                len(taken)
+            )
+            for place in places[within:]:
+                yield taken[place]
+            # Given away before the next window is read: one at a time is enough to hold.
+            taken.clear()
+            window, within = window + 1, 0
+
+    def _from(self, shards: Iterable[int], held_out: int, start: int) -> Iterator[Row]:
+        """Rows of these shards, one after the other, from the ``start``-th that is not held out."""
+        first = self._held_out_of_shards(held_out)
+        for shard in shards:
+            begin = first.get(shard, 0)
+            length = self._length(shard) if start else None
+            if length is not None:
+                skipped = min(start, length - begin)
+                start -= skipped
+                begin += skipped
+                if begin == length:
+                    continue
+            for row in self._read(shard, begin):
+                if start:
+                    start -= 1
+                else:
+                    yield row
+
+    def _held_out_of_shards(self, held_out: int) -> dict[int, int]:
+        """How many rows at the start of each shard are among the first ``held_out``."""
+        held: dict[int, int] = {}
+        for shard in range(self._shards):
+            if held_out == 0:
+                break
+            length = self._length(shard)
+            if length is None:  # as many as it has, if it has enough
+                length = sum(1 for _ in islice(self._read(shard), held_out))
+            held[shard] = min(length, held_out)
+            held_out -= held[shard]
+        return held
+
+    def _length(self, shard: int) -> int | None:
+        """Number of rows of a shard, if it can be known without reading them."""
+        if shard not in self._lengths and self._files[shard].endswith(".parquet"):
+            from fastzoo.hub_files import parquet_rows
+
+            failed = 0
+            while shard not in self._lengths:
+                try:
+                    self._lengths[shard] = parquet_rows(self._files[shard])
+                except Exception as error:  # any that pyarrow or the Hub's client raise
+                    failed += 1
+                    _wait_or_end(error, f"{self._where}, {self._name(shard)}", failed)
+        return self._lengths.get(shard)
+
+    def _read(self, shard: int, row: int = 0) -> Iterator[Row]:
+        """Rows of a shard from ``row`` (at most their number) on."""
+        failed = 0
+        while True:
+            try:
+                for value in self._data.shard(self._shards, shard).skip(row):
+                    yield shard * SHARD_NUMBERS + row, value
+                    row, failed = row + 1, 0
+                break
+            except Exception as error:  # any that a file's format or the Hub's client raise
+                failed += 1
+                _wait_or_end(
+                    error, f"{self._where}, {self._name(shard)}, from row {row} on", failed
+                )
+        self._lengths[shard] = row
+
+    def _name(self, shard: int) -> str:
+        """A shard's path in the repository, of hf://datasets/org/name@revision/path."""
+        return self._files[shard].partition("@")[2].partition("/")[2] or self._files[shard]
+
+
+def _wait_or_end(error: Exception, where: str, failed: int) -> None:
+    """After the ``failed``-th error in a row: wait until the next try, or end with an error of ours."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if passes_by_itself(error):
+        if failed == TRIES:
+            raise HubError(
+                f"{where}: {reason(error)}, after {failed} tries; the same command goes on from the "
+                "last checkpoint when run again"
+            ) from None
+        wait(error, where, failed)
+    elif isinstance(error, HfHubHTTPError | FileNotFoundError):
+        raise HubError(f"{where}: not to be had any more ({reason(error)})") from None
+    else:
+        raise DataError(f"{where}: cannot be read ({one_line(error, 150)})") from None
+
+
+def _generator(seed: int, salt: str) -> np.random.Generator:
+    """Random numbers that depend on these two alone."""
+    return np.random.default_rng(list(hashlib.sha256(f"{seed} {salt}".encode()).digest()))
+
+
+def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str], Any]:
+    """The files of a Hub dataset's split, and the split as a stream of rows."""
+    from fastzoo.hub_files import use_patient_files
+
+    datasets = _datasets()
+    # What it logs is a failure that is raised as well. Its own retries would take many minutes.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
+        setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
+    use_patient_files()
+    builder = datasets.load_dataset_builder(section.source, name=section.subset, revision=revision)
+    files = (builder.config.data_files or {}).get(section.split, [])
+    return [str(file) for file in files], builder.as_streaming_dataset(split=section.split)
 
 
 def _datasets() -> Any:
@@ -187,11 +324,13 @@ def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
 
         path = tiny.DIALOGUES if isinstance(section, DataSection) else tiny.TEXTS
         return _table_rows(path, "embedded", section.shuffle, seed)
-    path = Path(section.source).expanduser()
-    if path.is_file():
+    # Of os.path: takes a name that no file can have for no file.
+    path = Path(os.path.expanduser(section.source))
+    if os.path.isfile(path):
         return _table_rows(path, "file", section.shuffle, seed)
-    if path.suffix.lower() in (".jsonl", ".parquet", ".json") or path.is_absolute():
-        what = "is a folder" if path.is_dir() else "is not there"
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".parquet", ".json") or path.is_absolute() or os.path.islink(path):
+        what = "is a folder" if os.path.isdir(path) else "is not there"
         raise DataError(f"the file '{path}' {what}; give a .jsonl or .parquet file")
     if section.source.count("/") > 1 or section.source.startswith("."):
         raise DataError(f"'{section.source}' is neither a file nor a Hub dataset id (org/name)")

@@ -9,15 +9,24 @@ import yaml
 
 from fastzoo.errors import InputError, one_line
 
+LONGEST = 1 << 16
+"""Characters of a document. Recipes have some thousand; a million takes the parser minutes."""
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e6 as a number and refuses duplicate keys and aliases."""
+    """SafeLoader that reads 1e6 as a number and refuses duplicate keys, tags, anchors and aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed", problem_mark=self.peek_event().start_mark
-            )
+        event = self.peek_event()
+        problem = None
+        if isinstance(event, yaml.events.AliasEvent):
+            problem = "aliases are not allowed"
+        elif event.anchor is not None:
+            problem = f"anchors (&{event.anchor}) are not allowed"
+        elif event.tag is not None:
+            problem = f"tags ({event.tag}) are not allowed"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -36,10 +45,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _number(loader: Any, node: Any) -> int | float:
+def _integer(loader: Any, node: Any) -> int:
+    """A decimal integer of 64 bits; YAML's 010 is 8 and its 1:30 is 90, which nobody means."""
+    shown = one_line(node.value, 40)
+    if not re.fullmatch(r"[-+]?(0|[1-9][\d_]*)", node.value):
+        problem = f"{shown} is not a decimal number; quote it if it is a text"
+    elif len(node.value) > 40 or not -(2**63) <= (value := int(node.value)) < 2**63:
+        problem = f"{shown} is too large a number"
+    else:
+        return value
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _float(loader: Any, node: Any) -> int | float:
     """A float; an integral one with an exponent (4e6) counts as an integer."""
+    if ":" in node.value:  # base 60
+        return _integer(loader, node)
     value = loader.construct_yaml_float(node)
-    return int(value) if "e" in node.value.lower() and value.is_integer() else value
+    whole = "e" in node.value.lower() and value.is_integer() and abs(value) < 2**63
+    return int(value) if whole else value
 
 
 class _Dumper(yaml.SafeDumper):
@@ -53,16 +77,20 @@ for _side in (_Loader, _Dumper):
         list("-+.0123456789"),
     )
 for _tag in ("!exponent", "tag:yaml.org,2002:float"):
-    _Loader.add_constructor(_tag, _number)
+    _Loader.add_constructor(_tag, _float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML strictly.
 
     Raises:
-        InputError: it is not YAML, or has tags of its own, aliases or duplicate keys; names line and
+        InputError: it is not YAML, or has tags, anchors, aliases or duplicate keys; names line and
             column.
     """
+    where = one_line(where, 200)
+    if len(text) > LONGEST:
+        raise InputError(f"{where}: longer than {LONGEST} characters, so no recipe")
     try:
         # Only plain scalars, lists and mappings can come out of a SafeLoader.
         return _Loader(text).get_single_data()

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastzoo.config import Recipe, check_against_model, load_recipe
+from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
 from fastzoo.errors import InputError, OutputError, report_failures
 from fastzoo.files import release_claims
 from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
@@ -51,11 +51,12 @@ def train(recipe: Recipe, *, fresh: bool = False) -> None:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from fastzoo.models import check_gpus, use_threads
+    from fastzoo.models import check_gpus, use_deterministic_algorithms, use_threads
 
     # torchrun, and accelerate through it, say how many processes this machine has.
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     check_gpus(local_processes)
+    use_deterministic_algorithms()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.output.trackers) or None,
@@ -85,7 +86,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     from fastzoo.checkpoints import Checkpoints
     from fastzoo.data import TrainingColumns, open_data
     from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer
+    from fastzoo.models import find_model, load_model, load_tokenizer, memory_of
     from fastzoo.output import (
         complete_run,
         keep_interrupted,
@@ -110,7 +111,8 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
-    data = open_data(recipe, load_tokenizer(source), source.name)
+    check_sizes(recipe, source.d_model, memory_of(accelerator.device))
+    data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
     settings = data.settings(recipe, source)
     with talking():
         everyones = gather_object([{**settings, "threads": recipe.threads}])
@@ -167,7 +169,10 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         if recipe.output.trackers:
             accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
         title = f"training {len(recipe.names())} SAEs"
-        with stoppable(), Progress(title, training.steps, shown=main_process) as bar:
+        with (
+            stoppable(checkpoints.idle),
+            Progress(title, training.steps, shown=main_process) as bar,
+        ):
             bar.begin_at(trainer.step_number)
             for batch in trainer.guarded(buffer):
                 logged = trainer.step(batch)
@@ -199,7 +204,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         end_undisturbed()
         if not trainer or not trainer.step_number:
             if main_process:
-                withdraw_run(folder)
+                withdraw_run(folder, start)
         elif not isinstance(error, (Stopped, OutputError)):
             facts = data.facts(recipe, source, reader)
             keep_interrupted(folder, trainer.learners, facts, training.batch_size)

@@ -10,6 +10,8 @@ The clients read their settings when they are imported, so a test runs them in a
 How it is built: ``Repo`` holds the data, ``LoopbackHub`` the repositories, the large objects and
 the log; an endpoint is a function from a ``Request`` to a ``Response``, registered with ``@route``.
 A fault is a function put into ``hub.faults``: what it returns, if anything, is the answer.
+``hub.fail`` puts one there that befalls some of the requests; ``hub.cut`` and ``hang_up`` are faults
+of the connection.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,13 @@ class Response:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    sent: int | None = None
+    """Bytes of the body after which the connection is closed; None where it is not."""
+
+
+def hang_up(request: Request) -> Response:
+    """The fault of a connection that is closed without an answer."""
+    return Response(0)
 
 
 def as_json(value: Any, status: int = 200, **headers: str) -> Response:
@@ -231,6 +240,45 @@ class LoopbackHub:
             response = fault(request)
             if response is not None:
                 return response
+        return self.undisturbed(request)
+
+    def fail(
+        self,
+        pattern: str,
+        how: Callable[[Request], Response],
+        *,
+        after: int = 0,
+        times: int | None = None,
+    ) -> list[Request]:
+        """Add the fault ``how``; it befalls GET requests in which ``pattern`` is found (as ``asked``).
+
+        The first ``after`` of these are spared, and all once ``times`` were met. Returns the list of
+        those that were met, which grows.
+        """
+        spared, met = [], []
+
+        def fault(request: Request) -> Response | None:
+            if request.method != "GET" or not re.search(pattern, str(request)):
+                return None
+            with self.lock:
+                if len(spared) < after:
+                    spared.append(request)
+                    return None
+                if times is not None and len(met) >= times:
+                    return None
+                met.append(request)
+            return how(request)
+
+        self.faults.append(fault)
+        return met
+
+    def cut(self, request: Request) -> Response:
+        """The fault of a connection that is closed in the middle of the body."""
+        response = self.undisturbed(request)
+        return replace(response, sent=len(response.body) // 2)
+
+    def undisturbed(self, request: Request) -> Response:
+        """The answer without any fault."""
         method = "GET" if request.method == "HEAD" else request.method
         for allowed, pattern, endpoint in ROUTES:
             match = pattern.fullmatch(request.path)
@@ -290,12 +338,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(self.hub.answer(request))
 
     def send(self, response: Response) -> None:
+        if response.status == 0:
+            self.close_connection = True
+            return
         self.send_response(response.status)
         for name, value in {"Content-Length": str(len(response.body)), **response.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(response.body)
+            self.wfile.write(response.body[: response.sent])
+        if response.sent is not None:
+            self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = handle_any
 

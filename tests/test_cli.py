@@ -7,8 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from fastzoo.cli import app
+from fastzoo.errors import InputError, ModelError
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,6 +113,70 @@ def test_eval_on_an_own_file(workplace: Path, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["split"]["used"] == 1
+
+
+NAME = "tiny-chat-L1-8x-jumprelu"
+
+
+def changed(value: Any, key: str, new: Any) -> Any:
+    """JSON with the value at a dotted key replaced, or taken away (...)."""
+    first, _, rest = key.partition(".")
+    inner = changed(value[first], rest, new) if rest else new
+    return {k: v for k, v in value.items() if k != first} | ({} if inner is ... else {first: inner})
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "new"),
+    [
+        *(("config.json", key, ...) for key in ("sae", "recipe", "base_model", "training_data")),
+        *(("config.json", key, None) for key in ("recipe.training", "base_model.name", "name")),
+        ("config.json", "recipe.training.sparsity_coefficient", {}),
+        ("config.json", "base_model", "text"),
+        ("config.json", "base_model.name", "a\ud800\x1b[2J\nb"),
+        *(("metrics.json", key, ...) for key in ("metrics", "paper", "metrics.l0.all.value")),
+        *(("metrics.json", "metrics", value) for value in ([], "text", {"l0": []})),
+        *(
+            ("metrics.json", "metrics.l0.all.value", value)
+            for value in (float("nan"), float("inf"), 10**400, True, "x", [1], {})
+        ),
+        ("metrics.json", "paper", [1]),
+    ],
+)
+def test_records_of_any_shape_are_listed_and_described(
+    workplace: Path, tmp_path: Path, file: str, key: str, new: Any
+) -> None:
+    import shutil
+
+    folder = tmp_path / "runs" / NAME
+    shutil.copytree(workplace / "runs" / "tiny-chat-fast" / NAME, folder)
+    record = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(changed(record, key, new)))
+    for arguments in (("list", "--local", "--folder", str(folder.parent)), ("info", str(folder))):
+        plain = CliRunner().invoke(app, arguments)
+        assert plain.exit_code == 0, plain.output
+        assert all(line.isprintable() for line in plain.stdout.splitlines())
+        found = CliRunner().invoke(app, [*arguments, "--json"])
+        assert found.exit_code == 0, found.output
+        assert "NaN" not in found.stdout and "Infinity" not in found.stdout
+        assert json.loads(found.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--data", ""), "source"),
+        (("--max-tokens", "513"), "at most 512"),
+        (("--model", "x" * 300), "neither"),
+        (("--model", "~nobody-here"), "neither"),
+    ],
+)
+def test_options_of_eval_that_cannot_be(
+    workplace: Path, options: tuple[str, ...], says: str
+) -> None:
+    folder = workplace / "runs" / "tiny-chat-fast" / NAME
+    failed = CliRunner().invoke(app, ["eval", str(folder), *options])
+    assert isinstance(failed.exception, InputError | ModelError), failed.output
+    assert says in str(failed.exception)
 
 
 @pytest.mark.parametrize(

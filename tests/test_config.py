@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from fastzoo.config import (
     Recipe,
     TrainingSection,
     check_against_model,
+    check_sizes,
     load_recipe,
     preset_values,
     recipes_folder,
     resolve,
 )
 from fastzoo.errors import InputError
-from fastzoo.strict_yaml import read_yaml
+from fastzoo.strict_yaml import LONGEST, read_yaml
 from fastzoo.zoo import zoo_names
 
 SMALL = "layers: [1]\nexpansions: [8]\narchitectures: [standard]\n"
@@ -139,6 +142,8 @@ def test_names_and_folder_of_a_run(folder: Path) -> None:
     assert names[-1] == "qwen2.5-0.5b-L12-16x-jumprelu-bt-p"
     assert run.folder == Path("runs/qwen2.5-0.5b-bt-p")
     assert load(folder, SMALL, "output.folder=there").folder == Path("there")
+    assert load(folder, SMALL, "output.folder=~/there").folder == Path.home() / "there"
+    assert load(folder, SMALL, "output.folder=~nobody-here").folder == Path("~nobody-here")
 
 
 # --- round trip ---------------------------------------------------------------------------------
@@ -243,12 +248,25 @@ def test_no_message_repeats_a_huge_or_many_lined_value(folder: Path) -> None:
     [
         ("a: 1\na: 2\n", ["line 2", "'a' stands twice"]),
         ("data: {source: x, source: y}\n", ["'source' stands twice"]),
-        ("a: &x [1]\nb: *x\n", ["line 2", "aliases"]),
-        ("a: &x {b: 1}\nc: {<<: *x}\n", ["aliases"]),
+        ("a: &x [1]\nb: *x\n", ["line 1", "anchors (&x)"]),
+        ("a: *x\n", ["line 1, column 4", "aliases"]),
         ("a: {<<: {b: 1}}\n", ["line 1"]),
         ("a: !!python/object/apply:os.getcwd []\n", ["line 1", "python/object"]),
         ("a: !!python/name:os.system\n", ["python/name"]),
         ("a: !mine 1\n", ["!mine"]),
+        ("a: ! 1\n", ["tags (!)"]),
+        ("a: !!timestamp x\n", ["line 1", "timestamp"]),
+        ("a: !!bool x\n", ["line 1", "bool"]),
+        ("a: !!int ''\n", ["line 1", "int"]),
+        ("a: !!str 1\n", ["line 1", "str"]),
+        ("&x {a: 1}\n", ["line 1, column 1", "anchors"]),
+        ("a: 010\n", ["line 1", "010 is not a decimal number"]),
+        ("a: 0x1F\n", ["0x1F is not a decimal number"]),
+        ("a: 1:30\n", ["1:30 is not a decimal number"]),
+        ("a: 1:30.5\n", ["1:30.5 is not a decimal number"]),
+        (f"a: {10**19}\n", ["line 1", "too large"]),
+        (f"a: -{'9' * 5000}\n", ["line 1", "too large"]),
+        (f"a: 0x{'f' * 5000}\n", ["not a decimal number"]),
         ("a: [1\n", ["line 2"]),
         ("a: b: c\n", ["line 1", "column"]),
         ("1: x\n", ["key 1"]),
@@ -277,6 +295,38 @@ def test_a_missing_recipe_answers_with_those_there_are(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["a\0b", "a\nb.yaml", "x" * 300, "y/" * 3000, "\udcff.yaml", "~nobody/x", "/dev/null/x"]
+)
+def test_paths_that_cannot_be_are_refused_in_one_line(folder: Path, name: str) -> None:
+    assert len(refused(lambda: load_recipe(folder / name))) < 1000
+
+
+def test_a_pipe_a_device_and_a_huge_file_are_not_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    for path in (folder / "pipe.yaml", Path("/dev/zero"), Path("/dev/stdin")):
+        if path.exists() and not path.is_file():
+            refused(lambda path=path: load_recipe(path), "cannot be read", "regular file")
+    with (folder / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 30)
+    refused(lambda: load_recipe(folder / "huge.yaml"), "huge.yaml", str(LONGEST))
+    million = "layers: [" + "1, " * 10**6 + "1]\n"
+    started = time.monotonic()
+    refused(lambda: load(folder, million), str(LONGEST))
+    refused(lambda: load(folder, SMALL, million.replace(": ", "=", 1)), "override layers")
+    assert time.monotonic() - started < 2
+
+
+def test_many_values_are_named_shortly(folder: Path) -> None:
+    many = "[" + "1, " * 5000 + "1]"
+    assert len(refused(lambda: load(folder, SMALL, f"layers={many}"), "layers", "twice")) < 200
+
+
+def test_byte_order_marks_and_windows_line_ends(folder: Path) -> None:
+    (folder / "windows.yaml").write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
+    assert load_recipe(folder / "windows.yaml") == load(folder)
+
+
+@pytest.mark.parametrize(
     ("override", "mentions"),
     [
         ("lr", ["'lr'", "key=value"]),
@@ -290,6 +340,13 @@ def test_a_missing_recipe_answers_with_those_there_are(folder: Path) -> None:
         ("seed=!!python/name:os.system", ["override seed"]),
         ("seed=", ["seed", "None"]),
         ("layers=18", ["layers=[18]"]),
+        ("method.x=a\nb", ["method.x=a b", "'method' is a value"]),
+        ("output.folder=/x/\udcff", ["override output.folder"]),
+        ('output.folder="a\\0b"', ["output.folder", "NUL"]),
+        ('model.name="\\ud800"', ["model.name", "valid string"]),
+        ("layers=[true]", ["layers", "True", "integer"]),
+        ("threads=1e6", ["threads", "1000000", "1024"]),
+        ("training.tokens=1e30", ["training.tokens", "integer"]),
     ],
 )
 def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> None:
@@ -352,6 +409,8 @@ def test_layers_are_checked_against_the_model(folder: Path) -> None:
     check_against_model(run, 5, 512)
     check_against_model(run, 5, None)
     refused(lambda: check_against_model(run, 4, 512), "layers: 4", "tiny-chat", "0 to 3")
+    far = load(folder, SMALL, "layers=[1000000000]")
+    refused(lambda: check_against_model(far, 4, 512), "layers: 1000000000", "0 to 3")
 
 
 @pytest.mark.parametrize(
@@ -369,6 +428,14 @@ def test_lengths_are_checked_against_the_model(
     lengths = ("data.max_tokens=512", "data.block_tokens=512")
     run = load(folder, SMALL, f"method={method}", *lengths, override)
     refused(lambda: check_against_model(run, 9, 512), key, "513", "512")
+
+
+def test_sizes_are_checked_against_the_model_and_the_memory(folder: Path) -> None:
+    run = load(folder, SMALL, "expansions=[8, 1024]", "training.buffer_tokens=1e9")
+    check_sizes(run, 3584, 1 << 43)  # the widest expansion of a wide model is legal
+    refused(lambda: check_sizes(run, 20_000, 1 << 46), "expansions: 1024", "20000", "at most 838")
+    message = refused(lambda: check_sizes(run, 3584, 1 << 36), "training.buffer_tokens: 1000000000")
+    assert "6675 GiB" in message and "64 GiB" in message and "less than 9586980" in message
 
 
 def test_block_length_does_not_matter_for_fast(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from conftest import randomise
 from safetensors.torch import load_file, save_file
 
 from fastzoo.errors import InputError, OutputError
+from fastzoo.files import machine_memory
 from fastzoo.formats import load_sae, open_sae, save_sae
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.standard import StandardSAE
@@ -441,12 +444,74 @@ def test_wrong_arrays_in_an_npz(tmp_path: Path, changes: dict[str, Any]) -> None
 
 def test_an_npz_that_claims_an_absurd_size_allocates_nothing(tmp_path: Path) -> None:
     folder = scope_folder(tmp_path)
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 1073741824), }"
-    header += b" " * (117 - len(header)) + b"\n"
-    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
-    with zipfile.ZipFile(folder / "params.npz", "w") as archive:
-        archive.writestr("W_enc.npy", npy)
-    refused(folder, "params.npz")
+    for shape in (
+        (1 << 20, 1 << 30),
+        (1 << 20, 1 << 20),
+        (1 << 62, 1 << 62),
+        (-1, -1),
+        (0, 5),
+        (3,),
+    ):
+        write_npz(folder / "params.npz", {"W_enc": (shape, bytes(64))})
+        refused(folder, "params.npz", str(shape))
+
+
+def write_npz(
+    path: Path, arrays: dict[str, tuple[tuple[int, ...], bytes]], method: int = zipfile.ZIP_STORED
+) -> None:
+    """An archive whose headers say what is asked for, whatever the bytes are."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, (shape, data) in arrays.items():
+            header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
+            head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            archive.writestr(f"{name}.npy", head + data)
+
+
+def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(tmp_path: Path) -> None:
+    folder = scope_folder(tmp_path)
+    shapes = {"W_enc": (64, 1 << 16), "b_enc": (1 << 16,), "W_dec": (1 << 16, 64), "b_dec": (64,)}
+    arrays = {
+        name: (shape, bytes(4 * int(np.prod(shape))))
+        for name, shape in {**shapes, "threshold": (1 << 16,)}.items()
+    }
+    write_npz(folder / "params.npz", arrays, zipfile.ZIP_DEFLATED)
+    refused(folder, "params.npz", "unpack to 34", "no weights")
+    arrays = {name: (shape, data) for name, (shape, data) in arrays.items() if name != "b_dec"}
+    write_npz(folder / "params.npz", arrays)
+    refused(folder, "lacks b_dec")
+
+
+def test_compressed_parameters_are_read(tmp_path: Path) -> None:
+    folder = scope_folder(tmp_path)
+    arrays = {n: t.numpy() for n, t in saelens_weights("jumprelu").items()}
+    np.savez_compressed(folder / "params.npz", more=np.zeros(3), **arrays)
+    assert torch.equal(load_sae(folder).W_enc, saelens_weights("jumprelu")["W_enc"])
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.75, "MiB of weights; this machine has"), (300, "sae_weights.safetensors")],
+)
+def test_weights_beyond_the_memory_are_refused_before_they_are_read(
+    tmp_path: Path, share: float, says: str
+) -> None:
+    """In float16 on the disk they take ``share`` of the memory, in float32 twice that."""
+    d_in = 1 << 14
+    d_sae = min(1 << 24, int(share * machine_memory()) // (4 * d_in))
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    header, size = {}, 0
+    for name, shape in shapes.items():
+        offsets = [size, size := size + 2 * math.prod(shape)]
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": offsets}
+    folder = saelens_folder(tmp_path / "x", d_in=d_in, d_sae=d_sae)
+    text = json.dumps(header).encode()
+    with (folder / "sae_weights.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            file.truncate(8 + len(text) + size)  # takes no space
+        except OSError:
+            pytest.skip("this file system has no file of that size")
+    refused(folder, says)
 
 
 @pytest.mark.parametrize(
@@ -497,6 +562,64 @@ def test_broken_configurations(tmp_path: Path, text: str) -> None:
     refused(folder, "cfg.json")
 
 
+def test_a_configuration_that_is_a_pipe_or_huge_is_not_read(tmp_path: Path) -> None:
+    folder = saelens_folder(tmp_path / "x")
+    (folder / "cfg.json").unlink()
+    os.mkfifo(folder / "cfg.json")
+    refused(folder, "cfg.json is not a file")
+    (folder / "cfg.json").unlink()
+    with (folder / "cfg.json").open("wb") as file:
+        file.truncate(1 << 30)
+    refused(folder, "cfg.json", "more than 16777216 bytes")
+
+
+@pytest.mark.parametrize(
+    ("about", "layer"),
+    [
+        ({"hook_name": "blocks.18.hook_resid_post"}, 18),
+        ({"hook_name": "model/layers/7"}, 7),
+        ({"hook_name": "blocks.²"}, None),
+        ({"hook_name": "blocks.٣"}, None),
+        ({"hook_name": "blocks." + "9" * 5000}, None),
+        ({"hook_name": ["blocks.1"]}, None),
+        ({"hook_layer": True}, None),
+        ({"hook_layer": -1}, None),
+        ({"hook_layer": 10**30}, None),
+        ({"hook_point": "blocks.3.hook", "hook_point_layer": 4}, 4),
+    ],
+)
+def test_the_layer_is_a_number_of_four_digits_or_unknown(
+    tmp_path: Path, about: dict[str, Any], layer: int | None
+) -> None:
+    assert open_sae(saelens_folder(tmp_path / "x", metadata=about)).layer == layer
+    assert open_sae(saelens_folder(tmp_path / "x", **about)).layer == layer
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("org/m", "org/m"), ("a\nb", "a b"), (7, None), ({}, None)]
+)
+def test_a_model_s_name_is_one_line_of_text_or_unknown(
+    tmp_path: Path, name: Any, shown: str | None
+) -> None:
+    assert open_sae(saelens_folder(tmp_path / "x", model_name=name)).model_name == shown
+
+
+def test_weights_are_finite_in_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    tensors = saelens_weights() | {"b_dec": torch.full((D,), 1e5)}
+    folder = saelens_folder(tmp_path / "x")
+    save_file(tensors, folder / "sae_weights.safetensors")
+    assert load_sae(folder, dtype=torch.bfloat16).b_dec[0] > 9e4
+    with pytest.raises(InputError, match=r"b_dec hold NaN or infinity \(as float16\)"):
+        load_sae(folder, dtype=torch.float16)
+
+
+def test_names_of_tensors_are_shown_in_one_short_line(tmp_path: Path) -> None:
+    folder = saelens_folder(tmp_path / "x")
+    more = {"a\nb" + "c" * 9000: torch.zeros(2)}
+    save_file(saelens_weights() | more, folder / "sae_weights.safetensors")
+    refused(folder, "unexpected a bccc")
+
+
 def test_a_missing_configuration(tmp_path: Path) -> None:
     folder = saelens_folder(tmp_path / "x")
     (folder / "cfg.json").unlink()
@@ -513,6 +636,18 @@ def test_an_empty_folder_a_file_and_nothing_at_all(tmp_path: Path) -> None:
     refused(tmp_path, "no SAE here")
     refused(saelens_folder(tmp_path / "x") / "cfg.json", "give the folder")
     refused(tmp_path / "nowhere", "no folder")
+    with pytest.raises(InputError, match="'' is not an SAE name"):
+        load_sae("")
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "x" * 300 + "/y", "~nobody-here/x", "~\0", "a\nb/c"])
+def test_what_can_be_no_path_is_not_there(source: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_sae(source)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+    long_name = "x" * 300 + "-L1-8x-standard"
+    with pytest.raises(InputError, match="not on this machine"):
+        load_sae(long_name)
 
 
 def test_a_name_is_looked_for_here_and_in_runs(

@@ -119,7 +119,8 @@ def test_reference_reads_and_writes(text: str, reference: Reference) -> None:
     hf:org/name/../x hf:org/name/.git hf:org/name/a\\b hf:org/name/C:x hf:../name hf:org/..
     hf:org/na--me hf:org/name@a@b hf:org/name@../x hf:org/name@-x hf:org/name@/x hf:org/name@a..b
     hf:org/name@v1. HF:org/name https://huggingface.co/org/name""".split()
-    + ["", "hf:org/name/a\nb", "hf:org/name@a b", "hf:org/na me", "hf:org/name\n"],
+    + ["", "hf:org/name/a\nb", "hf:org/name@a b", "hf:org/na me", "hf:org/name\n"]
+    + ["hf:org/name@\ud800", "hf:org/name@\u202emain", "hf:org/name@\ufeffmain"],
 )
 def test_malformed_reference_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError) as caught:

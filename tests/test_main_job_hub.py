@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, hang_up
 
 from fastzoo import tiny
 
@@ -47,6 +47,44 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
     assert sum(record["training_data"]["skipped"].values()) >= 1
     card = (tmp_path / "out" / "tiny-L1-8x-jumprelu" / "README.md").read_text()
     assert "base_model: lab/Tiny-Instruct" in card and "- lab/chats" in card
+
+
+def test_dropped_connections_change_no_weight(tmp_path: Path) -> None:
+    """Every file fails for longer than one piece of it is asked for again."""
+    rows = tiny.DIALOGUES.read_bytes().splitlines(keepends=True)[:150]
+    weights = []
+    with LoopbackHub() as hub:
+        files = {f"data/train-{i}.jsonl": b"".join(rows[i::3]) for i in range(3)}
+        hub.add("dataset", "lab/chats", files)
+        recipe = [
+            *("data.source=lab/chats", "layers=[1]", "architectures=[jumprelu]"),
+            *("training.tokens=16384", "training.batch_size=512", "training.buffer_tokens=4096"),
+            *("evaluation.dialogues=60", "data.shuffle_rows=32"),
+        ]
+        for name in ("undisturbed", "dropped"):
+            if name == "dropped":
+                met = [
+                    *(hub.fail(f"train-{i}", hub.cut, after=1, times=2 + i) for i in range(2)),
+                    hub.fail("train-2", hang_up, times=4),
+                ]
+            result = subprocess.run(
+                [
+                    sys.executable,
+                    str(ROOT / "recipes" / "train.py"),
+                    *recipe,
+                    f"output.folder={name}",
+                ],
+                cwd=tmp_path,
+                env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.01"),
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert result.returncode == 0, result.stderr
+            weights.append(next((tmp_path / name).glob("*/*/sae_weights.safetensors")).read_bytes())
+    assert [len(requests) for requests in met] == [2, 3, 4]
+    assert result.stderr.count("trying again in") == 9
+    assert weights[0] == weights[1]
 
 
 def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:

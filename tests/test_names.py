@@ -186,6 +186,11 @@ def test_model_part(model: str, part: str) -> None:
     assert model_part(model) == part
 
 
+def test_a_long_model_still_makes_a_name_that_the_hub_and_the_disk_take() -> None:
+    name = SAEName(model_part("org/" + "a" * 63 + "-" + "b" * 200), 9999, 1024, "jumprelu", "bt-f")
+    assert name.model == "a" * 63 and len(str(name)) <= 96
+
+
 @given(st.text(max_size=40))
 def test_every_model_part_makes_a_valid_name(model: str) -> None:
     name = SAEName(model_part(model), 0, 8, "standard")

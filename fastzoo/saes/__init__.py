@@ -23,6 +23,9 @@ ARCHITECTURES = {
 TRAINABLE = ("standard", "jumprelu")
 """The rest load, encode, decode and evaluate."""
 
+MOST_LATENTS = 1 << 24
+"""More than any SAE has: 1024 times the widest residual stream (16,384). Files that say more lie."""
+
 
 def architecture(name: str) -> type[SAE]:
     """The class of an architecture.

@@ -10,6 +10,8 @@ reader, buffer and trainer until the buffer was refilled once. Its peak resident
 * ``beyond``: the rest. Activations inside the model's forward pass, gradients, the batch, temporary
   copies, and what the allocator keeps.
 
+Then a checkpoint is written; ``checkpoint`` is how much it adds to what is resident.
+
 The peak counts from the moment that the model is loaded: what transformers needs to load it is not
 fastzoo's. Linux only.
 """
@@ -71,6 +73,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
                 }
             )
             figures[key.replace("memory", "memory_beyond_gb")] = parts["beyond"]
+            figures[f"{key}_checkpoint"] = parts.pop("checkpoint")
             figures[f"{key}_parts_gb"] = parts
     return figures
 
@@ -101,7 +104,7 @@ def in_a_process(job: dict[str, Any]) -> dict[str, float]:
 # --- in the process ---
 
 
-def train(job: dict[str, Any]) -> dict[str, float]:
+def train(job: dict[str, Any]) -> dict[str, Any]:
     """Steps up to the first after a refill, and where the memory went, in GB.
 
     From the first refill on the model runs while gradients and moments are held: the peak of a run.
@@ -117,6 +120,7 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     from fastzoo.models import find_model, load_model
     from fastzoo.ownership import SharedForward
     from fastzoo.packing import packs
+    from fastzoo.streams import Position
     from fastzoo.trainer import Trainer
 
     steps = job["buffer"] // 2 // job["batch"] + 1
@@ -153,6 +157,7 @@ def train(job: dict[str, Any]) -> dict[str, float]:
         training.buffer_tokens,
         training.batch_size,
         seed=0,
+        position=Position,
     )
     sample = buffer.fill()
     trainer = Trainer(
@@ -179,7 +184,29 @@ def train(job: dict[str, Any]) -> dict[str, float]:
         "buffer": held(sample.values()),
     }
     parts = {"peak": peak, **parts, "beyond": peak - sum(parts.values())}
-    return {name: round(size / GB, 4) for name, size in parts.items()}
+    figures = {name: round(size / GB, 4) for name, size in parts.items()}
+    return {**figures, "checkpoint": checkpoint(trainer, buffer, reader)}
+
+
+def checkpoint(trainer: Any, buffer: Any, reader: Any) -> dict[str, float]:
+    """GB that writing one adds to the memory, beside those of the smallest SAE; GB on the disk, seconds."""
+    from fastzoo.checkpoints import Checkpoints
+    from fastzoo.config import CheckpointSection
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = [learner.name for learner in trainer.learners]
+        writer = Checkpoints(Path(folder), CheckpointSection(), {}, {}, [names], 0)
+        writer.watch(trainer, buffer, reader)
+        trainer.step_number += 1  # none is written for a step that has one
+        before = status("VmRSS")
+        (PROC / "clear_refs").write_text("5")
+        writer.at_end()
+        figures = {
+            "beyond": status("VmHWM") - before,
+            "one_sae": min(held(x.sae.parameters()) for x in trainer.learners),
+            "on_disk": sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()),
+        }
+    return {n: round(v / GB, 4) for n, v in figures.items()} | {"seconds": round(writer.seconds, 2)}
 
 
 def held(tensors: Iterable[Tensor]) -> int:
