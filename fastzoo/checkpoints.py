@@ -119,23 +119,20 @@ def find_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Checkpoint 
     """The newest checkpoint of a run whose files are all as they were written, if it has any.
 
     Args:
-        say: told, in one line, which newer ones are damaged. They are removed: what follows the
-            older one will write them again.
+        say: told, in one line each, which newer ones are damaged.
 
     Raises:
         OutputError: there are only damaged ones, or the newest is of another version of fastzoo.
     """
-    found = sorted((run_folder / FOLDER).glob("step-*"), reverse=True)
-    problems = []
-    for path in found:
+    problems: list[str] = []
+    for path in sorted((run_folder / FOLDER).glob("step-*"), reverse=True):
         try:
             checkpoint = open_checkpoint(path)
         except Damaged as damage:
             problems.append(f"{path.name} is damaged ({damage})")
             continue
-        for problem, damaged in zip(problems, found, strict=False):
+        for problem in problems:
             say(f"{problem}; the one before is used: {path.name}")
-            remove_folder(damaged)
         return checkpoint
     if problems:
         raise OutputError(
@@ -143,6 +140,16 @@ def find_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Checkpoint 
             "--fresh starts over"
         )
     return None
+
+
+def set_aside_newer(checkpoint: Checkpoint) -> None:
+    """Take newer ones, which are damaged, out of the way of those that will be written."""
+    for path in checkpoint.path.parent.glob("step-*"):
+        if path.name > checkpoint.path.name:
+            aside = path.with_name(f"damaged-{path.name}")
+            if aside.exists():
+                remove_folder(aside)
+            path.rename(aside)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastzoo import __version__
 from fastzoo.card import render_card
 from fastzoo.checkpoints import FOLDER as CHECKPOINTS
-from fastzoo.checkpoints import Checkpoint, differing, find_checkpoint
+from fastzoo.checkpoints import Checkpoint, differing, find_checkpoint, set_aside_newer
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe, load_recipe, recipe_settings
 from fastzoo.errors import InputError, OutputError, one_line
 from fastzoo.files import (
@@ -130,6 +130,7 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
             "its settings, give another folder with output.folder=..., or --fresh, which moves it aside"
         )
     if checkpoint:
+        set_aside_newer(checkpoint)
         say(f"going on after step {checkpoint.step} of {recipe.training.steps}")
         for difference in differing(checkpoint.manifest["machine"], machine()):
             say(f"the last bits of the result may differ from an undisturbed run's: {difference}")

@@ -24,7 +24,14 @@ from conftest import write_jsonl
 from long.kill_resume import CONFIG, ROOT, SCRIPT, Span, contents, differences, disturbed
 
 from fastzoo import files, tiny
-from fastzoo.checkpoints import FORMAT, Checkpoints, _digest, find_checkpoint, open_checkpoint
+from fastzoo.checkpoints import (
+    FORMAT,
+    Checkpoints,
+    _digest,
+    find_checkpoint,
+    open_checkpoint,
+    set_aside_newer,
+)
 from fastzoo.errors import OutputError, report_failures
 from fastzoo.models import load_model
 from fastzoo.ranks import Stopped
@@ -459,7 +466,11 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
     (line,) = said
     assert line.startswith("step-00000018 is damaged (") and Path(name).name in line
     assert line.endswith("the one before is used: step-00000016") and "\n" not in line
-    assert [p.name for p in (stopped / "checkpoints").iterdir()] == ["step-00000016"]
+    set_aside_newer(found)
+    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == [
+        "damaged-step-00000018",
+        "step-00000016",
+    ]
 
 
 def test_the_checkpoint_before_leads_to_the_same_end(
@@ -516,6 +527,11 @@ def test_other_settings_are_refused_by_name(stopped: Path) -> None:
     message = refused([*SMALL, "method=bt-f", "training.tokens=20000", "layers=[2]"], stopped)
     assert "layers: [1] then, [2] now" in message and "method" in message
     assert "data.source" in refused([*SMALL, *small_file(stopped.parent)], stopped)
+
+
+def test_a_damaged_checkpoint_stays_where_it_is_if_the_command_is_refused(stopped: Path) -> None:
+    flip(newest(stopped) / FILES[1])
+    assert "seed: 42 then, 7 now" in refused([*SMALL, "seed=7"], stopped)
 
 
 def test_a_data_file_that_was_changed_is_refused(tmp_path: Path) -> None:
