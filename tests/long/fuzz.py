@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from properties import PROPERTIES
+
+# From a checkout too, without an installation.
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from properties import PROPERTIES  # noqa: E402
 
 PACKAGES = ("hypothesis", "torch", "numpy", "safetensors", "tokenizers", "transformers", "pyyaml")
 
