@@ -289,6 +289,37 @@ def test_the_trainer_trains_with_it() -> None:
             assert found[column] == pytest.approx(expected[column], rel=1e-4), column
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_goes_on_from_its_state(precision: str) -> None:
+    """With warm-up, graph and bfloat16 copies made anew, to the last bit."""
+    if precision == "bfloat16" and DEVICE.type == "cpu":
+        pytest.skip("Triton's interpreter cuts numbers to bfloat16 instead of rounding them")
+    names = [SAEName("model", 0, 2, kind, "fast") for kind in ("standard", "jumprelu")]
+    section = training("paper", tokens=160, batch_size=20, lr_warmup=2, lr_decay=2)
+    compute = ComputeSection(step="cuda", precision=precision)
+    columns = [{"L0": x.cpu(), "position": torch.arange(20)} for x in batches(20, 8)]
+
+    def trainer(sample: Any) -> Trainer:
+        return Trainer(names, D_IN, section, sample, seed=0, device=DEVICE, compute=compute)
+
+    whole, other = trainer(columns[0]), trainer(None)
+    for batch in columns[:5]:
+        whole.step(batch)
+    other.restore(whole.plain_state())
+    for one, learner in zip(whole.learners, other.learners, strict=True):
+        groups = {
+            g: {n: t.cpu().clone() for n, t in tensors.items()} for g, tensors in one.tensors()
+        }
+        learner.restore(one.plain_state(), groups.__getitem__)
+    for batch in columns[5:]:
+        assert whole.step(batch) == other.step(batch)
+    for one, learner in zip(whole.learners, other.learners, strict=True):
+        assert learner.step.steps == one.step.steps == 8
+        expected, found = state(one.step), state(learner.step)
+        differing = [name for name in expected if not torch.equal(expected[name], found[name])]
+        assert not differing
+
+
 # --- which step ---------------------------------------------------------------------------------
 
 
