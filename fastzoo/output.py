@@ -24,6 +24,7 @@ from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe, load_recipe, r
 from fastzoo.errors import InputError, OutputError, one_line
 from fastzoo.files import (
     claim,
+    read_json,
     remove_folder,
     remove_partial,
     write_folder,
@@ -41,7 +42,7 @@ RECIPE_FILE = "recipe.yaml"
 PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
 """Their versions can change a result."""
 INTERRUPTED_FOLDER = "interrupted"
-CARD = "README.md"
+RECORD, CARD = "config.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
     if checkpoint:
         before = checkpoint.manifest["settings"]
     else:
-        # Revisions are not compared: nothing was computed from them that is still needed.
-        before = {**settings, **_settings_of(folder / RECIPE_FILE)}
+        # Where there is no result yet nothing was made of a revision that is still needed.
+        before = {**settings, **_settings_of(folder / RECIPE_FILE), **_revisions(recipe)}
     if differences := differing(before, settings):
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise OutputError(
@@ -145,6 +146,19 @@ def _settings_of(path: Path) -> dict[str, Any]:
         raise OutputError(
             f"{error}; give another folder with output.folder=..., or --fresh, which moves this aside"
         ) from None
+
+
+def _revisions(recipe: Recipe) -> dict[str, Any]:
+    """What the first of a run's results was made of, if there is one."""
+    try:
+        record = read_json(recipe.folder / str(recipe.names()[0]) / RECORD)
+        return {
+            "model.revision": record["base_model"]["sha"],
+            "data.revision": record["training_data"]["revision"],
+            "evaluation.revision": record["evaluation_data"]["revision"],
+        }
+    except (InputError, KeyError, TypeError):
+        return {}
 
 
 def machine() -> dict[str, Any]:
@@ -198,7 +212,7 @@ def save_result(
 
     def fill(target: Path) -> None:
         _write_weights(target, learner, sae, facts, batch_size)
-        write_json(target / "config.json", record)
+        write_json(target / RECORD, record)
         write_json(target / "metrics.json", figures)
         _write_log(target / "training_log.csv", learner.log)
         plot_training(learner.log, str(learner.name), target / "training.png")

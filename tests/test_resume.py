@@ -538,6 +538,11 @@ def test_a_data_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     arguments = [*SMALL, *small_file(tmp_path)]
     with inside(tmp_path) as out:
         stop_in_step(2, arguments)
+        rows = (tmp_path / "mine.jsonl").read_bytes()
+        write_jsonl(tmp_path / "mine.jsonl", own_rows(70))
+        assert "data.revision: " in refused(arguments, out)
+        (tmp_path / "mine.jsonl").write_bytes(rows)
+        train(arguments)
         write_jsonl(tmp_path / "mine.jsonl", own_rows(70))
         assert "data.revision: " in refused(arguments, out)
 
