@@ -57,14 +57,16 @@ train: Callable[[list[str]], None] = runpy.run_path(str(SCRIPT), run_name="recip
 
 @contextmanager
 def inside(folder: Path) -> Iterator[Path]:
-    """With ``folder`` as the working directory; gives the run's folder in it."""
-    before = Path.cwd()
+    """With ``folder`` as the working directory; gives the run's folder in it. Afterwards torch has
+    the threads that it had."""
+    before, threads = Path.cwd(), torch.get_num_threads()
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     try:
         yield folder / "out"
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -141,20 +143,16 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small run that nobody disturbed."""
-    before = torch.get_num_threads()
     with inside(tmp_path_factory.mktemp("undisturbed")) as out:
         train(SMALL)
-    torch.set_num_threads(before)
     return out
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small run, stopped after step 18: checkpoints of the steps 16 and 18."""
-    before = torch.get_num_threads()
     with inside(tmp_path_factory.mktemp("interrupted")) as out:
         stop_in_step(18, SMALL)
-    torch.set_num_threads(before)
     return out
 
 
@@ -391,10 +389,8 @@ ALONE = [*SMALL[:-2], "threads=1"]
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    before = torch.get_num_threads()
     with inside(tmp_path_factory.mktemp("one process")) as out:
         train(ALONE)
-    torch.set_num_threads(before)
     return out
 
 
