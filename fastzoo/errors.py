@@ -42,26 +42,27 @@ class InputError(FastzooError):
     exit_code = 2
 
 
-class DataError(FastzooError):
-    """Dialogues or text that cannot be read or hold nothing usable."""
-
-    exit_code = 3
-
-
-class ModelError(FastzooError):
-    """A language model or tokenizer that cannot be used as asked."""
-
-    exit_code = 4
-
-
-class OutputError(FastzooError):
-    """An output folder that cannot be written, or that already holds something else."""
+class HubError(FastzooError):
+    """The Hub cannot be reached, goes on failing, or is not to be asked (offline) for what the cache
+    lacks."""
 
     exit_code = 5
 
 
-class HubError(FastzooError):
-    """The Hub refused, lacks what was asked for, cannot be reached or sent wrong bytes."""
+class NotFoundError(HubError):
+    """No such repository, revision, file or collection on the Hub, or not to be seen."""
+
+    exit_code = 3
+
+
+class AccessError(HubError):
+    """No token, a wrong one, one that may not do this, or a gated repository."""
+
+    exit_code = 4
+
+
+class IntegrityError(HubError):
+    """Bytes that are not those that were published."""
 
     exit_code = 6
 
@@ -70,6 +71,24 @@ class TrainingError(FastzooError):
     """Training or evaluation met values it cannot go on with (NaN or infinity)."""
 
     exit_code = 7
+
+
+class DataError(FastzooError):
+    """Dialogues or text that cannot be read or hold nothing usable."""
+
+    exit_code = 8
+
+
+class ModelError(FastzooError):
+    """A language model or tokenizer that cannot be used as asked."""
+
+    exit_code = 9
+
+
+class OutputError(FastzooError):
+    """An output folder that cannot be written, or that already holds something else."""
+
+    exit_code = 10
 
 
 INTERRUPTED = 130

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastzoo.errors import HubError, InputError, did_you_mean, one_line
+from fastzoo.errors import (
+    AccessError,
+    HubError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    did_you_mean,
+    one_line,
+)
 from fastzoo.files import MAX_JSON_BYTES, read_json
 
 if TYPE_CHECKING:
@@ -83,7 +91,7 @@ def resolve_model(repo_id: str, revision: str | None = None) -> str:
     """Commit sha of a model repository's revision (by default its main branch).
 
     Raises:
-        HubError: no such repository or revision, no access, or no network.
+        NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
     return _resolve("model", repo_id, revision)
 
@@ -92,7 +100,7 @@ def resolve_dataset(repo_id: str, revision: str | None = None) -> str:
     """Commit sha of a dataset repository's revision (by default its main branch).
 
     Raises:
-        HubError: no such repository or revision, no access, or no network.
+        NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
     return _resolve("dataset", repo_id, revision)
 
@@ -105,15 +113,16 @@ def fetch_sae(ref: Reference) -> Path:
         any other the folder with the weights.
 
     Raises:
-        HubError: nothing there that can be read safely, several SAEs and none named, wrong bytes,
-            no access, no network.
+        InputError: several SAEs and none named, or only pickles.
+        IntegrityError: wrong bytes.
+        NotFoundError, AccessError, HubError: nothing there, no access, no network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     repo_id = ref.repo_id
     sha = resolve_model(repo_id, ref.revision)
-    with _hub_errors("model", repo_id, ref.revision):
+    with hub_errors("model", repo_id, ref.revision):
         entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=sha)
         listing = {e.path: e for e in entries if isinstance(e, RepoFile) and _is_plain(e.path)}
     saes = sae_folders(listing)
@@ -147,7 +156,7 @@ def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str]) -> str:
-    """The SAE folder ``ref`` means: the one named, else the only one. Raises HubError."""
+    """The SAE folder ``ref`` means: the one named, else the only one. Raises InputError, NotFoundError."""
     if (ref.folder or "") in saes:
         return ref.folder or ""
     inside = f"{ref.folder}/" if ref.folder else ""
@@ -158,19 +167,19 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
     if within:
         some = ", ".join(within[:5]) + (", …" if len(within) > 5 else "")
         example = Reference(ref.repo_id, within[0], ref.revision)
-        raise HubError(
+        raise InputError(
             f"{place} holds {len(within)} SAEs ({some}): name one, as in {one_line(example)}"
         )
     pickles = [path for path in paths if path.startswith(inside) and path.endswith(PICKLES)]
     if pickles:
-        raise HubError(
+        raise InputError(
             f"{place} has its weights only as {one_line(sorted(pickles)[0], 80)}, a pickle, which "
             "can run code when loaded and is never read; safetensors or a params.npz can be"
         )
     if ref.folder and saes:
         hint = did_you_mean(ref.folder, saes) or f" There is {next(iter(saes))}."
-        raise HubError(f"no SAE in {place}.{hint}")
-    raise HubError(
+        raise NotFoundError(f"no SAE in {place}.{hint}")
+    raise NotFoundError(
         f"no SAE in {place}: there is no folder with cfg.json and sae_weights.safetensors (SAELens)"
         " or sae.safetensors (sparsify), or with params.npz (Gemma Scope)"
     )
@@ -179,12 +188,14 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
 def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
-    with _hub_errors(kind, repo_id, revision):
+    with hub_errors(kind, repo_id, revision):
         # Only the sha: the whole answer lists every file, which is megabytes for some datasets.
         ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
         sha = ask(repo_id, revision=revision, timeout=30, expand=["sha"]).sha
     if not sha:
-        raise HubError(f"the Hub names no commit for {kind} repository {repo_id}; it may be empty")
+        raise NotFoundError(
+            f"the Hub names no commit for {kind} repository {repo_id}; it may be empty"
+        )
     return sha
 
 
@@ -197,7 +208,7 @@ def _fetch(repo_id: str, sha: str, entry: RepoFile) -> Path:
             f"{repo_id}: {entry.path} has {entry.size} bytes; such files have at most "
             f"{MAX_JSON_BYTES}, so it is not fetched"
         )
-    with _hub_errors("model", repo_id, sha):
+    with hub_errors("model", repo_id, sha):
         local = Path(hf_hub_download(repo_id, entry.path, revision=sha))
         matches = _matches(local, entry)
     if not matches:
@@ -206,7 +217,7 @@ def _fetch(repo_id: str, sha: str, entry: RepoFile) -> Path:
             blob = local.resolve()
             local.unlink()
             blob.unlink(missing_ok=True)
-        raise HubError(
+        raise IntegrityError(
             f"{repo_id}@{sha[:12]}: {entry.path} is not the file the Hub lists (its hash differs), "
             "so it was damaged or replaced; the bad copy was deleted, run again to fetch it anew"
         )
@@ -247,11 +258,17 @@ def _is_plain(path: str) -> bool:
 
 
 @contextmanager
-def _hub_errors(kind: str, repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line of ours."""
+def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line of ours.
+
+    Args:
+        kind: model, dataset, space or collection.
+    """
     from huggingface_hub import constants, errors
 
-    hub, what = constants.ENDPOINT, f"{kind} repository {one_line(repo_id, 100)}"
+    hub = constants.ENDPOINT
+    noun = kind if kind == "collection" else f"{kind} repository"
+    what = f"{noun} {one_line(repo_id, 100)}"
 
     def unreachable(error: Exception) -> HubError:
         reason = one_line(error.__cause__ or error, 100)
@@ -269,27 +286,34 @@ def _hub_errors(kind: str, repo_id: str, revision: str | None) -> Iterator[None]
         ) from None
     except errors.GatedRepoError:
         page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-        raise HubError(
+        raise AccessError(
             f"{what} is gated; accept its conditions at {page} and log in with 'hf auth login'"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise HubError(
+        raise NotFoundError(
             f"no {what} on {hub}; check the spelling, or log in with 'hf auth login' if it is "
             "private"
         ) from None
     except errors.RevisionNotFoundError:
-        raise HubError(
+        raise NotFoundError(
             f"{what} has no revision '{one_line(revision, 60)}'; give a branch, a tag or a full "
             "commit sha"
         ) from None
     except errors.LocalEntryNotFoundError as error:
         raise unreachable(error) from error
     except errors.HFValidationError:
-        raise HubError(
+        raise InputError(
             f"'{one_line(repo_id, 100)}' is no repository's name, as org/name is"
         ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
+        if status in (401, 403):
+            raise AccessError(
+                f"{hub} refused {what} to this token ({status}); log in with 'hf auth login', with a "
+                "token that may do this"
+            ) from None
+        if status == 404:
+            raise NotFoundError(f"no {what} on {hub}: {one_line(error, 150)}") from None
         if status == 429:
             raise HubError(f"{hub} is rate limiting; wait some minutes and run again") from error
         raise HubError(f"{hub} answered {status} for {what}: {one_line(error, 150)}") from error

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastzoo.config import EMBEDDED_DATA, DataSection, TextSection
-from fastzoo.errors import DataError, HubError, one_line
+from fastzoo.errors import AccessError, DataError, HubError, NotFoundError, one_line
 from fastzoo.files import sha256_of
 from fastzoo.retries import TRIES, passes_by_itself, patiently, reason, wait
 
@@ -277,7 +277,9 @@ def _wait_or_end(error: Exception, where: str, failed: int) -> None:
             ) from None
         wait(error, where, failed)
     elif isinstance(error, HfHubHTTPError | FileNotFoundError):
-        raise HubError(f"{where}: not to be had any more ({reason(error)})") from None
+        status = getattr(getattr(error, "response", None), "status_code", 404)
+        kind = AccessError if status in (401, 403) else NotFoundError
+        raise kind(f"{where}: not to be had any more ({reason(error)})") from None
     else:
         raise DataError(f"{where}: cannot be read ({one_line(error, 150)})") from None
 

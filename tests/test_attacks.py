@@ -123,7 +123,7 @@ def test_a_number_with_more_digits_than_python_reads(train: Train, tmp_path: Pat
     path = write_jsonl(tmp_path / "mine.jsonl", plain_rows(9))
     path.write_text(path.read_text() + '{"messages": ' + "9" * 5000 + "}\n")
     error = refused(train, tmp_path / "out", f"data.source={path}")
-    assert error.exit_code == 3 and "mine.jsonl, line 10" in str(error)
+    assert error.exit_code == 8 and "mine.jsonl, line 10" in str(error)
 
 
 # --- tokenizers and templates ----------------------------------------------------------------------
@@ -203,10 +203,10 @@ def test_a_tokenizer_of_a_larger_vocabulary(train: Train, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("template", "code", "says"),
     [
-        ("{{ raise_exception('never') }}", 3, "refused by the chat template: never"),
-        ("{% for m in conversation %}{{ m.text }}{% endfor %}", 3, "nothing rendered"),
-        ("{{ messages[0].content.text.parts }}", 3, "refused by the chat template: UndefinedError"),
-        ("{% for m in messages %}", 4, "is not valid Jinja (line 1: "),
+        ("{{ raise_exception('never') }}", 8, "refused by the chat template: never"),
+        ("{% for m in conversation %}{{ m.text }}{% endfor %}", 8, "nothing rendered"),
+        ("{{ messages[0].content.text.parts }}", 8, "refused by the chat template: UndefinedError"),
+        ("{% for m in messages %}", 9, "is not valid Jinja (line 1: "),
     ],
 )
 def test_broken_chat_templates(

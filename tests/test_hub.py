@@ -205,18 +205,42 @@ def test_fetch_refuses_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repos["model", "org/gated"].gated = True
     hub.add("model", "org/huge", {**several(1), "layers.0/cfg.json": b" " * (2**24 + 1)})
     cases = {
-        "hf:org/missing": ["no model repository org/missing", hub.endpoint, "check the spelling"],
-        f"hf:{NAME}@v9": ["has no revision 'v9'", "branch, a tag or a full commit sha"],
-        "hf:org/several": ["holds 12 SAEs", "layers.10, ", "…", "as in hf:org/several/layers.0"],
-        "hf:org/several/layer.3": ["no SAE in org/several/layer.3", "Did you mean layers.3"],
-        "hf:org/pickles": ["layer_1/ae.pt", "a pickle"],
-        "hf:org/pickles/layer_1": ["layer_1/ae.pt", "a pickle"],
-        "hf:org/none": ["no SAE in org/none", "sae_weights.safetensors", "params.npz"],
-        "hf:org/gated": ["gated", f"{hub.endpoint}/org/gated", "hf auth login"],
-        "hf:org/huge": ["layers.0/cfg.json has 16777217 bytes"],
+        "hf:org/missing": [
+            "NotFoundError: ",
+            "no model repository org/missing",
+            hub.endpoint,
+            "check the spelling",
+        ],
+        f"hf:{NAME}@v9": [
+            "NotFoundError: ",
+            "has no revision 'v9'",
+            "branch, a tag or a full commit sha",
+        ],
+        "hf:org/several": [
+            "InputError: ",
+            "holds 12 SAEs",
+            "layers.10, ",
+            "…",
+            "as in hf:org/several/layers.0",
+        ],
+        "hf:org/several/layer.3": [
+            "NotFoundError: ",
+            "no SAE in org/several/layer.3",
+            "Did you mean layers.3",
+        ],
+        "hf:org/pickles": ["InputError: ", "layer_1/ae.pt", "a pickle"],
+        "hf:org/pickles/layer_1": ["InputError: ", "layer_1/ae.pt", "a pickle"],
+        "hf:org/none": [
+            "NotFoundError: ",
+            "no SAE in org/none",
+            "sae_weights.safetensors",
+            "params.npz",
+        ],
+        "hf:org/gated": ["AccessError: ", "gated", f"{hub.endpoint}/org/gated", "hf auth login"],
+        "hf:org/huge": ["HubError: ", "layers.0/cfg.json has 16777217 bytes"],
     }
     for (text, expected), message in zip(cases.items(), fetch(hub, tmp_path, *cases), strict=True):
-        assert message.startswith("HubError: "), (text, message)
+        assert message.startswith(expected[0]), (text, message)
         assert all(part in message for part in expected), (text, message)
         assert "\n" not in message and len(message) < 420
     assert hub.asked("ae.pt") == []
@@ -229,7 +253,7 @@ def test_wrong_bytes_are_found_on_download_and_in_the_cache(
     weights = OURS[f"{HOOK}/sae_weights.safetensors"]
     hub.objects[sha256(weights)] = weights[::-1]  # the same size, so the client takes it
     (message,) = fetch(hub, tmp_path, f"hf:{NAME}")
-    assert message.startswith("HubError: ") and f"{HOOK}/sae_weights.safetensors" in message
+    assert message.startswith("IntegrityError: ") and f"{HOOK}/sae_weights.safetensors" in message
 
     hub.objects[sha256(weights)] = weights
     (folder,) = fetch(hub, tmp_path, f"hf:{NAME}")
@@ -237,7 +261,7 @@ def test_wrong_bytes_are_found_on_download_and_in_the_cache(
         cached = Path(folder, name).resolve()
         cached.write_bytes(cached.read_bytes()[::-1])
         damaged, repaired = fetch(hub, tmp_path, f"hf:{NAME}", f"hf:{NAME}@{sha}")
-        assert damaged.startswith("HubError: ") and f"{name} is not the file" in damaged
+        assert damaged.startswith("IntegrityError: ") and f"{name} is not the file" in damaged
         assert repaired == folder
         assert Path(folder, name).read_bytes() == OURS[name]
 
@@ -272,7 +296,7 @@ def test_resolve_datasets_and_models(hub: LoopbackHub, tmp_path: Path) -> None:
     side = hub.add("dataset", "org/data", {"a.txt": b"3"}, branch="refs/pr/1")
     model = hub.add("model", "org/data", {"a.txt": b"4"})
     code = """
-    from fastzoo.errors import HubError
+    from fastzoo.errors import FastzooError
     from fastzoo.hub import resolve_dataset, resolve_model
     for revision in (None, "main", "v1", sys.argv[1], "refs/pr/1"):
         print(json.dumps(resolve_dataset("org/data", revision)))
@@ -280,7 +304,7 @@ def test_resolve_datasets_and_models(hub: LoopbackHub, tmp_path: Path) -> None:
     for ask in ("org/nothing", "org/data", "not a name"):
         try:
             resolve_dataset(ask, "v2")
-        except HubError as error:
+        except FastzooError as error:
             print(json.dumps(str(error)))
     """
     *shas, repo, revision, name = run(hub, tmp_path, code, old)

@@ -652,7 +652,7 @@ def test_a_disk_that_refuses_a_checkpoint_keeps_the_one_before(
             ) as caught,
         ):
             train(SMALL)
-        assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
+        assert caught.value.exit_code == OutputError.exit_code and "\n" not in str(caught.value)
         assert [p.name for p in out.iterdir() if p.name != "recipe.yaml"] == ["checkpoints"]
         assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
             "step-00000004",

@@ -328,7 +328,7 @@ def test_a_hub_that_never_comes_back_is_one_line(tmp_path: Path, kind: str) -> N
         begin = time.monotonic()
         done = run(hub, tmp_path)
         assert time.monotonic() - begin < 60
-    assert done.returncode == 6
+    assert done.returncode == 5
     *before, last = done.stderr.splitlines()
     assert before == retries(done)
     assert last == (
@@ -347,7 +347,7 @@ def test_a_hub_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         hub.fail("", hang_up)
         done = run(hub, tmp_path)
-    assert done.returncode == 6
+    assert done.returncode == 5
     *before, last = done.stderr.splitlines()
     assert before == retries(done) and len(before) == 11
     assert last.startswith("error: cannot reach ") and "lab/chats" in last
@@ -362,7 +362,7 @@ def test_a_file_that_vanishes_ends_the_run_at_once(tmp_path: Path, status: int, 
             add_files(hub, kind)
             hub.fail("train-2", lambda request: error(status, code, "gone"), after=1)
             done = run(hub, tmp_path)
-        assert done.returncode == 6
+        assert done.returncode == (3 if status == 404 else 4)
         assert done.stderr == (
             f"error: Hub dataset lab/chats, data/train-2.{kind}, from row 1 on: not to be had any "
             f"more (the server answered {status})\n"
@@ -376,7 +376,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
             broken = good[:8] + b"\xff{{" + good[8:20]
             hub.add("dataset", "lab/chats", {f"train-0.{kind}": good, f"train-1.{kind}": broken})
             done = run(hub, tmp_path)
-        assert done.returncode == 3
+        assert done.returncode == 8
         assert done.stderr.startswith(
             f"error: Hub dataset lab/chats, train-1.{kind}, from row 0 on: cannot be read ("
         )
@@ -386,10 +386,10 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
 def test_what_is_not_on_the_hub_is_said_at_once(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         done = run(hub, tmp_path)
-        assert done.returncode == 6
+        assert done.returncode == 3
         assert done.stderr.startswith("error: no dataset repository lab/chats on ")
         add_files(hub, "jsonl")
         done = run(hub, tmp_path, section={"split": "test"})
-        assert done.returncode == 3
+        assert done.returncode == 8
         assert done.stderr.startswith("error: Hub dataset lab/chats: ") and "test" in done.stderr
         assert not retries(done)
