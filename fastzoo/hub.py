@@ -42,7 +42,7 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Formats that can run code when loaded."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_REPO = re.compile(rf"{_NAME}/{_NAME}")
+REPO = re.compile(rf"{_NAME}/{_NAME}")
 # What git allows in the name of a ref, less '@', which separates it here.
 _REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
 
@@ -77,7 +77,7 @@ def parse_reference(text: str) -> Reference:
     org, _, rest = path.partition("/")
     name, slash, folder = rest.partition("/")
     repo_id = f"{org}/{name}"
-    if not _REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+    if not REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
         raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
     if slash and not _is_plain(folder):
         raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
