@@ -144,7 +144,8 @@ def parse_registry(text: str | bytes, where: str) -> Registry:
         found = {}
         for path, facts in listing.items():
             need(path in known_files(name), f"{text_name}: the file {path}")
-            size, digest = (facts.get(k) for k in ("size", "sha256")) if facts else (None, None)
+            need(isinstance(facts, dict), f"{text_name}: {path}")
+            size, digest = facts.get("size"), facts.get("sha256")
             need(type(size) is int and size >= 0, f"{text_name}: size of {path}")
             need(
                 isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
