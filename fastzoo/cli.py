@@ -167,6 +167,57 @@ def evaluate_saes(
         print_results(rows)
 
 
+@app.command("push")
+def push_saes(
+    sources: Annotated[
+        list[str], typer.Argument(help="Folders of SAEs or of runs, or names of local SAEs.")
+    ],
+    namespace: Annotated[str, typer.Option(help="Hub user or organisation to publish under.")],
+    private: Annotated[bool, typer.Option("--private", help="Make private repositories.")] = False,
+    public_at_end: Annotated[
+        bool,
+        typer.Option("--public-at-end", help="Private, then public once everything is there."),
+    ] = False,
+    collection: Annotated[
+        bool, typer.Option(help="Bring collection and results dataset up to date, too.")
+    ] = True,
+    space: Annotated[
+        Path | None, typer.Option(help="Folder of a Gradio Space to publish with them.")
+    ] = None,
+    overwrite_cards: Annotated[
+        bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish SAEs with cards and figures; the same command goes on where one was interrupted."""
+    from fastzoo.publishable import candidates
+    from fastzoo.push import Options, push
+
+    saes = candidates(sources)
+    if dry_run:
+        rows = [{"repo_id": f"{namespace}/{sae.name}", "folder": str(sae.folder)} for sae in saes]
+        if as_json:
+            _print_json(rows)
+        else:
+            for row in rows:
+                print(f"{row['folder']} -> {row['repo_id']}")
+        return
+    options = Options(
+        namespace, private, public_at_end, collection, space, overwrite_cards=overwrite_cards
+    )
+    report = push(saes, options)
+    if as_json:
+        _print_json(report.to_value())
+    else:
+        for entry in report.saes.values():
+            if "repo_id" in entry:
+                print(entry["repo_id"])
+        print(report.summary(), file=sys.stderr)
+    if report.first_error is not None:
+        raise report.first_error
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(
     arguments: Annotated[

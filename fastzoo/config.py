@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fastzoo.errors import InputError, did_you_mean, one_line
+from fastzoo.hub import REPO
 from fastzoo.names import METHODS, SAEName, model_part
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, TRAINABLE
 from fastzoo.strict_yaml import LONGEST, dump_yaml, read_yaml
@@ -177,8 +178,12 @@ class CheckpointSection(Section):
 
 class PushSection(Section):
     namespace: str | None = None
-    """Hub user or organisation to publish under; null publishes nothing."""
-    private: bool = True
+    """Hub user or organisation to publish the finished SAEs under; null publishes nothing."""
+    private: bool = False
+    public_at_end: bool = False
+    """Make the repositories private, and public once all of them are complete."""
+    collection: bool = True
+    """Bring the namespace's collection and results dataset up to date, too."""
 
 
 class Recipe(Section):
@@ -432,10 +437,10 @@ def _check(recipe: Recipe) -> None:
     for section, source in {**sources, "evaluation": recipe.evaluation.source}.items():
         if source is not None and not source.strip():
             raise InputError(f"{section}.source: empty; 'embedded', a file or a Hub dataset id")
-    if recipe.push.namespace is not None:
+    if recipe.push.namespace is not None and not REPO.fullmatch(f"{recipe.push.namespace}/x"):
         raise InputError(
-            f"push.namespace: '{one_line(recipe.push.namespace, 60)}' asks for publishing, which "
-            "this version cannot do; leave it null and upload the SAE folders by hand"
+            f"push.namespace: '{one_line(recipe.push.namespace, 60)}' is not the name of a Hub user or "
+            "organisation"
         )
 
 

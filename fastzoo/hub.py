@@ -262,12 +262,12 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
     """Turn what huggingface_hub raises into one line of ours.
 
     Args:
-        kind: model, dataset, space or collection.
+        kind: model, dataset, space, collection or namespace.
     """
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
-    noun = kind if kind == "collection" else f"{kind} repository"
+    noun = kind if kind in ("collection", "namespace") else f"{kind} repository"
     what = f"{noun} {one_line(repo_id, 100)}"
 
     def unreachable(error: Exception) -> HubError:

@@ -83,8 +83,8 @@ class Registry:
     """``namespace/slug`` of the collection; its last 24 characters never change."""
     saes: Mapping[SAEName, Published] = field(default_factory=dict)
 
-    def to_text(self) -> str:
-        """The registry as JSON: the same registry always gives the same bytes."""
+    def to_text(self, indent: int | None = 1) -> str:
+        """The registry as JSON, in one line without ``indent``: the same one, always the same bytes."""
         value = {
             "format": FORMAT,
             "namespace": self.namespace,
@@ -99,7 +99,12 @@ class Registry:
                 for name, sae in sorted(self.saes.items())
             },
         }
-        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def updated(self, other: Registry) -> Registry:
+        """With what another one says of the same namespace, which is newer."""
+        saes = {**self.saes, **other.saes}
+        return Registry(self.namespace, other.collection or self.collection, saes)
 
 
 def parse_registry(text: str | bytes, where: str) -> Registry:

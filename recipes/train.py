@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
 from fastzoo.errors import InputError, OutputError, report_failures
 from fastzoo.files import release_claims
+from fastzoo.push import push_run, warn_without_token
 from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
 
 if TYPE_CHECKING:
@@ -43,11 +44,17 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(
         Path(files[0]) if files else None, overrides=[a for a in arguments if "=" in a]
     )
+    if recipe.push.namespace:
+        warn_without_token()
     with obeying_signals():
-        train(recipe, fresh="--fresh" in options)
+        main_process = train(recipe, fresh="--fresh" in options)
+    if main_process and recipe.push.namespace:
+        # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
+        push_run(recipe.folder, recipe.push)
 
 
-def train(recipe: Recipe, *, fresh: bool = False) -> None:
+def train(recipe: Recipe, *, fresh: bool = False) -> bool:
+    """Run a recipe; whether this is the process that speaks for all."""
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -74,8 +81,10 @@ def train(recipe: Recipe, *, fresh: bool = False) -> None:
         raise
     finally:
         release_claims()
+    main_process = accelerator.is_main_process
     # Closes trackers and the process group, which after a failure may hold nobody to talk to.
     accelerator.end_training()
+    return bool(main_process)
 
 
 def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> None:

@@ -1,0 +1,95 @@
+"""SAE folders that can be published: complete, measured, and without a secret in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastzoo.errors import InputError, one_line
+from fastzoo.files import read_json
+from fastzoo.local import find_local, local_results
+from fastzoo.names import SAEName, parse_name
+from fastzoo.registry import NEEDED, known_files
+from fastzoo.results_dataset import result_row
+from fastzoo.secret_scan import find_secret
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An SAE's folder that looks complete."""
+
+    name: SAEName
+    folder: Path
+    record: Mapping[str, Any]
+    figures: Mapping[str, Any]
+
+
+def candidates(sources: Sequence[str]) -> list[Candidate]:
+    """The SAEs in folders, runs' folders or under names, in the zoo's order.
+
+    Raises:
+        InputError: nothing there, two of one name, or one that cannot be published; says why.
+    """
+    found: dict[SAEName, Candidate] = {}
+    for source in sources:
+        if source.startswith("hf:"):
+            raise InputError(f"{source} is on the Hub; give a folder")
+        folder = find_local(source)
+        if folder is None:
+            raise InputError(f"{source} is not on this machine (looked in . and runs/*/)")
+        inside = [path for _, path in local_results(folder)]
+        if not inside:
+            raise InputError(
+                f"'{folder}' holds no complete SAE: a folder named like one, with metrics.json"
+            )
+        for path in inside:
+            candidate = check(path)
+            other = found.setdefault(candidate.name, candidate)
+            if other.folder.resolve() != path.resolve():
+                raise InputError(
+                    f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them"
+                )
+    return sorted(found.values(), key=lambda candidate: order(candidate.name))
+
+
+def order(name: SAEName) -> tuple[str, int, int, int, int]:
+    """Model, layer, expansion, then the plainer architecture and the paper's method first."""
+    architectures, methods = ("standard", "jumprelu"), ("fast", "bt-f", "bt-p")
+    kinds = (*architectures, name.architecture).index(name.architecture)
+    return name.model, name.layer, name.expansion, kinds, methods.index(name.method)
+
+
+def check(folder: Path) -> Candidate:
+    """An SAE's folder as it can be published, without a look at its weights.
+
+    Raises:
+        InputError: a file or figure is missing, the name is another one, or a text holds a secret.
+    """
+    from huggingface_hub import get_token
+
+    name = parse_name(folder.resolve().name)
+    for path in known_files(name)[:NEEDED]:
+        if not (folder / path).is_file():
+            raise InputError(f"'{folder}' cannot be published: {path} is missing")
+    record, figures = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+    if record.get("library") != "fastzoo" or record.get("name") != str(name):
+        raise InputError(f"'{folder}' cannot be published: config.json is not the record of {name}")
+    try:
+        row = result_row(record, figures)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"'{folder}' cannot be published: its record or metrics lack {one_line(error, 80)}"
+        ) from None
+    if any(row.get(metric) is None for metric in ("mse", "l0")):
+        raise InputError(f"'{folder}' cannot be published: metrics.json has no MSE or no L0")
+    for path in known_files(name):
+        if (folder / path).is_file() and not path.endswith((".safetensors", ".png")):
+            text = (folder / path).read_text(encoding="utf-8", errors="replace")
+            if (secret := find_secret(text, get_token())) is not None:
+                raise InputError(
+                    f"'{folder}' cannot be published: {path} holds {secret}; remove it, and revoke it "
+                    "if others have seen it"
+                )
+    return Candidate(name, folder, record, figures)
