@@ -8,32 +8,44 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastzoo import __version__
-from fastzoo.errors import InputError, one_line, report_failures
+from fastzoo.errors import DEBUG, EXIT_CODES, HubError, InputError, one_line, report_failures
+
+if TYPE_CHECKING:
+    from fastzoo.registry import Registry
+
+SOURCE_HELP = "A zoo name, a local folder, or hf:org/repo[/folder][@revision]."
 
 app = typer.Typer(
     name="fastzoo",
     help="Sparse autoencoders of instruct language models.",
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {n:>3}  {what}" for n, what in EXIT_CODES.items()),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SOURCE_HELP = "A zoo name, a local folder, or hf:org/repo[/folder][@revision]."
-
 
 def main() -> None:
     """Entry point: runs a command and turns expected failures into one line."""
-    report_failures(app)
+    report_failures(lambda: app(_debug_first(sys.argv[1:]), prog_name="fastzoo"))
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """The arguments with a ``--debug`` from anywhere on the line at its start."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
+    return ["--debug", *rest] if len(rest) < len(arguments) else rest
 
 
 def _version(wanted: bool) -> None:
@@ -47,95 +59,194 @@ def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Print the traceback of any failure ({DEBUG}=1).")
+    ] = False,
 ) -> None:
     """Sparse autoencoders of instruct language models."""
+    if debug:
+        os.environ[DEBUG] = "1"
     # A file's name need not be text: what cannot be printed is escaped, as JSON has it.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def complete_names(incomplete: str) -> list[str]:
+    """SAE names that begin so, as shells ask for them."""
+    from fastzoo.listing import known_names
+
+    return [name for name in known_names() if name.lower().startswith(incomplete.lower())]
+
+
+def _complete_values(key: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        from fastzoo.names import parse_name
+
+        values = (str(getattr(parse_name(name), key)) for name in complete_names(""))
+        return [value for value in dict.fromkeys(values) if value.startswith(incomplete)]
+
+    return complete
+
+
+def _complete_columns(incomplete: str) -> list[str]:
+    from fastzoo.listing import KEYS
+
+    return [key for key in KEYS if key.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help=SOURCE_HELP,
+        autocompletion=complete_names,
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo)."),
+]
+Refresh = Annotated[
+    bool, typer.Option("--refresh", help="Ask the Hub even if it was asked within the hour.")
+]
+
+
+def _which(key: str, help: str) -> Any:
+    return typer.Option(help=help, autocompletion=_complete_values(key), show_default=False)
+
+
+Several = list[str] | None
+
+
 @app.command("list")
 def list_saes(
-    pattern: Annotated[str, typer.Argument(help="Wildcards, as in 'qwen2.5-*-jumprelu'.")] = "*",
+    pattern: Annotated[
+        str,
+        typer.Argument(
+            help="Wildcards, as in 'qwen2.5-*-jumprelu'.", autocompletion=complete_names
+        ),
+    ] = "*",
+    model: Annotated[Several, _which("model", "Of this language model (or its Hub id).")] = None,
+    layer: Annotated[Several, _which("layer", "Of this layer.")] = None,
+    architecture: Annotated[Several, _which("architecture", "Of this kind.")] = None,
+    method: Annotated[Several, _which("method", "Trained by fast, bt-f or bt-p.")] = None,
+    expansion: Annotated[Several, _which("expansion", "Of this width, as 8 or 8x.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="By any key of --json.", autocompletion=_complete_columns
+        ),
+    ] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Only those on this machine.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Only published ones.")] = False,
     folder: Annotated[Path, typer.Option(help="Where to look for local SAEs.")] = Path("runs"),
-    local: Annotated[bool, typer.Option("--local", help="Only SAEs on this machine.")] = False,
+    namespace: Namespace = None,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
-    """SAEs on this machine, and the 240 of the paper's grid with the figures it reports."""
-    from fastzoo.local import local_results, read_figures
-    from fastzoo.zoo import paper_figures, zoo_names
+    """SAEs on this machine, published ones, and the paper's grid.
 
-    rows: list[dict[str, Any]] = []
-    for name, path in local_results(folder):
-        rows.append({"name": str(name), "status": "local", "path": str(path), **read_figures(path)})
-    if not local:
-        for name in zoo_names():
-            paper = paper_figures()[name]
-            rows.append({"name": str(name), "status": "paper", **vars(paper)})
-    rows = [row for row in rows if fnmatchcase(row["name"].lower(), pattern.lower())]
+    With our figures (of the folder on this machine, else the published ones) and the paper's.
+    """
+    from fastzoo.listing import column_key, list_rows, nothing_found, pick, sort_rows, table
+
+    if sort is not None:
+        sort = column_key(sort)
+    elif descending:
+        raise InputError("--descending goes with --sort COLUMN")
+    registry, hints = _registry(namespace, refresh)
+    known = list_rows(registry, folder)
+    choices = {
+        "model": model,
+        "layer": layer,
+        "architecture": architecture,
+        "method": method,
+        "expansion": expansion,
+    }
+    rows = pick(known, {key: values for key, values in choices.items() if values})
+    if local:
+        rows = [row for row in rows if row["path"]]
+    if published:
+        rows = [row for row in rows if row["repo"]]
+    rows = [row for row in rows if fnmatchcase(str(row["name"]).lower(), pattern.lower())]
+    if sort is not None:
+        rows = sort_rows(rows, sort, descending=descending)
     if as_json:
         _print_json(rows)
-        return
-    if not rows:
-        where = f"in {folder}/" if local else f"in {folder}/ or the paper's grid"
-        print(one_line(f"nothing {where} matches '{pattern}'"), file=sys.stderr)
-        return
-    width = max(len(row["name"]) for row in rows)
-    print(f"{'name':<{width}}  {'status':<6}  {'L0':>7}  {'log2 MSE':>8}  {'log2 MSE special':>16}")
-    for row in rows:
-        cells = [_cell(row.get("l0"), 7, 1), _cell(row["log2_mse"], 8, 3)]
-        cells.append(_cell(row["log2_mse_special"], 16, 3))
-        print(f"{row['name']:<{width}}  {row['status']:<6}  {'  '.join(cells)}")
-    print(
-        "status local: measured here; paper: reported by arXiv 2506.07691, without an L0",
-        file=sys.stderr,
-    )
+    elif not rows:
+        hints.append(nothing_found(pattern, known))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        lines, left_out = table(rows, width, sort)
+        print("\n".join(lines))
+        if left_out:
+            hints.append(f"no space for: {', '.join(left_out)}; --json has everything")
+        hints.append("'paper:' is what arXiv 2506.07691 reports; all other figures are ours")
+    _print_hints(hints)
 
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    source: Source,
+    namespace: Namespace = None,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
-    """What is known about one SAE: its record and figures, or its cell of the paper's grid."""
+    """What is known about one SAE.
+
+    Its record and figures, what is published of it, and what the paper reports.
+    """
+    from fastzoo.listing import published_facts, unknown
     from fastzoo.local import describe, find_local
     from fastzoo.names import parse_name
+    from fastzoo.results_dataset import paper_cells
     from fastzoo.zoo import grid_row, paper_figures
 
     path = find_local(source)
+    facts: dict[str, Any]
+    hints: list[str] = []
     if path is not None:
         facts = describe(path)
+        try:
+            name = parse_name(str(facts["name"]))
+        except InputError:  # a folder of any other name
+            name = None
+        if name and not source.startswith("hf:"):
+            registry, hints = _registry(namespace, refresh)
+            facts |= published_facts(name, registry, path)
+            facts["status"] = "both" if name in registry.saes else "local"
     else:
         name = parse_name(source)
-        row, paper = grid_row(name), paper_figures().get(name)
-        if row is None or paper is None:
-            raise InputError(
-                f"{name} is neither on this machine (looked in . and runs/*/) nor in the paper's "
-                "grid; 'fastzoo list' shows what is"
-            )
+        registry, hints = _registry(namespace, refresh)
+        row, found = grid_row(name), published_facts(name, registry, None)
+        if not found and name not in paper_figures():
+            raise unknown(name, registry)
         facts = {
             "name": str(name),
-            "status": "in the paper's grid, not on this machine",
-            "base_model": row.base_model,
+            "status": "published" if found else "paper",
             "architecture": name.architecture,
             "method": name.method,
             "layer": name.layer,
-            "d_in": row.d_model,
-            "d_sae": row.d_model * name.expansion,
-            "paper_log2_mse": paper.log2_mse,
-            "paper_log2_mse_special": paper.log2_mse_special,
         }
+        if row is not None:
+            facts |= {"base_model": row.base_model, "d_in": row.d_model}
+            facts["d_sae"] = row.d_model * name.expansion
+        facts |= found
+    if name in paper_figures():
+        facts |= paper_cells(name)
     if as_json:
         _print_json(facts)
-        return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        print(f"{key:<{width}}  {'—' if value is None else one_line(value, 4096)}")
+    else:
+        width = max(map(len, facts))
+        for key, value in facts.items():
+            print(f"{key:<{width}}  {'—' if value is None else one_line(value, 4096)}")
+    _print_hints(hints)
 
 
 @app.command("eval")
 def evaluate_saes(
-    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP)],
+    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP, autocompletion=complete_names)],
     data: Annotated[
         str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
     ] = "embedded",
@@ -149,7 +260,7 @@ def evaluate_saes(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure SAEs of one language model on held-out dialogues, all in one pass."""
+    """Measure SAEs of one language model, all in one pass."""
     from fastzoo.local import evaluate_sources
     from fastzoo.results import print_results
 
@@ -225,7 +336,10 @@ def train(
         typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False),
     ] = None,
 ) -> None:
-    """Run a recipe in this process, or go on with it; for several: accelerate launch recipes/train.py."""
+    """Run a recipe in this process, or go on with it.
+
+    For several processes: accelerate launch recipes/train.py.
+    """
     import runpy
 
     from fastzoo.config import recipes_folder
@@ -234,8 +348,29 @@ def train(
     script["main"](arguments or [])
 
 
-def _cell(value: float | None, width: int, digits: int) -> str:
-    return f"{'—' if value is None else format(value, f'.{digits}f'):>{width}}"
+def _registry(namespace: str | None, refresh: bool) -> tuple[Registry, list[str]]:
+    """The registry, and what to say about it; an empty one where there is none to be had.
+
+    Raises:
+        NotFoundError, AccessError, IntegrityError: there is none of the namespace that was asked for.
+    """
+    from fastzoo.registry import Registry, default_namespace, read_registry
+
+    hints: list[str] = []
+    try:
+        return read_registry(namespace, newest=refresh, say=hints.append), hints
+    except HubError as error:
+        if namespace and type(error) is not HubError:
+            raise
+        hints.append(f"{error}; what is published is not shown")
+        return Registry(namespace or default_namespace()), hints
+
+
+def _print_hints(hints: list[str]) -> None:
+    """After the data, and not at all if nobody reads that (`fastzoo list | head`)."""
+    sys.stdout.flush()
+    for line in hints:
+        print(line, file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ The command line prints the message and exits with ``exit_code``; nothing else i
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -25,13 +26,13 @@ from fastzoo.ranks import (
 class FastzooError(Exception):
     """Base of all expected failures. ``exit_code`` is what a command ends with.
 
-    The message is one line of bearable length, whatever the paths and values that it names.
+    The message is one line of bearable length without tokens, whatever paths and values it names.
     """
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        line = one_line(message, len(message))
+        line = without_secrets(one_line(message, len(message)))
         # Cut in the middle: the start says what is wrong, the end what would be right.
         super().__init__(line if len(line) <= 900 else f"{line[:600]} … {line[-297:]}")
 
@@ -94,6 +95,26 @@ class OutputError(FastzooError):
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of fastzoo's own, with a traceback",
+    2: "a name, option or recipe that cannot be used",
+    3: "not found on the Hub",
+    4: "no access on the Hub (token, gated repository)",
+    5: "the Hub cannot be reached, or offline and not in the cache",
+    6: "wrong bytes from the Hub",
+    7: "NaN or infinity in training or evaluation",
+    8: "data that cannot be used",
+    9: "a language model that cannot be used",
+    10: "an output folder that cannot be written",
+    130: "stopped by Ctrl-C (SIGINT)",
+    143: "stopped by SIGTERM",
+}
+"""What a command can end with."""
+
+DEBUG = "FASTZOO_DEBUG"
+"""Environment variable that has the traceback of expected failures printed, too."""
+
 
 def report_failures(command: Callable[[], None]) -> None:
     """Run a command; an expected failure is one line on stderr and the exit code it calls for.
@@ -104,6 +125,8 @@ def report_failures(command: Callable[[], None]) -> None:
     try:
         command()
     except FastzooError as error:
+        if os.environ.get(DEBUG, "0") != "0":
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         print(f"error: {label()}{error}", file=sys.stderr)
         leave_after_failure(error.exit_code)
     except Stopped as stopped:
@@ -119,12 +142,21 @@ def report_failures(command: Callable[[], None]) -> None:
         # The reader of a pipe went away (`fastzoo list | head`): nothing may be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if not several():
-            raise
         # In one piece, so that no other process writes into it.
-        head = f"error: {label()}unexpected {type(error).__name__}"
-        sys.stderr.write(f"{head}\n{traceback.format_exc()}")
+        head = f"error: {label()}unexpected {type(error).__name__}\n" if several() else ""
+        sys.stderr.write(head + without_secrets(traceback.format_exc()))
         leave_after_failure(1)
+
+
+_SECRET = re.compile(r"(?i:(bearer\s+)[^\s'\"]+)|\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with stars for whatever is, or looks like, an access token of the Hub."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if len(token := os.environ.get(variable, "").strip()) > 7:
+            text = text.replace(token, "***")
+    return _SECRET.sub(lambda match: (match[1] or "") + "***", text)
 
 
 def one_line(text: object, limit: int = 300) -> str:

@@ -96,16 +96,6 @@ def _special_tokens(record: dict[str, Any]) -> str:
     return " ".join(one_line(token) for token in found) or "none"
 
 
-def read_figures(folder: Path) -> dict[str, Any]:
-    """L0 and log2 MSE of a folder's ``metrics.json``; None where it has none."""
-    metrics = _at(_metrics(folder), "metrics")
-    return {
-        "l0": number_at(metrics, "l0", "all", "value"),
-        "log2_mse": number_at(metrics, "log2_mse", "all", "value"),
-        "log2_mse_special": number_at(metrics, "log2_mse", "special", "value"),
-    }
-
-
 def _metrics(folder: Path) -> dict[str, Any]:
     """A folder's ``metrics.json``; {} where there is none that can be read."""
     try:

@@ -1,4 +1,4 @@
-"""What is measured of an SAE, with its definitions; sums in float64.
+"""What is measured of an SAE (``fastzoo.definitions`` says what that is); sums in float64.
 
 Shape suffixes: T tokens of a pack, D residual width, F latents.
 """
@@ -12,28 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUBSETS = ("all", "special", "without_position_0")
-"""Tokens a figure is about: all, special tokens only, all but the first of each dialogue."""
-
-DEFINITIONS = {
-    "mse": "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
-    "the residual width (arXiv 2506.07691)",
-    "log2_mse": "base-2 logarithm of mse; what the paper's tables print",
-    "l0": "mean number of active latents per token",
-    "fvu": "fraction of variance unexplained: summed squared error over summed squared distance from "
-    "the mean activation of the same tokens",
-    "ce_model": "the model's own cross-entropy in nats per predicted token",
-    "ce_reconstruction": "cross-entropy with the reconstruction spliced in at the SAE's layer",
-    "ce_zero": "cross-entropy with zeros spliced in at the SAE's layer",
-    "ce_recovered": "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
-    "delta_loss": "(ce_reconstruction - ce_model) / ce_model",
-    "kl": "mean KL divergence in nats from the model's next-token distribution to the one with the "
-    "reconstruction spliced in",
-    "dead_latents": "latents that fire on no token of the split",
-}
-"""Cross-entropy figures: for ``special``, tokens predicted from a special token; for
-``without_position_0``, the activation at position 0 is left as it was and predictions from it are
-not counted."""
+from fastzoo.definitions import DEFINITIONS as DEFINITIONS
+from fastzoo.definitions import SUBSETS as SUBSETS
 
 
 class Reconstruction:

@@ -8,10 +8,11 @@ and ``fastzoo list`` need no network. Importing this module loads no other packa
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -19,7 +20,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastzoo.errors import HubError, InputError, IntegrityError, NotFoundError, one_line
+from fastzoo import __version__
+from fastzoo.errors import (
+    AccessError,
+    HubError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    one_line,
+)
 from fastzoo.files import MAX_JSON_BYTES, write_text
 from fastzoo.hub import REPO, hub_errors
 from fastzoo.names import SAEName, parse_name
@@ -28,11 +37,14 @@ FORMAT = 1
 DATASET = "fastzoo-results"
 """Name of the dataset repository in each namespace."""
 FILE = "registry.json"
+LONGEST_NAME = 96
+"""Characters of a repository's name on the Hub."""
 
 SECONDS_KEPT = 3600.0
 SECONDS_AFTER_FAILURE = 600.0
 """How long a cached registry counts as new, and how long a Hub that failed is not asked again."""
 TIMEOUT = 10.0
+"""Seconds that the Hub may be silent, and that the whole answer may take."""
 
 
 def default_namespace() -> str:
@@ -72,6 +84,10 @@ class Published:
     files: Mapping[str, FileFacts]
     figures: Mapping[str, Any]
     """Its cells of the results table that were measured (see ``fastzoo.results_dataset``)."""
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.files[f"{self.name.hook_folder}/sae_weights.safetensors"].sha256
 
 
 @dataclass(frozen=True)
@@ -118,8 +134,11 @@ def parse_registry(text: str | bytes, where: str) -> Registry:
         if not condition:
             raise IntegrityError(f"{where} is no registry of fastzoo's: {one_line(what, 200)}")
 
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"{where} is no registry of fastzoo's: {one_line(error, 100)}"
@@ -141,6 +160,7 @@ def parse_registry(text: str | bytes, where: str) -> Registry:
             name = parse_name(text_name)
         except InputError:
             need(False, f"the name {text_name}")
+        need(len(text_name) <= LONGEST_NAME, f"the name {text_name}")
         need(isinstance(entry, dict), text_name)
         repo_id, sha, listing = (entry.get(key) for key in ("repo_id", "sha", "files"))
         need(isinstance(repo_id, str) and REPO.fullmatch(repo_id), f"{text_name}: repo_id")
@@ -151,7 +171,7 @@ def parse_registry(text: str | bytes, where: str) -> Registry:
             need(path in known_files(name), f"{text_name}: the file {path}")
             need(isinstance(facts, dict), f"{text_name}: {path}")
             size, digest = facts.get("size"), facts.get("sha256")
-            need(type(size) is int and size >= 0, f"{text_name}: size of {path}")
+            need(type(size) is int and 0 <= size < 1 << 63, f"{text_name}: size of {path}")
             need(
                 isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
                 f"{text_name}: sha256 of {path}",
@@ -160,12 +180,22 @@ def parse_registry(text: str | bytes, where: str) -> Registry:
         need(not set(known_files(name)[:NEEDED]) - set(found), f"{text_name}: files are missing")
         figures = entry.get("figures")
         need(
-            isinstance(figures, dict)
-            and all(isinstance(v, str | int | float | None) for v in figures.values()),
+            isinstance(figures, dict) and all(_is_cell(v) for v in figures.values()),
             f"{text_name}: figures",
         )
         saes[name] = Published(name, repo_id, sha, found, figures)
     return Registry(namespace, collection, saes)
+
+
+def _is_cell(value: Any) -> bool:
+    """Whether a value of the results table can be shown and kept: no NaN, no control characters."""
+    if isinstance(value, str):
+        return value.isprintable() and len(value) <= 1000
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return value is None or (isinstance(value, float) and math.isfinite(value))
 
 
 def snapshot() -> Registry:
@@ -174,43 +204,92 @@ def snapshot() -> Registry:
     return parse_registry(text, f"fastzoo/{FILE}")
 
 
-def read_registry(namespace: str | None = None, *, newest: bool = False) -> Registry:
+def read_registry(
+    namespace: str | None = None,
+    *,
+    newest: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Registry:
     """The registry of a namespace, from the Hub if it can be asked, else as it was last seen.
 
     Args:
         newest: ask the Hub even where the cached one is new.
+        say: told in one line if the Hub was to be asked in vain, and what is returned instead.
 
     Raises:
         NotFoundError, AccessError, HubError: it was never seen, and the Hub has none or cannot be
             asked. The default namespace always has the snapshot.
-        IntegrityError: what the Hub has is no registry.
+        IntegrityError: the same for what is no registry.
     """
-    namespace = namespace or default_namespace()
-    if not REPO.fullmatch(f"{namespace}/x"):
-        raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
+    namespace = _checked(namespace)
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
-    if newest or max(_age(cached) - SECONDS_KEPT, _age(asked) - SECONDS_AFTER_FAILURE) > 0:
+    failure: HubError | None = None
+    if _offline():
+        pass
+    elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
+        failure = _kept_failure(asked)
+    elif newest or _age(cached) > SECONDS_KEPT:
         try:
             text = _download(f"{namespace}/{DATASET}")
             registry = parse_registry(text, f"{DATASET} of {namespace}")
-            _keep(cached, text)
-            return registry
         except HubError as error:
-            failure: HubError | None = error
-            _keep(asked, "")
-    else:
-        failure = None
+            failure = error
+            _keep(asked, f"{error.exit_code} {error}")
+        else:
+            _keep(cached, text)
+            with suppress(OSError):
+                asked.unlink()
+            return registry
+    known = last_seen(namespace)
+    if known is None:
+        raise failure or HubError(
+            f"what {namespace} publishes is not known on this machine, and offline mode is on; unset "
+            "HF_HUB_OFFLINE"
+        )
+    nothing_new = isinstance(failure, NotFoundError) and not known.saes
+    if failure and not nothing_new:
+        say(f"{failure}; what {namespace} publishes is shown as last seen{_when(cached)}")
+    return known
+
+
+def last_seen(namespace: str | None = None) -> Registry | None:
+    """The cached registry of a namespace, else the snapshot if it is of this one; asks nobody."""
+    namespace = _checked(namespace)
+    cached = state_folder(namespace) / FILE
+    with suppress(OSError, IntegrityError):
+        if cached.stat().st_size <= MAX_JSON_BYTES:
+            return parse_registry(cached.read_bytes(), str(cached))
+    shipped = snapshot()
+    return shipped if shipped.namespace == namespace else None
+
+
+def _checked(namespace: str | None) -> str:
+    namespace = namespace or default_namespace()
+    if not REPO.fullmatch(f"{namespace}/x"):
+        raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
+    return namespace
+
+
+def _kept_failure(asked: Path) -> HubError:
+    """What the Hub failed with when it was last asked, as ``read_registry`` keeps it."""
+    kinds = {kind.exit_code: kind for kind in (NotFoundError, AccessError, IntegrityError)}
     try:
-        return parse_registry(cached.read_bytes(), str(cached))
-    except (OSError, IntegrityError):
-        shipped = snapshot()
-        if shipped.namespace == namespace:
-            return shipped
-        raise failure or NotFoundError(
-            f"namespace {namespace} has no dataset {DATASET}, so what it publishes is not known; "
-            "name a repository as hf:org/repo"
-        ) from None
+        code, _, message = asked.read_text(encoding="utf-8")[:2000].partition(" ")
+        return kinds.get(int(code), HubError)(f"{message} (asked within the last ten minutes)")
+    except (OSError, ValueError):
+        return HubError("the Hub failed within the last ten minutes; ask again with --refresh")
+
+
+def _when(path: Path) -> str:
+    age = _age(path)
+    return f" {age / 3600:.0f} hours ago" if math.isfinite(age) and age > 5400 else ""
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def state_folder(namespace: str) -> Path:
@@ -224,17 +303,18 @@ def state_folder(namespace: str) -> Path:
 def forget_age(namespace: str) -> None:
     """Have the next reader ask the Hub, since it has been written to."""
     folder = state_folder(namespace)
-    for name in (FILE, "asked"):
-        with suppress(OSError):
-            os.utime(folder / name, (0, 0))
+    with suppress(OSError):
+        os.utime(folder / FILE, (0, 0))
+    with suppress(OSError):
+        (folder / "asked").unlink()
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file was written; endless for one that is not there."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return float("inf")
+    """Seconds since a file was written; endless for one that is not there, or of the future."""
+    with suppress(OSError):
+        if (age := time.time() - path.stat().st_mtime) > -60:
+            return age
+    return float("inf")
 
 
 def _keep(path: Path, text: str) -> None:
@@ -248,14 +328,35 @@ def _download(repo_id: str) -> str:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+    content = b""
+    until = time.monotonic() + TIMEOUT
     with hub_errors("dataset", repo_id):
-        response = get_session().get(
+        try:
+            headers = build_hf_headers(library_name="fastzoo", library_version=__version__)
+            for value in headers.values():
+                value.encode("ascii")
+        except UnicodeEncodeError:
+            raise AccessError(
+                "the access token (HF_TOKEN, or the one saved by 'hf auth login') is none: it holds "
+                "other characters than letters, digits and '_'"
+            ) from None
+        with get_session().stream(
+            "GET",
             hf_hub_url(repo_id, FILE, repo_type="dataset"),
-            headers=build_hf_headers(),
+            headers=headers,
             timeout=TIMEOUT,
             follow_redirects=True,
-        )
-        hf_raise_for_status(response)
-    if len(response.content) > MAX_JSON_BYTES:
-        raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
-    return response.text
+        ) as response:
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes(1 << 16):
+                content += piece
+                if len(content) > MAX_JSON_BYTES:
+                    raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
+                if time.monotonic() > until:
+                    raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{repo_id}: {FILE} is not text in UTF-8") from None

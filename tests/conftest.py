@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from fastzoo.streams import TokenSequence
 
 settings.register_profile("fastzoo", deadline=None, derandomize=True, database=None)
 settings.load_profile("fastzoo")
+
+# Nothing asks the real Hub, nor reads or writes the caches of whoever runs the tests. Clients of the
+# loopback Hub run in subprocesses with an environment of their own.
+CACHES = tempfile.TemporaryDirectory(prefix="fastzoo-hub-")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHES.name}
 
 VOCABULARY = 96
 WIDTH = 32
