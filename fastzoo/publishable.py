@@ -12,7 +12,7 @@ from fastzoo.files import read_json
 from fastzoo.local import find_local, local_results
 from fastzoo.names import SAEName, parse_name
 from fastzoo.registry import NEEDED, known_files
-from fastzoo.results_dataset import result_row
+from fastzoo.results_dataset import result_row, with_grid
 from fastzoo.secret_scan import find_secret
 
 
@@ -51,14 +51,7 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
                 raise InputError(
                     f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them"
                 )
-    return sorted(found.values(), key=lambda candidate: order(candidate.name))
-
-
-def order(name: SAEName) -> tuple[str, int, int, int, int]:
-    """Model, layer, expansion, then the plainer architecture and the paper's method first."""
-    architectures, methods = ("standard", "jumprelu"), ("fast", "bt-f", "bt-p")
-    kinds = (*architectures, name.architecture).index(name.architecture)
-    return name.model, name.layer, name.expansion, kinds, methods.index(name.method)
+    return [found[name] for name in with_grid(found) if name in found]
 
 
 def check(folder: Path) -> Candidate:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastzoo.card import notice, render_card
+from fastzoo.card import render_card
 from fastzoo.card_merge import merge_cards
 from fastzoo.collection import TITLE, Item, arrange, find_or_create, make_public
 from fastzoo.config import PushSection
@@ -31,9 +31,10 @@ from fastzoo.errors import (
 from fastzoo.files import claim, release_claims
 from fastzoo.hub import REPO, hub_errors
 from fastzoo.ledger import Ledger
+from fastzoo.licences import notice
 from fastzoo.pacing import paced
 from fastzoo.progress import Progress
-from fastzoo.publishable import Candidate, candidates, order
+from fastzoo.publishable import Candidate, candidates
 from fastzoo.registry import (
     DATASET,
     FILE,
@@ -43,7 +44,7 @@ from fastzoo.registry import (
     known_files,
     parse_registry,
 )
-from fastzoo.results_dataset import dataset_files, result_row
+from fastzoo.results_dataset import dataset_files, result_row, with_grid
 from fastzoo.retries import patiently
 from fastzoo.uploads import Content, Remote, look, make_repo, put
 
@@ -310,7 +311,8 @@ def _publish_around(
     items.append(Item("paper", PAPER, "The method."))
     items += [
         Item("model", sae.repo_id, headline(sae.figures), sae.name.model)
-        for sae in sorted(registry.saes.values(), key=lambda sae: order(sae.name))
+        for name in with_grid(registry.saes)
+        if (sae := registry.saes.get(name))
     ]
     with Progress("collecting", len(items), shown=len(items) > 10) as bar:
         children = arrange(report.collection, items, TITLE, private=private, bar=bar)

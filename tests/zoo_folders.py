@@ -40,7 +40,9 @@ def make_zoo(folder: Path, names: Sequence[SAEName], model_run: Path) -> None:
     Args:
         model_run: what ``train_small`` made.
     """
-    from fastzoo.card import notice, render_card
+    from fastzoo.licences import notice
+
+    from fastzoo.card import render_card
     from fastzoo.files import read_json, write_json
     from fastzoo.formats import save_sae
     from fastzoo.saes import architecture
@@ -57,7 +59,9 @@ def make_zoo(folder: Path, names: Sequence[SAEName], model_run: Path) -> None:
         own["name"] = str(name)
         own["sae"] |= {
             **{key: getattr(name, key) for key in ("architecture", "layer", "expansion", "method")},
-            "d_in": WIDTH, "d_sae": LATENTS, "hook_folder": name.hook_folder,
+            "d_in": WIDTH,
+            "d_sae": LATENTS,
+            "hook_folder": name.hook_folder,
         }
         own["base_model"] |= {"name": row.base_model, "sha": "0" * 40}
         write_json(target / "config.json", own)

@@ -13,7 +13,6 @@ once more, which may make no commit.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from zoo_folders import make_zoo, train_small  # noqa: E402
 
 from fastzoo.names import SAEName  # noqa: E402
 from fastzoo.registry import DATASET, known_files  # noqa: E402
-from fastzoo.zoo import zoo_names  # noqa: E402
+from fastzoo.zoo import paper_figures, zoo_names  # noqa: E402
 
 NAMESPACE = "org"
 PACKAGES = ("huggingface_hub", "hf_xet", "datasets", "torch")
@@ -146,31 +146,19 @@ def duplicates(zoo: Zoo) -> list[str]:
 
 def out_of_order(zoo: Zoo) -> int:
     """Neighbours in the collection that stand the wrong way round."""
-    place = {f"{NAMESPACE}/{name}": i for i, name in enumerate(sorted_names(zoo.names))}
+    place = {f"{NAMESPACE}/{name}": i for i, name in enumerate(zoo_names())}
     wrong = 0
     for collection in zoo.hub.collections.values():
         places = [place[item] for kind, item in _items(collection) if kind == "model"]
-        wrong += sum(a > b for a, b in zip(places, places[1:], strict=False))
+        wrong += sum(a > b for a, b in pairwise(places))
     return wrong
-
-
-def sorted_names(names: list[SAEName]) -> list[SAEName]:
-    kinds, methods = ("standard", "jumprelu"), ("fast", "bt-f", "bt-p")
-    return sorted(
-        names,
-        key=lambda n: (
-            n.model,
-            n.layer,
-            n.expansion,
-            kinds.index(n.architecture),
-            methods.index(n.method),
-        ),
-    )
 
 
 def not_pulled(zoo: Zoo) -> list[str]:
     """Files that a fresh cache does not give back byte by byte."""
-    pull = zoo.start("fresh", "pull", "*", "--namespace", NAMESPACE, "--local-dir", "back", "--json")
+    pull = zoo.start(
+        "fresh", "pull", "*", "--namespace", NAMESPACE, "--local-dir", "back", "--json"
+    )
     paths = {row["name"]: Path(row["path"]) for row in zoo.finish(pull)}
     wrong = []
     for name in map(str, zoo.names):
@@ -193,16 +181,14 @@ def wrong_rows(zoo: Zoo) -> list[str]:
     if loaded.returncode:
         return [loaded.stderr[-500:]]
     rows = json.loads(loaded.stdout)
-    paper = {}
-    for row in csv.DictReader((ROOT / "fastzoo" / "paper" / "mse.csv").open(encoding="utf-8")):
-        key = tuple(row[k] for k in ("base_model", "layer", "expansion", "architecture", "method"))
-        paper[key] = (float(row["log2_mse"]), float(row["log2_mse_special"]))
+    paper = {
+        str(name): (figures.log2_mse, figures.log2_mse_special)
+        for name, figures in paper_figures().items()
+    }
     wrong = [] if [row["name"] for row in rows] == list(map(str, zoo_names())) else ["names"]
     published = set(map(str, zoo.names))
     for row in rows:
-        keys = ("base_model", "layer", "expansion", "architecture", "method")
-        figures = (row["paper_log2_mse"], row["paper_log2_mse_special"])
-        if paper[tuple(str(row[k]) for k in keys)] != figures:
+        if paper[row["name"]] != (row["paper_log2_mse"], row["paper_log2_mse_special"]):
             wrong.append(f"the paper's figures of {row['name']}")
         if (row["mse"] is not None) != (row["name"] in published):
             wrong.append(f"our figures of {row['name']}")
@@ -249,9 +235,7 @@ def run(
             "duplicates": duplicates(zoo),
             "out_of_order": out_of_order(zoo),
             "requests_per_sae": round(sum(not request.is_storage for request in sent) / saes, 3),
-            "uploads_per_sae": round(
-                sum(request.is_storage for request in sent) / saes, 3
-            ),
+            "uploads_per_sae": round(sum(request.is_storage for request in sent) / saes, 3),
             "seconds": round(seconds, 1),
         }
         commits = len(hub.commits())
