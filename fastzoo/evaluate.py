@@ -16,6 +16,7 @@ from fastzoo.errors import ModelError, TrainingError
 from fastzoo.metrics import NextToken, Reconstruction, loss_figures
 from fastzoo.packing import Pack
 from fastzoo.saes.base import SAE
+from fastzoo.special_latents import Occurrences, SpecialLatents, SpecialTokens
 from fastzoo.streams import TokenSequence
 
 HEAD_ELEMENTS = 1 << 25
@@ -30,6 +31,17 @@ class _Measured:
     sae: SAE
     reconstruction: Reconstruction
     spliced: NextToken
+    special_latents: SpecialLatents
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one SAE, as plain data."""
+
+    metrics: dict[str, Any]
+    """``{metric: {subset: {"value", "tokens", ...}}}``, see ``metrics.DEFINITIONS``."""
+    special_latents: dict[str, Any]
+    """``{"definition", "tokens"}``, see ``special_latents.DEFINITION``."""
 
 
 @torch.inference_mode()
@@ -37,15 +49,17 @@ def evaluate(
     reader: ResidualReader,
     saes: Mapping[str, tuple[int, SAE]],
     sequences: Sequence[TokenSequence],
+    special: SpecialTokens,
     progress: Callable[[int], None] = lambda tokens: None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Evaluation]:
     """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
 
     Per pack the model runs once for all layers and its own predictions, once per layer with zeros
     spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
 
-    Returns:
-        ``{name: {metric: {subset: {"value", "tokens", ...}}}}``, see ``metrics.DEFINITIONS``.
+    Args:
+        special: the tokens whose latents are looked for; the figures for special tokens are about
+            those that ``sequences`` mark.
 
     Raises:
         ModelError: an SAE's width is not the model's.
@@ -62,21 +76,28 @@ def evaluate(
             )
         sae = sae.to(device)
         measured[name] = _Measured(
-            layer, sae, Reconstruction(sae.d_in, sae.d_sae, device), NextToken(device)
+            layer,
+            sae,
+            Reconstruction(sae.d_in, sae.d_sae, device),
+            NextToken(device),
+            SpecialLatents(sae.d_sae, device),
         )
     _check_head(reader, sequences[0])
     layers = sorted({m.layer for m in measured.values()})
     own = NextToken(device)
     zeros = {layer: NextToken(device) for layer in layers}
     for pack in reader.packs(sequences):
-        _measure_pack(reader, pack, layers, measured, own, zeros)
+        _measure_pack(reader, pack, layers, measured, own, zeros, special)
         progress(pack.input_ids.shape[1])
     found = {
-        name: m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
+        name: Evaluation(
+            m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer]),
+            m.special_latents.report(special.text),
+        )
         for name, m in measured.items()
     }
-    for name, figures in found.items():
-        for metric, subsets in figures.items():
+    for name, evaluation in found.items():
+        for metric, subsets in evaluation.metrics.items():
             for figure in subsets.values():
                 if figure["value"] is not None and not math.isfinite(figure["value"]):
                     raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
@@ -90,6 +111,7 @@ def _measure_pack(
     measured: Mapping[str, _Measured],
     own: NextToken,
     zeros: Mapping[int, NextToken],
+    special: SpecialTokens,
 ) -> None:
     device = reader.device
     position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
@@ -114,6 +136,7 @@ def _measure_pack(
         ):
             states = reader.final_states(pack, (layer, edit))
             scored.add(reader, zeros[layer], subset, states, None)
+    occurrences = Occurrences(pack.sequences, special, device)
     for m in measured.values():
         x_TD = acts[m.layer].float()
         acts_TF = m.sae.encode(x_TD)
@@ -125,6 +148,7 @@ def _measure_pack(
             position_T=position_T,
             special_T=special_T,
         )
+        m.special_latents.add(acts_TF, occurrences)
         for subset, edit in (("all", m.sae), ("without_position_0", sparing(m.sae))):
             states = reader.final_states(pack, (m.layer, edit))
             scored.add(reader, m.spliced, subset, states, final_TD)

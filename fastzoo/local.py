@@ -178,6 +178,7 @@ def evaluate_sources(
     from fastzoo.models import find_model, load_model, load_tokenizer
     from fastzoo.progress import Progress
     from fastzoo.sources import held_out_embedded, open_rows
+    from fastzoo.special_latents import SpecialTokens
     from fastzoo.streams import ChatTokenizer, described, held_out_sequences
 
     loaded = [open_sae(source) for source in sources]
@@ -221,12 +222,16 @@ def evaluate_sources(
     reader = ResidualReader(load_model(source, section, device))
     saes = {name: (int(x.layer or 0), x.sae) for name, x in zip(names, loaded, strict=True)}
     with Progress("evaluating", counts.tokens) as bar:
-        figures = evaluate(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
+        found = evaluate(
+            reader, saes, sequences, SpecialTokens.of(chat), lambda n: bar.advance(n, "tokens")
+        )
+    figures = {name: evaluation.metrics for name, evaluation in found.items()}
     report = {
         "base_model": {"name": model_name, "sha": source.sha},
         "split": described(rows.info, counts),
         "definitions": DEFINITIONS,
         "metrics": figures,
+        "special_latents": {name: e.special_latents for name, e in found.items()},
     }
     return [(name, figures[name], None) for name in names], report
 

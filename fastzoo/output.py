@@ -22,6 +22,7 @@ from fastzoo.checkpoints import FOLDER as CHECKPOINTS
 from fastzoo.checkpoints import Checkpoint, differing, find_checkpoint, set_aside_newer
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe, load_recipe, recipe_settings
 from fastzoo.errors import InputError, OutputError, one_line
+from fastzoo.evaluate import Evaluation
 from fastzoo.files import (
     claim,
     read_json,
@@ -197,7 +198,7 @@ def save_result(
     run_folder: Path,
     learner: Learner,
     sae: SAE,
-    metrics: Mapping[str, Any],
+    evaluation: Evaluation,
     facts: RunFacts,
     batch_size: int,
 ) -> Path:
@@ -208,7 +209,7 @@ def save_result(
     """
     folder = run_folder / str(learner.name)
     record = _record(learner, sae, facts)
-    figures = _figures(learner, metrics, facts, batch_size)
+    figures = _figures(learner, evaluation, facts, batch_size)
 
     def fill(target: Path) -> None:
         _write_weights(target, learner, sae, facts, batch_size)
@@ -294,7 +295,7 @@ def _record(learner: Learner, sae: SAE, facts: RunFacts) -> dict[str, Any]:
 
 
 def _figures(
-    learner: Learner, metrics: Mapping[str, Any], facts: RunFacts, batch_size: int
+    learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_size: int
 ) -> dict[str, Any]:
     paper = paper_figures().get(learner.name)
     last = learner.log[-1]
@@ -302,7 +303,8 @@ def _figures(
         "name": str(learner.name),
         "split": facts.evaluation_data,
         "definitions": DEFINITIONS,
-        "metrics": metrics,
+        "metrics": evaluation.metrics,
+        "special_latents": evaluation.special_latents,
         "training": {
             "steps": int(last["step"]) + 1,
             "tokens": int(last["tokens"]),

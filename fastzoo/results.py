@@ -29,7 +29,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Heading, metric, subset."""
 
 Results = Sequence[tuple[Any, Mapping[str, Any], float | None]]
-"""Name, figures as ``evaluate`` gives them, training tokens per second if known."""
+"""Name, figures as ``Evaluation.metrics`` has them, training tokens per second if known."""
 
 
 def print_results(rows: Results) -> None:

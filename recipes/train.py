@@ -107,6 +107,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     from fastzoo.ownership import SharedForward, assign, check_same_run
     from fastzoo.progress import Progress
     from fastzoo.results import print_results, read_results
+    from fastzoo.special_latents import SpecialTokens
     from fastzoo.steps import choose
     from fastzoo.trainer import Trainer, derived_seed
 
@@ -196,18 +197,22 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         say(checkpoints.summary(trainer.seconds()))
         facts = data.facts(recipe, source, reader)
         saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
-        figures = {}
+        found = {}
         if saes:  # with more processes than SAEs some own none
             with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-                figures = evaluate(
-                    reader, saes, data.held_out, lambda n: bar.advance(n, "held-out tokens")
+                found = evaluate(
+                    reader,
+                    saes,
+                    data.held_out,
+                    SpecialTokens.of(data.chat),
+                    lambda n: bar.advance(n, "held-out tokens"),
                 )
         results = []
         for learner in trainer.learners:
             sae = saes[str(learner.name)][1].cpu()
             name = str(learner.name)
-            save_result(folder, learner, sae, figures[name], facts, training.batch_size)
-            results.append((learner.name, figures[name], trainer.tokens_per_second()))
+            save_result(folder, learner, sae, found[name], facts, training.batch_size)
+            results.append((learner.name, found[name].metrics, trainer.tokens_per_second()))
     except BaseException as error:
         # Whatever ended the run, hours of training are not lost with it.
         end_undisturbed()

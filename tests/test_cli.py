@@ -102,6 +102,15 @@ def test_eval_gives_the_figures_of_the_run(workplace: Path) -> None:
             got = found["metrics"]["tiny-chat-L1-8x-jumprelu"][metric][subset]
             assert got["value"] == pytest.approx(figure["value"], rel=1e-5), (metric, subset)
             assert got["tokens"] == figure["tokens"]
+    special = found["special_latents"]["tiny-chat-L1-8x-jumprelu"]
+    assert special["definition"] == saved["special_latents"]["definition"]
+    tokens = saved["special_latents"]["tokens"]
+    assert {t["token"] for t in tokens} == {"<|im_start|>", "<|im_end|>", "user", "assistant"}
+    for token, got in zip(tokens, special["tokens"], strict=True):
+        assert (got["token_id"], got["dialogues"]) == (token["token_id"], token["dialogues"])
+        best, same = token["latents"][0], got["latents"][0]
+        assert same["latent"] == best["latent"]
+        assert same["mean_max"] == pytest.approx(best["mean_max"], rel=1e-4) and best["mean_max"]
 
 
 def test_eval_on_an_own_file(workplace: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from fastzoo.saes.base import SAE
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.saes.topk import TopKSAE
+from fastzoo.special_latents import SpecialTokens
 from fastzoo.streams import TokenSequence
 
 D, F = 5, 11
@@ -194,6 +195,13 @@ def some_saes() -> dict[str, tuple[int, SAE]]:
     }
 
 
+def figures_of(
+    reader: ResidualReader, saes: dict[str, tuple[int, SAE]], dialogues: list[TokenSequence]
+) -> dict[str, Any]:
+    found = evaluate(reader, saes, dialogues, SpecialTokens())
+    return {name: evaluation.metrics for name, evaluation in found.items()}
+
+
 def log_softmax(logits: torch.Tensor) -> np.ndarray:
     x = logits.double().numpy()
     x = x - x.max(1, keepdims=True)
@@ -252,7 +260,7 @@ def measured(request: pytest.FixtureRequest) -> tuple[Any, list[TokenSequence], 
     reader = ResidualReader(small_model(kind, "eager"), pack_tokens=24)
     patch = pytest.MonkeyPatch()
     patch.setattr(evaluate_module, "HEAD_ELEMENTS", 1)
-    found = evaluate(reader, some_saes(), dialogues)
+    found = figures_of(reader, some_saes(), dialogues)
     patch.undo()
     return small_model(kind, "eager"), dialogues, found
 
@@ -313,7 +321,7 @@ def test_a_perfect_sae_recovers_everything(measured: Any, subset: str) -> None:
 def test_an_sae_of_zeros_recovers_nothing() -> None:
     dialogues = random_dialogues(LENGTHS)
     reader = ResidualReader(small_model("qwen2"), pack_tokens=24)
-    figures = evaluate(reader, {"zero": (2, StandardSAE(WIDTH, 4))}, dialogues)["zero"]
+    figures = figures_of(reader, {"zero": (2, StandardSAE(WIDTH, 4))}, dialogues)["zero"]
     assert value(figures, "ce_recovered") == pytest.approx(0.0, abs=1e-7)
     assert value(figures, "l0") == 0
     assert value(figures, "dead_latents") == 4
@@ -326,8 +334,8 @@ def test_every_figure_has_a_definition(measured: Any) -> None:
 
 def test_figures_do_not_depend_on_packing() -> None:
     dialogues = random_dialogues(LENGTHS, seed=9)
-    whole = evaluate(ResidualReader(small_model("qwen2")), some_saes(), dialogues)
-    single = evaluate(ResidualReader(small_model("qwen2"), pack_tokens=1), some_saes(), dialogues)
+    whole = figures_of(ResidualReader(small_model("qwen2")), some_saes(), dialogues)
+    single = figures_of(ResidualReader(small_model("qwen2"), pack_tokens=1), some_saes(), dialogues)
     for name, figures in whole.items():
         for metric, subsets in figures.items():
             for subset, figure in subsets.items():
@@ -340,7 +348,7 @@ def test_figures_do_not_depend_on_packing() -> None:
 def test_dialogues_of_one_token_predict_nothing() -> None:
     reader = ResidualReader(small_model("qwen2"))
     dialogues = [sequence([3]), sequence([VOCABULARY - 1], 1)]
-    figures = evaluate(reader, {"a": some_saes()["a"]}, dialogues)["a"]
+    figures = figures_of(reader, {"a": some_saes()["a"]}, dialogues)["a"]
     assert figures["ce_model"]["all"] == {"value": None, "tokens": 0}
     assert value(figures, "ce_recovered") is None
     assert value(figures, "mse") is not None
@@ -351,12 +359,16 @@ def test_dialogues_of_one_token_predict_nothing() -> None:
 def test_saes_that_do_not_fit_the_model_are_refused(layer: int, width: int) -> None:
     reader = ResidualReader(small_model("qwen2"))
     with pytest.raises(ModelError, match=f"mine \\(width {width}, layer {layer}\\) does not fit"):
-        evaluate(reader, {"mine": (layer, StandardSAE(width, 4))}, random_dialogues([3]))
+        evaluate(
+            reader, {"mine": (layer, StandardSAE(width, 4))}, random_dialogues([3]), SpecialTokens()
+        )
 
 
 def test_progress_counts_the_tokens() -> None:
     seen: list[int] = []
     reader = ResidualReader(small_model("qwen2"), pack_tokens=24)
-    evaluate(reader, {"a": some_saes()["a"]}, random_dialogues(LENGTHS), seen.append)
+    evaluate(
+        reader, {"a": some_saes()["a"]}, random_dialogues(LENGTHS), SpecialTokens(), seen.append
+    )
     assert sum(seen) == sum(LENGTHS)
     assert len(seen) > 1

@@ -13,7 +13,7 @@ import fastzoo
 from fastzoo.errors import InputError
 from fastzoo.names import METHODS, SAEName, model_part, parse_name
 from fastzoo.saes import ARCHITECTURES
-from fastzoo.zoo import GRID, grid_row, paper_figures, zoo_names
+from fastzoo.zoo import GRID, grid_row, paper_figures, paper_special_latents, zoo_names
 
 PARTS = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
@@ -26,9 +26,9 @@ PARTS = {
 }
 
 
-def paper_rows() -> list[dict[str, str]]:
-    """The packaged transcription of the paper's Appendix D."""
-    path = Path(fastzoo.__file__).parent / "paper" / "mse.csv"
+def paper_rows(file: str = "mse.csv") -> list[dict[str, str]]:
+    """A packaged transcription, by default of the paper's Appendix D."""
+    path = Path(fastzoo.__file__).parent / "paper" / file
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
@@ -64,6 +64,25 @@ def test_paper_figures_are_those_of_the_table() -> None:
         assert found.log2_mse_special == float(row["log2_mse_special"])
     # The paper's own headline figure.
     assert figures[parse_name("qwen2.5-7b-L18-8x-standard")].log2_mse_special == 0.6468
+
+
+def test_paper_special_latents_are_those_of_the_table() -> None:
+    found = paper_special_latents()
+    rows = paper_rows("special_token_features.csv")
+    assert len(rows) == sum(map(len, found.values())) == 795
+    assert len(found) == 36 and set(found) <= set(zoo_names())
+    told = {(str(n), x.token_id, x.rank): x for n, latents in found.items() for x in latents}
+    for row in rows:
+        x = told.pop((spelled(row), int(row["token_id"]), int(row["rank"])))
+        assert (x.token, x.latent) == (row["token"], int(row["latent"]))
+        assert x.mean_max_activation == float(row["mean_max_activation"])
+    assert not told
+    for latents in found.values():
+        ranks = [x.rank for x in latents]
+        assert ranks == [1, 2, 3, 4, 5] * (len(latents) // 5)
+    # The latent that the paper steers with.
+    first = found[parse_name("qwen2.5-7b-L18-8x-jumprelu")][0]
+    assert (first.token, first.latent) == ("user", 13794)
 
 
 def test_every_zoo_name_parses_to_itself_and_has_its_row() -> None:
