@@ -45,7 +45,11 @@ NEEDED = 5
 
 def known_files(name: SAEName) -> tuple[str, ...]:
     """Every file that a published SAE can have; the first ``NEEDED`` it always has."""
-    folder = name.hook_folder
+    return known_files_with(name.hook_folder)
+
+
+def known_files_with(folder: str) -> tuple[str, ...]:
+    """As ``known_files``, for an SAE whose SAELens files are in ``folder``."""
     return (
         *("README.md", "config.json", "metrics.json"),
         *(f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"),
@@ -169,11 +173,14 @@ def snapshot() -> Registry:
     return parse_registry(text, f"fastzoo/{FILE}")
 
 
-def read_registry(namespace: str | None = None, *, newest: bool = False) -> Registry:
+def read_registry(
+    namespace: str | None = None, *, newest: bool = False, ask: bool = True
+) -> Registry:
     """The registry of a namespace, from the Hub if it can be asked, else as it was last seen.
 
     Args:
         newest: ask the Hub even where the cached one is new.
+        ask: False: make no request, however old the cached one is.
 
     Raises:
         NotFoundError, AccessError, HubError: it was never seen, and the Hub has none or cannot be
@@ -185,7 +192,8 @@ def read_registry(namespace: str | None = None, *, newest: bool = False) -> Regi
         raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
-    if newest or max(_age(cached) - SECONDS_KEPT, _age(asked) - SECONDS_AFTER_FAILURE) > 0:
+    old = min(_age(cached) - SECONDS_KEPT, _age(asked) - SECONDS_AFTER_FAILURE) > 0
+    if ask and (newest or old):
         try:
             text = _download(f"{namespace}/{DATASET}")
             registry = parse_registry(text, f"{DATASET} of {namespace}")
