@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | eval | train``.
+"""The command line: ``fastzoo list | info | pull | eval | train``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.errors``). torch is loaded only by the commands that compute.
@@ -242,6 +242,60 @@ def info(
         for key, value in facts.items():
             print(f"{key:<{width}}  {'—' if value is None else one_line(value, 4096)}")
     _print_hints(hints)
+
+
+@app.command()
+def pull(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="A zoo name, a wildcard over the published ones, hf:org/repo[/folder][@revision], or "
+            "hf:collections/<namespace>/<slug>."
+        ),
+    ],
+    local_dir: Annotated[
+        Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Whose SAEs names mean (default: fastzoo).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch SAEs from the Hub, verify every file, and print the folder of each."""
+    from fastzoo.fetch import in_words
+    from fastzoo.pull import dry_run as planned
+    from fastzoo.pull import pull_all
+
+    if dry_run:
+        rows, failures = planned(
+            sources, local_dir=local_dir, revision=revision, namespace=namespace
+        )
+    else:
+        done, failures = pull_all(
+            sources, local_dir=local_dir, revision=revision, namespace=namespace, shown=not quiet
+        )
+        rows = [fetched.report() for fetched in done]
+    if as_json:
+        _print_json(rows)
+    for row in [] if as_json else rows:
+        if not dry_run:
+            print(row["path"])
+            continue
+        print(f"{row['name']}  {row['repo']}@{row['revision'][:12]}  {in_words(row['bytes'])}")
+        for file in row["files"]:
+            state = "here" if file["here"] else "to fetch"
+            print(f"  {file['path']}  {in_words(file['size'])}  {state}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
 
 
 @app.command("eval")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastzoo.errors import InputError, OutputError, one_line
 from fastzoo.files import machine_memory, read_json, write_json
-from fastzoo.local import find_local, refuse_pickle, text_at
+from fastzoo.local import locate, refuse_pickle, text_at
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, architecture
 from fastzoo.saes.base import SAE
 from fastzoo.saes.jumprelu import JumpReLUSAE
@@ -55,19 +55,19 @@ def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
     """Load an SAE, on the CPU and in evaluation mode.
 
     Args:
-        source: a zoo name (looked for in the current folder and in ``runs/``), a local folder, or
-            ``hf:org/repo[/folder][@revision]``.
+        source: a zoo name (looked for in the current folder and in ``runs/``, then pulled), a local
+            folder, or ``hf:org/repo[/folder][@revision]``.
 
     Raises:
         InputError: no such SAE, or files that are not what they should be.
-        HubError: the Hub refused or cannot be reached.
+        HubError: not published, not as it was published, or the Hub refused or cannot be reached.
     """
     return open_sae(source, dtype=dtype).sae
 
 
 def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
     """As ``load_sae``, with what is known about the SAE besides."""
-    root = locate(source)
+    root = locate(str(source))
     folder, layout = find_weights(root)
     if layout == "gemma-scope":
         loaded = _read_gemma_scope(folder)
@@ -85,20 +85,6 @@ def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Loade
 
 
 # --- finding -----------------------------------------------------------------------------------
-
-
-def locate(source: str | Path) -> Path:
-    """The local folder of an SAE that is given by name, folder or ``hf:`` reference.
-
-    Raises:
-        InputError, HubError.
-    """
-    path = find_local(str(source))
-    if path is None:
-        raise InputError(
-            f"{source} is not on this machine (looked in . and runs/*/); give a folder, or hf:org/repo"
-        )
-    return path
 
 
 def find_weights(root: Path) -> tuple[Path, str]:

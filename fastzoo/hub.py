@@ -1,33 +1,17 @@
-"""Reading from the Hugging Face Hub: references, pinned revisions, one SAE's files, verified.
+"""The Hugging Face Hub: references, the layouts of SAEs in repositories, pinned revisions, errors.
 
-Nothing is fetched by pattern: a repository's listing only tells which of the file names known here
-it has. Every file's hash is compared with the listing's, also when it came from the cache, since
-huggingface_hub itself compares sizes only. Importing this module does not load huggingface_hub.
+What is fetched is in ``fastzoo.pull``, how in ``fastzoo.fetch``. Importing this module does not load
+huggingface_hub.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fastzoo.errors import (
-    AccessError,
-    HubError,
-    InputError,
-    IntegrityError,
-    NotFoundError,
-    did_you_mean,
-    one_line,
-)
-from fastzoo.files import MAX_JSON_BYTES, read_json
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile
+from fastzoo.errors import AccessError, HubError, InputError, NotFoundError, one_line
 
 FORM = "hf:org/repo[/folder][@revision]"
 
@@ -79,7 +63,7 @@ def parse_reference(text: str) -> Reference:
     repo_id = f"{org}/{name}"
     if not REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
         raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
-    if slash and not _is_plain(folder):
+    if slash and not is_plain(folder):
         raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
     ref = revision.isprintable() and _REVISION.fullmatch(revision)  # invisible ones are no name
     if at and (not ref or ".." in revision or "//" in revision):
@@ -105,40 +89,6 @@ def resolve_dataset(repo_id: str, revision: str | None = None) -> str:
     return _resolve("dataset", repo_id, revision)
 
 
-def fetch_sae(ref: Reference) -> Path:
-    """Download one SAE's files into the Hub cache, or find them there, and verify each of them.
-
-    Returns:
-        The folder to load: of a repository of ours the snapshot's root, where config.json is; of
-        any other the folder with the weights.
-
-    Raises:
-        InputError: several SAEs and none named, or only pickles.
-        IntegrityError: wrong bytes.
-        NotFoundError, AccessError, HubError: nothing there, no access, no network.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    repo_id = ref.repo_id
-    sha = resolve_model(repo_id, ref.revision)
-    with hub_errors("model", repo_id, ref.revision):
-        entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=sha)
-        listing = {e.path: e for e in entries if isinstance(e, RepoFile) and _is_plain(e.path)}
-    saes = sae_folders(listing)
-
-    folder = _choose(ref, saes, listing)
-    files = [_fetch(repo_id, sha, listing[name]) for name in saes[folder]]
-    if "config.json" in listing:
-        config = _fetch(repo_id, sha, listing["config.json"])
-        # One repository of ours is one SAE, laid out as its local folder is.
-        if _is_ours(config) and len(saes) == 1 and folder and "/" not in folder:
-            if "metrics.json" in listing:
-                _fetch(repo_id, sha, listing["metrics.json"])
-            return config.parent
-    return files[0].parent
-
-
 def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
     """The folders among ``paths`` that hold an SAE (the root is ''), each with its files."""
     names: dict[str, set[str]] = {}
@@ -155,36 +105,6 @@ def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str]) -> str:
-    """The SAE folder ``ref`` means: the one named, else the only one. Raises InputError, NotFoundError."""
-    if (ref.folder or "") in saes:
-        return ref.folder or ""
-    inside = f"{ref.folder}/" if ref.folder else ""
-    within = [folder for folder in saes if folder.startswith(inside)]
-    if len(within) == 1:
-        return within[0]
-    place = f"{ref.repo_id}/{ref.folder}" if ref.folder else ref.repo_id
-    if within:
-        some = ", ".join(within[:5]) + (", …" if len(within) > 5 else "")
-        example = Reference(ref.repo_id, within[0], ref.revision)
-        raise InputError(
-            f"{place} holds {len(within)} SAEs ({some}): name one, as in {one_line(example)}"
-        )
-    pickles = [path for path in paths if path.startswith(inside) and path.endswith(PICKLES)]
-    if pickles:
-        raise InputError(
-            f"{place} has its weights only as {one_line(sorted(pickles)[0], 80)}, a pickle, which "
-            "can run code when loaded and is never read; safetensors or a params.npz can be"
-        )
-    if ref.folder and saes:
-        hint = did_you_mean(ref.folder, saes) or f" There is {next(iter(saes))}."
-        raise NotFoundError(f"no SAE in {place}.{hint}")
-    raise NotFoundError(
-        f"no SAE in {place}: there is no folder with cfg.json and sae_weights.safetensors (SAELens)"
-        " or sae.safetensors (sparsify), or with params.npz (Gemma Scope)"
-    )
-
-
 def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
@@ -199,61 +119,13 @@ def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
     return sha
 
 
-def _fetch(repo_id: str, sha: str, entry: RepoFile) -> Path:
-    """Path of a file in the cache's snapshot of ``sha``, its bytes being those of the listing."""
-    from huggingface_hub import hf_hub_download
-
-    if entry.path.endswith(".json") and entry.size > MAX_JSON_BYTES:
-        raise HubError(
-            f"{repo_id}: {entry.path} has {entry.size} bytes; such files have at most "
-            f"{MAX_JSON_BYTES}, so it is not fetched"
-        )
-    with hub_errors("model", repo_id, sha):
-        local = Path(hf_hub_download(repo_id, entry.path, revision=sha))
-        matches = _matches(local, entry)
-    if not matches:
-        # Left in place it would be served again for ever: the client trusts what it has.
-        with suppress(OSError):
-            blob = local.resolve()
-            local.unlink()
-            blob.unlink(missing_ok=True)
-        raise IntegrityError(
-            f"{repo_id}@{sha[:12]}: {entry.path} is not the file the Hub lists (its hash differs), "
-            "so it was damaged or replaced; the bad copy was deleted, run again to fetch it anew"
-        )
-    return local
-
-
-def _matches(local: Path, entry: RepoFile) -> bool:
-    """Whether a local file has the size and hash of its listing."""
-    # Large files are listed by their sha256; for the others all the Hub has is git's own blob id.
-    size = local.stat().st_size
-    if entry.lfs is not None:
-        expected, digest = entry.lfs.sha256, hashlib.sha256()
-    else:
-        expected, digest = entry.blob_id, hashlib.sha1(usedforsecurity=False)
-        digest.update(b"blob %d\0" % size)
-    if size != entry.size:
-        return False
-    with local.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest() == expected
-
-
-def _is_ours(config: Path) -> bool:
-    """Whether a config.json is fastzoo's record of an SAE; many repositories have one of theirs."""
-    try:
-        return read_json(config).get("library") == "fastzoo"
-    except InputError:
-        return False
-
-
-def _is_plain(path: str) -> bool:
-    """Whether every part of a path is an ordinary name: no '..', no drive, no dot file."""
+def is_plain(path: str) -> bool:
+    """Whether every part of a path is an ordinary name, that every system has for a file: no '..',
+    no drive, no dot file, nothing endless."""
     bad = set('\\:*?"<>|@')
     return path.isprintable() and all(
-        part and not part.startswith(".") and not bad & set(part) for part in path.split("/")
+        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
+        for part in path.split("/")
     )
 
 

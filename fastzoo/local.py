@@ -35,13 +35,32 @@ def local_results(folder: Path) -> list[tuple[SAEName, Path]]:
 def find_local(source: str) -> Path | None:
     """The folder of an SAE given by folder, ``hf:`` reference or name; None for a name not here.
 
-    Raises:
-        InputError, HubError: a folder or reference that is not there.
-    """
-    if source.startswith("hf:"):
-        from fastzoo.hub import fetch_sae, parse_reference
+    A name is looked for in the current folder and in ``runs/``, then among what was pulled, without
+    any request. What an ``hf:`` reference names is fetched.
 
-        return fetch_sae(parse_reference(source))
+    Raises:
+        InputError, HubError: a folder or reference that is not there, or files that were damaged.
+    """
+    from fastzoo.pull import fetch_to_load, find_pulled
+
+    if source.startswith("hf:"):
+        return fetch_to_load(source)
+    return _on_disk(source) or find_pulled(parse_name(source))
+
+
+def locate(source: str) -> Path:
+    """As ``find_local``, but a name that is not in a local folder is fetched, as it is published now.
+
+    Raises:
+        InputError, HubError.
+    """
+    from fastzoo.pull import fetch_to_load
+
+    return (None if source.startswith("hf:") else _on_disk(source)) or fetch_to_load(source)
+
+
+def _on_disk(source: str) -> Path | None:
+    """The local folder that a path or name means; None for a name without one."""
     # os.path, unlike Path, takes what can be no path (too long, ~nobody) for one that is not there.
     path = source if "\0" in source else os.path.expanduser(source)
     if os.path.isdir(path):

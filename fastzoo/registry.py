@@ -57,7 +57,11 @@ NEEDED = 5
 
 def known_files(name: SAEName) -> tuple[str, ...]:
     """Every file that a published SAE can have; the first ``NEEDED`` it always has."""
-    folder = name.hook_folder
+    return known_files_with(name.hook_folder)
+
+
+def known_files_with(folder: str) -> tuple[str, ...]:
+    """As ``known_files``, for an SAE whose SAELens files are in ``folder``."""
     return (
         *("README.md", "config.json", "metrics.json"),
         *(f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"),
@@ -208,12 +212,14 @@ def read_registry(
     namespace: str | None = None,
     *,
     newest: bool = False,
+    ask: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Registry:
     """The registry of a namespace, from the Hub if it can be asked, else as it was last seen.
 
     Args:
         newest: ask the Hub even where the cached one is new.
+        ask: False: make no request, however old the cached one is.
         say: told in one line if the Hub was to be asked in vain, and what is returned instead.
 
     Raises:
@@ -225,7 +231,7 @@ def read_registry(
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
     failure: HubError | None = None
-    if _offline():
+    if not ask or _offline():
         pass
     elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
         failure = _kept_failure(asked)

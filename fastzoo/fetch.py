@@ -1,0 +1,449 @@
+"""Downloads the files of SAEs, several at once, and verifies every one of them.
+
+Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only,
+and trusts what it has in its cache; here the hash of every file is compared with the one published,
+after its download and whenever it is found on this machine. Importing this module does not load
+huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastzoo.errors import FastzooError, HubError, InputError, IntegrityError, OutputError, one_line
+from fastzoo.files import MAX_JSON_BYTES, claim, partial_of, publish, refused, release_claims, sync
+from fastzoo.hub import hub_errors
+from fastzoo.hub_listing import TRIES, RemoteFile
+from fastzoo.progress import Progress
+from fastzoo.retries import patiently
+
+THREADS = 8
+"""Files that are fetched at a time."""
+
+UNREACHABLE = 3
+"""SAEs in a row that the Hub could not be reached for, before the others are given up, too."""
+
+STOP_SECONDS = 2.0
+"""How long downloads may take to clean up after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class SAEFiles:
+    """The files to fetch for one SAE."""
+
+    name: str
+    """A zoo name, or the repository's name and the folder in it; also its place in ``--local-dir``."""
+    repo_id: str
+    sha: str
+    folder: str
+    """The folder of the repository that is the SAE's; '' is its root."""
+    files: tuple[RemoteFile, ...]
+    gone: tuple[str, ...] = ()
+    """Files that such an SAE can have and that this one has not, as paths in the repository."""
+
+    def inside(self, path: str) -> str:
+        """A path of the repository relative to ``folder``."""
+        return path[len(self.folder) + 1 :] if self.folder else path
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass
+class Fetched:
+    """An SAE whose files are all on this machine, and verified."""
+
+    sae: SAEFiles
+    path: Path
+    """The folder of the SAE."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    downloaded: int = 0
+    """Bytes."""
+
+    def report(self) -> dict[str, Any]:
+        sae = self.sae
+        return {
+            "name": sae.name,
+            "repo": sae.repo_id,
+            "revision": sae.sha,
+            "path": str(self.path),
+            "files": [
+                {"path": sae.inside(f.path), "size": f.size, "sha256": self.sha256[f.path]}
+                for f in sae.files
+            ],
+            "bytes": sae.size,
+            "downloaded_bytes": self.downloaded,
+        }
+
+
+def in_words(size: int) -> str:
+    """A number of bytes, for people."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= power:
+            return f"{size / power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def here(sae: SAEFiles, file: RemoteFile, local_dir: Path | None) -> Path | None:
+    """Where a file already is, going by its name, commit and size; it still has to be verified."""
+    from huggingface_hub import try_to_load_from_cache
+
+    places: list[str | Path] = []
+    if local_dir is not None:
+        places.append(local_dir / sae.name / sae.inside(file.path))
+        places.append(partial_of(local_dir / sae.name) / file.path)
+    with hub_errors("model", sae.repo_id):
+        cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
+    if isinstance(cached, str):
+        places.append(cached)
+    for place in map(Path, places):
+        with suppress(OSError):
+            if place.stat().st_size == file.size or str(place) == cached:
+                return place
+    return None
+
+
+def fetch(
+    saes: Sequence[SAEFiles], *, local_dir: Path | None = None, shown: bool = True
+) -> list[Fetched | FastzooError]:
+    """Fetch SAEs into the Hub's cache, or into ``local_dir``; each one's result, in order.
+
+    A failure ends only the SAE that it befalls; of the others all is fetched.
+
+    Args:
+        shown: whether to tell on stderr how far it is.
+
+    Raises:
+        HubError: a JSON file beyond all measure.
+        OutputError: not enough space; nothing was fetched.
+        InputError: two SAEs would be written to the same place.
+    """
+    for sae in saes:
+        for file in sae.files:
+            if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
+                raise HubError(
+                    f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
+                    f"{MAX_JSON_BYTES}, so it is not fetched"
+                )
+    if local_dir is not None:
+        _refuse_clashes(saes)
+    missing = {
+        (sae, file) for sae in saes for file in sae.files if here(sae, file, local_dir) is None
+    }
+    size = sum(file.size for _, file in missing)
+    _check_space(size, local_dir)
+    if shown and size:
+        _say(saes, len(missing), size, local_dir)
+    if local_dir is not None:
+        try:
+            claim(local_dir, lambda line: print(line, file=sys.stderr))
+        except OSError as error:
+            raise refused(local_dir, error) from None
+    try:
+        total = sum(sae.size for sae in saes)
+        with Progress("pulling", max(total, 1), shown=shown and size > 0) as bar:
+            return _Downloads(saes, local_dir, bar).run()
+    finally:
+        if local_dir is not None:
+            release_claims()
+
+
+def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None) -> None:
+    what = saes[0].name if len(saes) == 1 else f"{len(saes)} SAEs"
+    source = f" from {saes[0].repo_id}@{saes[0].sha[:12]}" if len(saes) == 1 else ""
+    to = f" to {local_dir}" if local_dir is not None else ""
+    print(f"fetching {what}{source}{to}: {files} files, {in_words(size)}", file=sys.stderr)
+
+
+def _refuse_clashes(saes: Iterable[SAEFiles]) -> None:
+    places: dict[str, SAEFiles] = {}
+    for sae in saes:
+        other = places.setdefault(sae.name.casefold(), sae)
+        if other is not sae:
+            raise InputError(
+                f"{sae.repo_id}/{sae.folder} and {other.repo_id}/{other.folder} would both be written "
+                f"to {sae.name}; pull them into different folders"
+            )
+
+
+def _check_space(size: int, local_dir: Path | None) -> None:
+    from huggingface_hub import constants
+
+    folder = Path(local_dir or constants.HF_HUB_CACHE).absolute()
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    with suppress(OSError):
+        free = shutil.disk_usage(there).free
+        if size > free:
+            raise OutputError(
+                f"{in_words(size)} are to be fetched into '{folder}', where {in_words(free)} are free; "
+                "nothing was fetched"
+            )
+
+
+LEFTOVER_SECONDS = 3600.0
+"""Without a byte written, after which a partial file belongs to no download any more."""
+
+
+class _Abandoned(Exception):
+    """Ends a download that nobody waits for any more."""
+
+
+class _Downloads:
+    """The files of several SAEs, by several threads, the largest first."""
+
+    def __init__(self, saes: Sequence[SAEFiles], local_dir: Path | None, bar: Progress) -> None:
+        self.saes, self.local_dir, self.bar = saes, local_dir, bar
+        self.results: list[Fetched | BaseException] = [Fetched(sae, Path()) for sae in saes]
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.unreachable = 0
+        self.files = sum(len(sae.files) for sae in saes)
+        self.files_done = 0
+
+    def run(self) -> list[Fetched | FastzooError]:
+        jobs = [(i, file) for i, sae in enumerate(self.saes) for file in sae.files]
+        jobs.sort(key=lambda job: -job[1].size)
+        waiting: queue.SimpleQueue[tuple[int, RemoteFile]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+
+        def work() -> None:
+            while not self.stop.is_set():
+                try:
+                    index, file = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    self._one(index, file)
+                finally:
+                    ended.put(index)
+
+        # Daemons: after Ctrl-C nobody waits for a connection that says nothing.
+        threads = [
+            threading.Thread(target=work, daemon=True) for _ in range(min(THREADS, len(jobs)))
+        ]
+        for thread in threads:
+            thread.start()
+        left = [len(sae.files) for sae in self.saes]
+        results: list[Fetched | FastzooError] = []
+        try:
+            for _ in jobs:
+                index = ended.get()
+                left[index] -= 1
+                if left[index] == 0:
+                    self._complete(index)
+            for result in self.results:
+                if not isinstance(result, Fetched | FastzooError):
+                    raise result
+                results.append(result)
+            return results
+        finally:
+            self.stop.set()
+            until = time.monotonic() + STOP_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, until - time.monotonic()))
+
+    def _one(self, index: int, file: RemoteFile) -> None:
+        sae, result = self.saes[index], self.results[index]
+        if not isinstance(result, Fetched):
+            return
+        try:
+            if self.unreachable >= UNREACHABLE:
+                raise HubError(f"{sae.name} was not tried, as the Hub could not be reached before")
+            counted = _Counted(self, sae, file)
+            path, sha256, downloaded = self._get(sae, file, counted)
+            counted.finish()
+            with self.lock:
+                result.sha256[file.path] = sha256
+                if downloaded:
+                    self.unreachable = 0
+                    result.downloaded += file.size
+                if self.local_dir is None:
+                    depth = len(PurePosixPath(sae.inside(file.path)).parts)
+                    result.path = path.parents[depth - 1]
+                self.files_done += 1
+        except BaseException as error:
+            with self.lock:
+                if isinstance(self.results[index], Fetched):
+                    self.results[index] = error
+                    # A plain one is of the connection; the others are of this SAE alone.
+                    self.unreachable += type(error) is HubError
+
+    def _get(self, sae: SAEFiles, file: RemoteFile, counted: _Counted) -> tuple[Path, str, bool]:
+        """A file's place, its sha256, and whether it was downloaded."""
+        from huggingface_hub import hf_hub_download
+
+        path = here(sae, file, self.local_dir)
+        staging: Path | None = None
+        if self.local_dir is not None:
+            final = self.local_dir / sae.name
+            staging = partial_of(final)
+            target = staging / file.path
+            if path is not None and (path == target or path.is_relative_to(final)):
+                same, sha256 = file.hashes(path)
+                if same:
+                    return path, sha256, False
+                if path != target:
+                    print(f"'{path}' is not what was published and is replaced", file=sys.stderr)
+                target.unlink(missing_ok=True)
+                path = here(sae, file, None)
+            if path is not None:
+                _verified(sae, file, path)
+                _copy(path, target)
+                return target, _verified(sae, file, target), False
+        if path is not None:
+            return path, _verified(sae, file, path), False
+
+        def attempt() -> str:
+            counted.restart()
+            return hf_hub_download(
+                sae.repo_id,
+                file.path,
+                revision=sae.sha,
+                local_dir=staging,
+                tqdm_class=_bar_class(counted.received),
+            )
+
+        with hub_errors("model", sae.repo_id, sae.sha):
+            path = Path(patiently(attempt, f"{sae.name}: {file.path}", TRIES))
+        if staging is None:
+            _remove_leftovers(path)
+        return path, _verified(sae, file, path), True
+
+    def _complete(self, index: int) -> None:
+        """All files of an SAE have been tried."""
+        result = self.results[index]
+        if self.local_dir is None or not isinstance(result, Fetched):
+            return
+        final = self.local_dir / result.sae.name
+        try:
+            _publish(result.sae, final)
+        except OSError as error:
+            self.results[index] = refused(final, error)
+        result.path = final
+
+
+class _Counted:
+    """Bytes of one file, for the bar and to notice a server that sends without end."""
+
+    def __init__(self, downloads: _Downloads, sae: SAEFiles, file: RemoteFile) -> None:
+        self.downloads, self.sae, self.file = downloads, sae, file
+        self.now = self.most = 0
+
+    def restart(self) -> None:
+        self.now = 0
+
+    def received(self, count: int) -> None:
+        """Raises _Abandoned after Ctrl-C, IntegrityError for more bytes than were published."""
+        if self.downloads.stop.is_set():
+            raise _Abandoned
+        self.now += count
+        if self.now > self.file.size:
+            raise IntegrityError(
+                f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path} has {self.file.size} bytes, "
+                "and the server sends more; nothing of it was kept"
+            )
+        self._show()
+
+    def finish(self) -> None:
+        self.now = self.file.size
+        self._show()
+
+    def _show(self) -> None:
+        if self.now > self.most:
+            downloads = self.downloads
+            with downloads.lock:
+                note = f"{downloads.files_done} of {downloads.files} files"
+                downloads.bar.advance(self.now - self.most, note)
+            self.most = self.now
+
+
+def _bar_class(received: Callable[[int], None]) -> type:
+    """What huggingface_hub takes for its progress bar: shows nothing, and tells ``received``."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            received(int(n or 0))
+
+        def update_transfer(self, n: int) -> None:
+            """Xet's bytes on the wire, which are not those of the file."""
+
+    return Bar
+
+
+def _verified(sae: SAEFiles, file: RemoteFile, path: Path) -> str:
+    """The sha256 of a file, which is as published. Raises IntegrityError, and deletes it, if not."""
+    try:
+        same, sha256 = file.hashes(path)
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {one_line(error.strerror)}") from None
+    if same:
+        return sha256
+    # Left in place it would be served again for ever: the client trusts what it has.
+    with suppress(OSError):
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    raise IntegrityError(
+        f"{sae.repo_id}@{sae.sha[:12]}: {file.path} is not the file that was published (its hash "
+        "differs), so it was damaged or replaced; the bad copy was deleted, run again to fetch it anew"
+    )
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes had of a file that is now in the cache as a whole."""
+    with suppress(OSError):
+        blob = path.resolve()
+        for old in blob.parent.glob(f"{blob.name}.*.incomplete"):
+            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
+                old.unlink()
+
+
+def _copy(path: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    except OSError as error:
+        raise refused(target, error) from None
+
+
+def _publish(sae: SAEFiles, final: Path) -> None:
+    """Give files that are complete in the partial folder their place: the folder as a whole, or where
+    there is one already each file that differs. Raises OSError."""
+    staging = partial_of(final)
+    if staging.is_dir():
+        shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes
+        content = staging / sae.folder
+        if not final.exists():
+            for path in sorted(content.rglob("*")):
+                sync(path)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            publish(content, final)
+        else:
+            for file in sae.files:
+                new = content / sae.inside(file.path)
+                if new.is_file():
+                    old = final / sae.inside(file.path)
+                    old.parent.mkdir(parents=True, exist_ok=True)
+                    sync(new)
+                    os.replace(new, old)
+                    sync(old.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+    for gone in sae.gone:
+        (final / sae.inside(gone)).unlink(missing_ok=True)
