@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fastzoo.card_merge import PLAIN, mark_card
 from fastzoo.config import EMBEDDED_MODEL
+from fastzoo.licences import base_licence
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+PAPER_TOKENS = 40_960_000
+"""What each of the paper's SAEs was trained on."""
 
 ROWS = (
     ("l0", "L0"),
@@ -30,6 +34,13 @@ ROWS = (
 )
 """Metrics of the card's table, in its order."""
 
+SUBSETS = {
+    "all": "all tokens",
+    "special": "special tokens",
+    "without_position_0": "without position 0",
+}
+"""Its columns."""
+
 
 def cards_folder() -> Path:
     """Where the templates are: inside an installed wheel, or beside the package in a checkout."""
@@ -37,20 +48,27 @@ def cards_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "cards"
 
 
-def render_card(record: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def render_card(
+    record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None = None
+) -> str:
     """The README.md of an SAE from its ``config.json`` and ``metrics.json``.
 
     Whatever goes wrong, a card comes back: at worst a plain one, and the cause is logged.
+
+    Args:
+        repo_id: where the SAE is published (``org/name``); without it the card is for the local folder.
     """
     try:
-        return _render(record, figures)
+        return mark_card(front_matter(record, figures), _body(record, figures, repo_id))
     except Exception as error:  # a card must never cost a trained SAE
         logger.warning("the card could not be rendered from its template: %r", error)
         title = escape(record.get("name", "SAE"))
-        return f"---\ntags:\n- sparse-autoencoder\n---\n\n# {title}\n\nSee config.json, metrics.json.\n"
+        body = f"# {title}\n\nSee config.json, metrics.json.\n"
+        body = f"<!-- fastzoo:{PLAIN} -->\n{body}<!-- /fastzoo:{PLAIN} -->\n"
+        return mark_card({"tags": ["sparse-autoencoder"]}, body)
 
 
-def _render(record: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -61,42 +79,40 @@ def _render(record: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  Markdown: values go through ``escape`` below
     )
-    environment.filters["md"] = escape
-    environment.filters["figure"] = show
-    body = environment.get_template("sae.md.j2").render(
+    environment.filters |= {"md": escape, "figure": show, "count": count}
+    base = record["base_model"]
+    on_hub = bool(HUB_ID.fullmatch(base["name"]))
+    return environment.get_template("sae.md.j2").render(
         record=record,
         figures=figures,
+        repo_id=repo_id,
         rows=ROWS,
-        embedded=record["base_model"]["name"] == EMBEDDED_MODEL,
-        on_hub=bool(HUB_ID.fullmatch(record["base_model"]["name"])),
+        embedded=base["name"] == EMBEDDED_MODEL,
+        on_hub=on_hub,
+        revision=base["sha"] if on_hub and COMMIT.fullmatch(base["sha"] or "") else None,
+        licence=base_licence(base["name"]),
+        paper_tokens=PAPER_TOKENS,
     )
-    front = yaml.safe_dump(front_matter(record, figures), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{body}"
 
 
 def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
     """The card's metadata: base model, licence, data sets, tags and the model-index."""
-    sae, base, data = record["sae"], record["base_model"], record["training_data"]
+    sae, base = record["sae"], record["base_model"]
     front: dict[str, Any] = {
         "library_name": "saelens",
         "tags": ["sparse-autoencoder", "sae", "fastzoo", sae["architecture"], sae["method"]],
     }
     if licence := base_licence(base["name"]):
-        front |= licence
+        front |= licence.metadata
     if HUB_ID.fullmatch(base["name"]):
         # Of the Hub's four relations the least wrong: without one it is listed as a finetune.
         front |= {"base_model": base["name"], "base_model_relation": "adapter"}
-    if data["kind"] == "hub":
-        front["datasets"] = [data["name"]]
-    metrics = []
-    for key, label in ROWS:
-        for subset in ("all", "special"):
-            value = figures["metrics"].get(key, {}).get(subset, {}).get("value")
-            if value is not None:
-                suffix = "" if subset == "all" else "_special"
-                text = label if subset == "all" else f"{label} (special tokens)"
-                metrics.append({"type": key + suffix, "name": text, "value": value})
     evaluation = record["evaluation_data"]
+    # What lies on this machine has no place in the Hub's list, even if a repository has its name.
+    sources = (record["training_data"], evaluation)
+    on_hub = [x["name"] for x in sources if x["kind"] == "hub" and HUB_ID.fullmatch(x["name"])]
+    if on_hub:
+        front["datasets"] = list(dict.fromkeys(on_hub))
     front["model-index"] = [
         {
             "name": record["name"],
@@ -107,7 +123,7 @@ def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
                         "type": evaluation["name"],
                         "name": f"held-out dialogues of {evaluation['name']}",
                     },
-                    "metrics": metrics,
+                    "metrics": _index(figures["metrics"]),
                 }
             ],
         }
@@ -115,24 +131,22 @@ def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
     return front
 
 
-def base_licence(base_model: str) -> dict[str, str] | None:
-    """What the base model's licence asks of a derivative; None where it is not known here."""
-    name = base_model.lower()
-    if base_model == EMBEDDED_MODEL:
-        return {"license": "apache-2.0"}
-    if name.startswith("meta-llama/llama-3.1"):
-        return {"license": "llama3.1"}
-    if name.startswith("meta-llama/llama-3.2"):
-        return {"license": "llama3.2"}
-    if name == "qwen/qwen2.5-3b-instruct":
-        return {
-            "license": "other",
-            "license_name": "qwen-research",
-            "license_link": f"https://huggingface.co/{base_model}/blob/main/LICENSE",
-        }
-    if name.startswith("qwen/qwen2.5-"):
-        return {"license": "apache-2.0"}
-    return None
+def _index(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure of the card's table that there is, as the Hub's model-index has them."""
+    found = []
+    for key, label in ROWS:
+        for subset, name in SUBSETS.items():
+            value = metrics.get(key, {}).get(subset, {}).get("value")
+            if value is not None:
+                kind = key if subset == "all" else f"{key}_{subset}"
+                text = label if subset == "all" else f"{label} ({name})"
+                found.append({"type": kind, "name": text, "value": value})
+    dead = metrics["dead_latents"]["all"]
+    found.append({"type": "dead_latents", "name": "Dead latents", "value": dead["value"]})
+    found.append(
+        {"type": "dead_latents_share", "name": "Share of dead latents", "value": dead["share"]}
+    )
+    return found
 
 
 def escape(value: object) -> str:
@@ -149,3 +163,8 @@ def show(value: float | int | None) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.4g}"
+
+
+def count(value: int | None) -> str:
+    """A number of things with commas between thousands; an em dash where it is not known."""
+    return "—" if value is None else f"{value:,}"

@@ -33,6 +33,7 @@ from fastzoo.files import (
     write_text,
 )
 from fastzoo.formats import save_sae
+from fastzoo.licences import notice
 from fastzoo.metrics import DEFINITIONS
 from fastzoo.plot import plot_training
 from fastzoo.saes.base import SAE
@@ -43,7 +44,7 @@ RECIPE_FILE = "recipe.yaml"
 PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
 """Their versions can change a result."""
 INTERRUPTED_FOLDER = "interrupted"
-RECORD, CARD = "config.json", "README.md"
+RECORD, CARD, NOTICE = "config.json", "README.md", "NOTICE"
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,8 @@ def save_result(
         _write_log(target / "training_log.csv", learner.log)
         plot_training(learner.log, str(learner.name), target / "training.png")
         (target / CARD).write_text(render_card(record, figures), encoding="utf-8")
+        if text := notice(facts.base_model["name"]):
+            (target / NOTICE).write_text(text, encoding="utf-8")
 
     write_folder(folder, fill)
     return folder

@@ -170,7 +170,7 @@ def test_card_parses_on_the_hub_side_and_its_snippets_run(finished: Path) -> Non
     l0 = next(r for r in card.data.eval_results if r.metric_type == "l0")
     assert l0.metric_value == metrics["l0"]["all"]["value"]
     snippets = re.findall(r"```python\n(.*?)```", card.content, re.S)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     result = subprocess.run(
         [sys.executable, "-c", "\n".join(snippets)],
         cwd=finished,
