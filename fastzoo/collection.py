@@ -199,7 +199,7 @@ def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
     ranks = [rank[key] for key in order if key in rank]
     # The longest run of those that stand right to each other already stays.
     none: tuple[int, ...] = ()
-    best = []
+    best: list[tuple[int, ...]] = []
     for value in ranks:
         longest = max((run for run in best if run[-1] < value), key=len, default=none)
         best.append((*longest, value))
