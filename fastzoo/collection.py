@@ -198,12 +198,13 @@ def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
     rank = {key: i for i, key in enumerate(wanted)}
     ranks = [rank[key] for key in order if key in rank]
     # The longest run of those that stand right to each other already stays.
-    none: tuple[int, ...] = ()
-    best: list[tuple[int, ...]] = []
+    runs: list[list[int]] = [[]]
     for value in ranks:
-        longest = max((run for run in best if run[-1] < value), key=len, default=none)
-        best.append((*longest, value))
-    staying = set(max(best, key=len, default=none))
+        before = [run for run in runs if not run or run[-1] < value]
+        longest: list[int] = max(before, key=len)
+        runs.append([*longest, value])
+    longest = max(runs, key=len)
+    staying = set(longest)
     found = []
     for i, key in enumerate(wanted):
         if i in staying:

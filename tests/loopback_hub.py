@@ -78,7 +78,7 @@ def run(
     script = PRELUDE + textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-c", script, *args],
-        env=hub.env(home, xet=xet, **env),
+        env=hub.env(home, xet=xet, **{"FASTZOO_RETRY_SECONDS": "0.01", **env}),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -201,7 +201,7 @@ def _held(zoo: Zoo, kind: str, name: str) -> dict[str, bytes]:
 
 
 def _items(collection: Any) -> list[tuple[str, str]]:
-    return [(item.kind, item.id) for item in collection.items]
+    return [(item.type, item.id) for item in collection.items]
 
 
 def run(
@@ -243,8 +243,8 @@ def run(
         report["commits_second_push"] = len(hub.commits()) - commits
         report["requests_second_push"] = len(hub.requests) - len(sent)
         report["not_pulled"] = not_pulled(zoo)
-        report["wrong_rows"] = wrong_rows(zoo)
         report["other_hosts"] = len(hub.foreign)
+        report["wrong_rows"] = wrong_rows(zoo)
     return report
 
 
