@@ -210,7 +210,10 @@ def test_a_card_that_could_not_be_rendered_replaces_nothing() -> None:
 WORDS = st.integers(0, 9999).map("w{}x".format)
 LINES = st.one_of(
     WORDS,
-    WORDS,
+    st.integers(0, 999).map("k{0}: w{0}x  # w{0}1x".format),
+    st.sampled_from(
+        ["- w5x # w51x", "# w6x", "  # w7x", "license: w8x", "    w9x", "k: |", "datasets: w2x"]
+    ),
     st.sampled_from(
         [
             *(
@@ -250,6 +253,8 @@ def edited_cards(draw: st.DrawFn) -> tuple[str, set[str]]:
         lines = []
     for _ in range(draw(st.integers(0, 6))):
         at, n = draw(st.integers(0, len(lines))), draw(st.integers(1, 6))
+        if draw(st.booleans()):
+            at = min(at, draw(st.integers(1, 12)))  # in the header
         what = draw(st.sampled_from(["write", "write", "append", "remove", "double"]))
         if what == "write":
             lines[at:at] = draw(st.lists(LINES, min_size=1, max_size=3))
