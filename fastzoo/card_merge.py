@@ -40,6 +40,8 @@ _SECTION = re.compile(r" {0,3}<!-- fastzoo:([a-z-]+)(?: ([0-9a-f]{10}))? -->[ \t
 _END_MARK = re.compile(
     r" {0,3}<!-- fastzoo:card[ \t]*\n((?:(?![^\n]*(?:<!--|-->))[^\n]*\n)*) {0,3}-->[ \t]*(?:\n|$)"
 )
+_NAME = re.compile("[a-z-]+")
+_ENTRY = re.compile("([A-Za-z_-]+)=((?:[0-9a-f]{10}(?:,[0-9a-f]{10})*)?)")
 _LONGEST_HEADER = 1 << 18  # characters; PyYAML is slow
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
@@ -55,7 +57,7 @@ class Known:
     """Lines that someone wrote into the comment."""
 
     def __str__(self) -> str:
-        keys = " ".join(f"{k}={v}" if v else k for k, v in self.metadata.items())
+        keys = " ".join(f"{key}={hashes}" for key, hashes in self.metadata.items())
         lines = [NOTE, f"sections: {' '.join(self.sections)}", f"metadata: {keys}", *self.others]
         return "<!-- fastzoo:card\n" + "".join(f"{line}\n" for line in lines) + "-->\n"
 
@@ -160,12 +162,20 @@ def _known(pieces: Iterable[Piece]) -> Known:
         known = Known()
         for line in piece.text.split("\n")[1:]:
             word, _, rest = line.strip().partition(":")
+            other: list[str] = []
             if word == "sections":
-                known.sections += rest.split()
+                for name in rest.split():
+                    (known.sections if _NAME.fullmatch(name) else other).append(name)
             elif word == "metadata":
-                known.metadata |= {k: v for k, _, v in (x.partition("=") for x in rest.split())}
+                for entry in rest.split():
+                    if found := _ENTRY.fullmatch(entry):
+                        known.metadata[found[1]] = found[2]
+                    else:
+                        other.append(entry)
             elif line.strip() and line.strip() not in ("-->", NOTE):
                 known.others.append(line.rstrip())
+            if other:
+                known.others.append(f"also: {' '.join(other)}")
         return known
     return Known()
 

@@ -9,15 +9,16 @@ _KINDS = {
     "an AWS access key": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Z0-9])",
     "an AWS secret key": r"(?i:aws_?secret(?:_?access)?_?key)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,}",
-    # At least one digit: names such as sk-learn-compatible-estimator have none.
-    "an API key (sk-...)": r"sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}",
+    # A long run of letters and digits, or all kinds mixed: sk-learn-2024-compatible is a name.
+    "an API key (sk-...)": r"sk-(?:[a-z0-9]+-){0,3}(?:(?=[A-Za-z]*[0-9])[A-Za-z0-9]{24,}"
+    r"|(?=[a-z0-9_-]*[A-Z])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{32,})",
     "a Slack token": r"xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[0-9]-[A-Za-z0-9-]{10,}",
     "a Slack webhook": r"https://hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/]{20,}",
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----",
 }
 _PATTERNS = {
     # Not in the middle of a word, where random letters can spell anything; a key block may be.
-    kind: re.compile(pattern if pattern.startswith("-") else rf"(?<![A-Za-z0-9_-])(?:{pattern})")
+    kind: re.compile(pattern if pattern.startswith("-") else rf"(?<![A-Za-z0-9])(?:{pattern})")
     for kind, pattern in _KINDS.items()
 }
 

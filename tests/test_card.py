@@ -6,16 +6,22 @@ import copy
 import json
 import logging
 import re
+import runpy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fastzoo import tiny
 from fastzoo.card import ROWS, escape, render_card
 from fastzoo.card_merge import merge_cards
 from fastzoo.config import load_recipe
 from fastzoo.licences import base_licence, notice
 from fastzoo.metrics import DEFINITIONS, SUBSETS
+
+ROOT = Path(__file__).parent.parent
 
 HOSTILE = (
     "evil | name\n# <script>alert(1)</script> `x` [a](javascript:b) {{ 7*7 }} {% raw %} $x$ \u202e"
@@ -155,7 +161,7 @@ def test_only_data_of_the_hub_is_in_its_list() -> None:
     front, body = split(render_card(record, figures))
     assert front["datasets"] == ["lab/chats", "a/b"]
     assert "[lab/chats](https://huggingface.co/datasets/lab/chats)" in body
-    assert f"| revision | {'d' * 40} | {'d' * 40} |" in body
+    assert f"- training: {'d' * 40}\n- held out: {'d' * 40}\n" in body
     assert "| rows of the source | — | — |" in body and "| split | train | train |" in body
 
 
@@ -208,6 +214,30 @@ def test_licences_of_derivatives(model: str, hub: dict[str, str], named: str | N
     if named and text:
         assert text.startswith(named[:9]) and f"the {named} License, Copyright © Meta" in text
         assert text.strip() in body
+
+
+def test_the_notice_is_saved_beside_the_card(tmp_path: Path) -> None:
+    model = tmp_path / "Llama-3.2-Toy"
+    shutil.copytree(tiny.MODEL, model)
+    train = runpy.run_path(str(ROOT / "recipes" / "train.py"), run_name="recipe")["main"]
+    train(
+        [
+            *(f"model.name={model}", "layers=[0]", "expansions=[1]", "architectures=[standard]"),
+            *("training.tokens=2048", "training.batch_size=256", "training.buffer_tokens=1024"),
+            *(
+                "evaluation.dialogues=2",
+                "threads=1",
+                "compute.step=reference",
+                f"output.folder={tmp_path / 'out'}",
+            ),
+        ]
+    )
+    folder = tmp_path / "out" / "llama-3.2-toy-L0-1x-standard"
+    text = (folder / "NOTICE").read_text(encoding="utf-8")
+    assert text == notice("Llama-3.2-Toy") and "Copyright © Meta" in text
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "**Built with Llama.**" in card and "license: llama3.2" in card
+    assert "base_model" not in split(card)[0]  # a folder is not on the Hub
 
 
 def test_the_licence_of_qwens_3b() -> None:

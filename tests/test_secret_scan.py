@@ -27,6 +27,8 @@ SECRETS = {
     "sk-" + drawn(48): "an API key (sk-...)",
     "sk-proj-" + drawn(60): "an API key (sk-...)",
     "sk-ant-" + "api03-" + drawn(80): "an API key (sk-...)",
+    "sk-or-" + "v1-" + drawn(64, "0123456789abcdef"): "an API key (sk-...)",
+    "sk-" + drawn(32, "0123456789abcdef"): "an API key (sk-...)",
     "xoxb-" + "123456789012-" + drawn(24): "a Slack token",
     "https://hooks.slack.com" + "/services/T0000/B0000/" + drawn(24): "a Slack webhook",
     "-----BEGIN " + "RSA PRIVATE KEY-----": "a private key",
@@ -57,7 +59,7 @@ def test_no_false_alarm() -> None:
         *(drawn(40, "0123456789abcdef", seed) for seed in range(200)),
         render_card(record, figures, "org/model-L3-8x-jumprelu"),
         "hf_hub_download hf_transfer HF_TOKEN=... hf_xxx disk-1234567890123456789012345",
-        "task-specific-dialogues-of-2024-and-more sk-learn-compatible-estimators ghp_ AKIA xoxb-",
+        "task-specific-dialogues-of-2024-and-more sk-learn-2024-11-compatible-estimators ghp_ AKIA xoxb-",
         "-----BEGIN CERTIFICATE-----\n-----BEGIN PUBLIC KEY-----",
         "sha256:" + drawn(64, "0123456789abcdef"),
     ]
