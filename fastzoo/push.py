@@ -218,10 +218,8 @@ def publish(
     repo_id = f"{options.namespace}/{sae.name}"
     paths = [path for path in known_files(sae.name) if (sae.folder / path).is_file()]
     contents = {path: Content(sae.folder / path) for path in paths}
-    card = merge_cards(
-        (sae.folder / "README.md").read_text(encoding="utf-8"),
-        render_card(sae.record, sae.figures, repo_id),
-    )
+    generated = render_card(sae.record, sae.figures, repo_id)
+    card = merge_cards((sae.folder / "README.md").read_text(encoding="utf-8"), generated)
     contents["README.md"] = Content(card.encode())
     if (text := notice(sae.record["base_model"]["name"])) is not None:
         contents["NOTICE"] = Content(text.encode())
@@ -242,7 +240,9 @@ def publish(
         there = remote.files.get("README.md")
         if options.overwrite_cards or there is None or there.holds(contents["README.md"]):
             return contents
-        return {**contents, "README.md": Content(_merged(repo_id, remote, card).encode())}
+        # The Hub's card is the one that people read and write; this one may be an old copy of it.
+        on_hub = _text(repo_id, "README.md", "model", remote.sha)
+        return {**contents, "README.md": Content(merge_cards(on_hub, generated).encode())}
 
     end, files = put("model", repo_id, wanted, remote, f"Publish {sae.name} with fastzoo")
     assert end.sha is not None
@@ -255,11 +255,6 @@ def publish(
     )
     ledger.published(published)
     return published, int(end.sha != remote.sha)
-
-
-def _merged(repo_id: str, remote: Remote, card: str) -> str:
-    """The card to publish, with what people wrote into the one on the Hub."""
-    return merge_cards(_text(repo_id, "README.md", "model", remote.sha), card)
 
 
 def _publish_around(
