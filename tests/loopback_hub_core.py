@@ -142,7 +142,7 @@ class LoopbackHub(Faults):
         collections: id of 24 hex digits to Collection, in the order in which they were made.
         tokens: token to its role, "write" or "read"; any other token is refused.
         namespaces: where a write token may write; the first one is the user's.
-        requests: everything asked of this Hub, in order.
+        requests: everything asked of this Hub, in order; each says what became of it.
         foreign: what was asked of any other host (the clients are told to use this one as proxy).
         page_size: entries in one page of a listing.
         part_size: bytes above which an LFS object is sent in parts of that size; None: never.
@@ -231,9 +231,10 @@ class LoopbackHub(Faults):
         return oid
 
     def commits(self, kind: str | None = None, repo_id: str | None = None) -> list[Commit]:
-        """The commits that clients made, in order: of one repository, one kind or (no arguments) all.
+        """The commits that clients made: of one repository, of one kind or, without arguments, all.
 
-        What comes with a repository ("initial commit") and ``add`` are not among them.
+        Repository by repository, oldest first. What a repository starts with ("initial commit") and
+        what ``add`` brought are not among them.
         """
         with self.lock:
             repos = list(self.repos.values())
