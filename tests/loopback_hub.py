@@ -30,7 +30,8 @@ from typing import Any
 import loopback_hub_collections  # noqa: F401
 import loopback_hub_repos  # noqa: F401
 import loopback_hub_writing  # noqa: F401
-from loopback_hub_core import READ_TOKEN, TOKEN, LoopbackHub, Repo, git_blob_id, is_large, sha256
+from loopback_hub_core import READ_TOKEN, TOKEN, LoopbackHub
+from loopback_hub_data import Repo, git_blob_id, is_large, sha256
 from loopback_hub_messages import Request, Response, as_json, error, failing, hang_up, too_many
 
 __all__ = [

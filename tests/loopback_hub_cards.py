@@ -81,7 +81,7 @@ def _names(card: dict[str, Any]) -> list[str]:
 def _base_model(card: dict[str, Any]) -> list[str]:
     errors = []
     value = card.get("base_model")
-    names = [value] if isinstance(value, str) else value
+    names: Any = [value] if isinstance(value, str) else value
     if value is not None and not (_strings(names) and all(map(ID.fullmatch, names))):
         errors.append('"base_model" must be the id of a model or an array of ids')
     if card.get("base_model_relation", "adapter") not in RELATIONS:

@@ -48,7 +48,7 @@ def new_id(hub: LoopbackHub) -> str:
 
 
 def _shown(hub: LoopbackHub, collection: Collection, most: int | None = None) -> dict[str, Any]:
-    items = []
+    items: list[dict[str, Any]] = []
     for position, item in enumerate(collection.items[:most]):
         items.append({"_id": item.object_id, "id": item.id, "type": item.type})
         items[-1]["position"] = position

@@ -1,24 +1,22 @@
-"""The loopback Hub without its endpoints: repositories, who may do what, the server and its log.
+"""The loopback Hub without its endpoints: what it holds, who may do what, the server and its log.
 
-``Repo`` holds the data, ``LoopbackHub`` the repositories, the large objects and the log; an endpoint
-is a function from the Hub, a ``Request`` and the named groups of its path to a ``Response``,
+An endpoint is a function from the Hub, a ``Request`` and the named groups of its path to a ``Response``,
 registered with ``@route`` by the modules beside this one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from loopback_hub_data import Commit, Repo, is_large, sha256
 from loopback_hub_faults import Faults, RateLimit
 from loopback_hub_messages import Refusal, Request, Response, as_json, error
 
@@ -28,93 +26,7 @@ if TYPE_CHECKING:
 
 TOKEN = "hf_loopback"
 READ_TOKEN = "hf_loopback_read"
-LARGE = (".safetensors", ".parquet", ".npz", ".bin", ".pt", ".pth", ".pkl", ".gz", ".zst", ".png")
-"""Kept as LFS objects, as the Hub's default .gitattributes has it."""
-LARGE_BYTES = 10 * 2**20
 
-
-# --- data --------------------------------------------------------------------------------------
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def git_blob_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def is_large(path: str, size: int) -> bool:
-    """Whether a file of ``size`` bytes is an LFS object; empty files never are."""
-    return size > 0 and (path.endswith(LARGE) or size > LARGE_BYTES)
-
-
-@dataclass(frozen=True)
-class Commit:
-    sha: str
-    parent: str  # empty for the first
-    branch: str
-    message: str
-    description: str
-    pushed: bool
-    """Whether a client made it; otherwise it came with the repository or by ``hub.add``."""
-
-
-@dataclass
-class Repo:
-    """One repository: its commits, and branches and tags pointing at them.
-
-    Attributes:
-        commits: sha to the files of that commit.
-        history: the commits of all branches in the order in which they were made.
-        lfs: sha256 of the large objects that were brought here, committed or not.
-        gated: False, or "auto" or "manual" (True is "auto").
-        accepted: whether the tests' user may read it although it is gated.
-    """
-
-    kind: str  # model, dataset or space
-    id: str
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    history: list[Commit] = field(default_factory=list)
-    lfs: set[str] = field(default_factory=set)
-    gated: bool | str = False
-    accepted: bool = False
-    private: bool = False
-    sdk: str | None = None
-
-    def commit(
-        self,
-        files: Mapping[str, bytes],
-        branch: str = "main",
-        message: str = "",
-        description: str = "",
-        pushed: bool = False,
-    ) -> str:
-        """Make a commit that holds exactly ``files``; returns its sha."""
-        parent = self.branches.get(branch, "")
-        content = [(path, sha256(data)) for path, data in sorted(files.items())]
-        sha = hashlib.sha1(repr((self.kind, self.id, parent, content)).encode()).hexdigest()
-        self.commits[sha] = dict(files)
-        self.branches[branch] = sha
-        self.history.append(Commit(sha, parent, branch, message, description, pushed))
-        return sha
-
-    def resolve(self, revision: str) -> str | None:
-        """Commit sha of a branch, a tag, a ref or a (shortened) sha."""
-        name = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-        sha = self.branches.get(name) or self.tags.get(name)
-        if sha is None and re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            sha = next((sha for sha in self.commits if sha.startswith(revision)), None)
-        return sha
-
-    def url(self, endpoint: str) -> str:
-        prefix = "" if self.kind == "model" else f"{self.kind}s/"
-        return f"{endpoint}/{prefix}{self.id}"
-
-
-# --- the server --------------------------------------------------------------------------------
 
 Endpoint = Callable[["LoopbackHub", Request, dict[str, str]], Response]
 ROUTES: list[tuple[str, re.Pattern[str], Endpoint]] = []
@@ -142,7 +54,7 @@ class LoopbackHub(Faults):
         collections: id of 24 hex digits to Collection, in the order in which they were made.
         tokens: token to its role, "write" or "read"; any other token is refused.
         namespaces: where a write token may write; the first one is the user's.
-        requests: everything asked of this Hub, in order.
+        requests: everything asked of this Hub, in order; each says what became of it.
         foreign: what was asked of any other host (the clients are told to use this one as proxy).
         page_size: entries in one page of a listing.
         part_size: bytes above which an LFS object is sent in parts of that size; None: never.
@@ -231,9 +143,10 @@ class LoopbackHub(Faults):
         return oid
 
     def commits(self, kind: str | None = None, repo_id: str | None = None) -> list[Commit]:
-        """The commits that clients made, in order: of one repository, one kind or (no arguments) all.
+        """The commits that clients made: of one repository, of one kind or, without arguments, all.
 
-        What comes with a repository ("initial commit") and ``add`` are not among them.
+        Repository by repository, oldest first. What a repository starts with ("initial commit") and
+        what ``add`` brought are not among them.
         """
         with self.lock:
             repos = list(self.repos.values())

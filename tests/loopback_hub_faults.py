@@ -53,7 +53,8 @@ class Faults:
         Only those of ``method`` (None: any). The first ``after`` of these are spared, and all once
         ``times`` were met. Returns the list of those that were met, which grows.
         """
-        spared, met = [], []
+        spared: list[Request] = []
+        met: list[Request] = []
 
         def fault(request: Request) -> Response | None:
             if not _meets(request, pattern, method):
@@ -78,7 +79,8 @@ class Faults:
         ``hows`` is by default ``all_faults()``. Returns the list of those that were met.
         """
         hows = self.all_faults() if hows is None else hows
-        count, met = [0], []
+        count = [0]
+        met: list[Request] = []
 
         def fault(request: Request) -> Response | None:
             if not _meets(request, pattern, None):

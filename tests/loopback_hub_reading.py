@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote
 
-from loopback_hub_core import (
-    API,
-    KINDS,
-    LoopbackHub,
-    Repo,
-    git_blob_id,
-    is_large,
-    route,
-    sha256,
-)
+from loopback_hub_core import API, KINDS, LoopbackHub, route
+from loopback_hub_data import Repo, git_blob_id, is_large, sha256
 from loopback_hub_messages import Refusal, Request, Response, as_json, error
 
 DATE = "2025-01-01T00:00:00.000Z"
@@ -121,9 +113,8 @@ def commits(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Respo
     listed = []
     while sha in known:
         commit = known[sha]
-        authors = [{"user": hub.namespaces[0]}]
-        listed.append({"id": sha, "title": commit.message, "message": commit.description})
-        listed[-1] |= {"authors": authors, "date": DATE}
+        who = {"authors": [{"user": hub.namespaces[0]}], "date": DATE}
+        listed.append({"id": sha, "title": commit.message, "message": commit.description, **who})
         sha = commit.parent
     return hub.page(request, listed)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from loopback_hub_core import API, LARGE, LoopbackHub, Repo, route
+from loopback_hub_core import API, LoopbackHub, route
+from loopback_hub_data import LARGE, Repo
 from loopback_hub_messages import Request, Response, as_json, error
 
 NAME = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")

@@ -9,16 +9,8 @@ import json
 from typing import Any
 
 from loopback_hub_cards import check_card
-from loopback_hub_core import (
-    API,
-    LARGE_BYTES,
-    LoopbackHub,
-    Repo,
-    git_blob_id,
-    is_large,
-    route,
-    sha256,
-)
+from loopback_hub_core import API, LoopbackHub, route
+from loopback_hub_data import LARGE_BYTES, Repo, git_blob_id, is_large, sha256
 from loopback_hub_messages import Refusal, Request, Response, as_json, error
 from loopback_hub_xet import take_from_xet
 
@@ -66,7 +58,7 @@ def lfs_batch(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Res
     asked = request.json()
     if asked.get("operation") != "upload":
         return error(400, "BadRequest", "the loopback Hub's LFS only takes uploads")
-    objects = []
+    objects: list[dict[str, Any]] = []
     for wanted in asked["objects"]:
         oid, size = str(wanted["oid"]), int(wanted["size"])
         objects.append({"oid": oid, "size": size})

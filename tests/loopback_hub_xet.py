@@ -17,7 +17,8 @@ from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
-from loopback_hub_core import API, LoopbackHub, route, sha256
+from loopback_hub_core import API, LoopbackHub, route
+from loopback_hub_data import sha256
 from loopback_hub_messages import Refusal, Request, Response, as_json, error
 from loopback_hub_reading import byte_range, granted, ranged
 
@@ -47,13 +48,16 @@ class Xorb:
     @classmethod
     def read(cls, data: bytes) -> Xorb:
         """Raises Refusal (400) if these are no chunks."""
-        starts, sizes = [0], []
-        while starts[-1] < len(data) and data[starts[-1] :][:7] != XORB_FOOTER:
-            header = data[starts[-1] :][:CHUNK_HEADER]
+        starts: list[int] = [0]
+        sizes: list[int] = []
+        while (at := starts[-1]) < len(data):
+            header = data[at : at + CHUNK_HEADER]
+            if header.startswith(XORB_FOOTER):
+                break
             if len(header) < CHUNK_HEADER or header[0] != 0:
                 raise Refusal(error(400, "BadRequest", "this is no xorb"))
             sizes.append(int.from_bytes(header[5:8], "little"))
-            starts.append(starts[-1] + CHUNK_HEADER + int.from_bytes(header[1:4], "little"))
+            starts.append(at + CHUNK_HEADER + int.from_bytes(header[1:4], "little"))
         if starts[-1] > len(data):
             raise Refusal(error(400, "BadRequest", "this xorb ends in the middle of a chunk"))
         return cls(data, starts, sizes)
@@ -103,14 +107,13 @@ def tokens(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Respon
     granted(hub, request, repo)
     token, expires = f"xet-{groups['may']}", int(time.time()) + TOKEN_SECONDS
     store = f"{hub.endpoint}/cas"
-    return as_json(
-        {"accessToken": token, "exp": expires, "casUrl": store},
-        **{
-            "X-Xet-Access-Token": token,
-            "X-Xet-Token-Expiration": str(expires),
-            "X-Xet-Cas-Url": store,
-        },
-    )
+    answer = as_json({"accessToken": token, "exp": expires, "casUrl": store})
+    answer.headers |= {
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+        "X-Xet-Cas-Url": store,
+    }
+    return answer
 
 
 def _may(request: Request, *roles: str) -> None:
@@ -192,11 +195,11 @@ def reconstruction(hub: LoopbackHub, request: Request, groups: dict[str, str]) -
     # Whole chunks, from the one with the first byte to the one with the last.
     begin, end = bisect_right(ends, first), bisect_right(ends, last - 1) + 1
     pieces: list[Term] = []
-    for xorb, i in chunks[begin:end]:
-        if pieces and pieces[-1][0] == xorb and pieces[-1][2] == i:
-            pieces[-1] = (xorb, pieces[-1][1], i + 1)
+    for name, i in chunks[begin:end]:
+        if pieces and pieces[-1][0] == name and pieces[-1][2] == i:
+            pieces[-1] = (name, pieces[-1][1], i + 1)
         else:
-            pieces.append((xorb, i, i + 1))
+            pieces.append((name, i, i + 1))
     answer: dict[str, Any] = {"terms": [], "xorbs": {}}
     answer["offset_into_first_range"] = first - (ends[begin - 1] if begin else 0)
     for name, start, stop in pieces:
