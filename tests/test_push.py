@@ -147,7 +147,8 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(person: Person) -> Non
     name = NAMES[0]
     person.push(f"zoo/{name}")
     person.edit(name, "## Limitations", "## Our own notes\n\nLatent 3 likes dots.\n\n## Limitations")
-    assert person.push(f"zoo/{name}")["commits"] == 0, "there is nothing new to publish"
+    person.push(f"zoo/{name}")
+    assert person.commits("model") == 1, "there was nothing new to publish"
     # A new figure renews the table around it.
     path = person.where / "zoo" / str(name) / "metrics.json"
     figures = json.loads(path.read_text())
@@ -205,11 +206,9 @@ def test_a_full_collection_gets_children(person: Person, model_run: Path) -> Non
 
 
 def test_private_until_all_is_there(person: Person) -> None:
-    watched = person.hub.fail(
-        "/commit/", lambda request: None if False else hang_up(request), after=4, times=30, method=None
-    )
+    watched = person.hub.fail("/commit/", hang_up, after=2, method="POST")
     person.push("zoo", "--public-at-end", code=5)
-    assert watched and "the same command goes on" in person.stderr or "12 tries" in person.stderr
+    assert len(watched) == 12 and len(person.hub.repos) == 3
     assert all(repo.private for repo in person.hub.repos.values())
     person.hub.faults.clear()
     person.push("zoo", "--public-at-end")
@@ -322,7 +321,7 @@ def test_a_run_publishes_itself_and_a_failing_hub_does_not_harm_it(
         return done.stderr
 
     name = "tiny-chat-L1-2x-jumprelu"
-    person.hub.fail("", hang_up, method=None)
+    person.hub.fail("/api/repos/create", hang_up, method="POST")
     said = train("runs/one")
     last = said.splitlines()[-1]
     assert "finish it with: fastzoo push runs/one --namespace org" in last, said
