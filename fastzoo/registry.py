@@ -323,34 +323,27 @@ def _download(repo_id: str) -> str:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    content = b""
+    content = bytearray()
     until = time.monotonic() + TIMEOUT
-    with hub_errors("dataset", repo_id):
-        try:
-            headers = build_hf_headers(library_name="fastzoo", library_version=__version__)
-            for value in headers.values():
-                value.encode("ascii")
-        except UnicodeEncodeError:
-            raise AccessError(
-                "the access token (HF_TOKEN, or the one saved by 'hf auth login') is none: it holds "
-                "other characters than letters, digits and '_'"
-            ) from None
-        with get_session().stream(
+    with (
+        hub_errors("dataset", repo_id),
+        get_session().stream(
             "GET",
             hf_hub_url(repo_id, FILE, repo_type="dataset"),
-            headers=headers,
+            headers=build_hf_headers(library_name="fastzoo", library_version=__version__),
             timeout=TIMEOUT,
             follow_redirects=True,
-        ) as response:
-            if response.is_error:
-                response.read()
-            hf_raise_for_status(response)
-            for piece in response.iter_bytes(1 << 16):
-                content += piece
-                if len(content) > MAX_JSON_BYTES:
-                    raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
+        ) as response,
+    ):
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes(1 << 16):
+            content += piece
+            if len(content) > MAX_JSON_BYTES:
+                raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
+            if time.monotonic() > until:
+                raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
