@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,13 @@ def test_a_hub_that_fails_is_left_alone_for_ten_minutes(hub: LoopbackHub, tmp_pa
     hub.requests.clear()
     for namespace in ("seen", "unseen"):
         hub.fail(f"/{namespace}/", lambda request: Response(503), times=2)
+    hub.fail("/silent/", lambda request: time.sleep(3) or Response(503))
+    hub.fail("/cut/", lambda request: Response(200, b"x" * 99, sent=9))
     code = """
+import fastzoo.registry
+fastzoo.registry.TIMEOUT = 0.5
+read("silent"), read("cut")
+fastzoo.registry.TIMEOUT = 20.0
 for namespace in ("seen", "unseen"):
     for again in range(2):
         read(namespace)
@@ -197,7 +204,9 @@ for namespace in ("seen", "unseen"):
 """
     lines = run(hub, tmp_path, READ + code)
     hub.faults.clear()
-    seen, unseen = lines[:5], lines[5:]
+    (silent, cut), seen, unseen = lines[:2], lines[2:7], lines[7:]
+    assert silent[:2] == cut[:2] == ["HubError", 5]
+    assert "cannot reach" in silent[2] and "cannot reach" in cut[2]
     assert [line[:2] for line in seen] == [["seen", [NAME]]] * 5 and seen[4][2] == []
     for i, (_, _, said) in enumerate(seen[:4]):
         assert "answered 503" in said[0] and said[0].endswith("as last seen 2 hours ago")
