@@ -15,7 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from fastzoo.cli import _debug_first, app
-from fastzoo.errors import EXIT_CODES, FastzooError, InputError, ModelError, without_secrets
+from fastzoo.errors import (
+    EXIT_CODES,
+    FastzooError,
+    InputError,
+    ModelError,
+    report_failures,
+    without_secrets,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -276,6 +283,19 @@ def test_tokens_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("hf_hub_download()", "hf_raise_for_status", "hf:org/name", "Bearer of news?"):
         assert without_secrets(text).startswith(text[:7])
     assert without_secrets("hf_hub_download hf_xet") == "hf_hub_download hf_xet"
+
+
+def test_a_fault_of_our_own_shows_its_traceback_and_no_token(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise ValueError("of the header " + "authorization: Bearer " + "secret" * 3)
+
+    with pytest.raises(SystemExit) as left:
+        report_failures(fail)
+    said = capsys.readouterr().err
+    assert left.value.code == 1 and said.startswith("Traceback")
+    assert said.endswith("ValueError: of the header authorization: Bearer ***\n")
 
 
 # --- completion --------------------------------------------------------------------------------
