@@ -219,12 +219,13 @@ def read_registry(
     namespace = _checked(namespace)
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
+    known = last_seen(namespace)
     failure: HubError | None = None
     if _offline():
         pass
     elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
         failure = _kept_failure(asked)
-    elif newest or _age(cached) > SECONDS_KEPT:
+    elif newest or known is None or _age(cached) > SECONDS_KEPT:
         try:
             text = _download(f"{namespace}/{DATASET}")
             registry = parse_registry(text, f"{DATASET} of {namespace}")
@@ -236,7 +237,6 @@ def read_registry(
             with suppress(OSError):
                 asked.unlink()
             return registry
-    known = last_seen(namespace)
     if known is None:
         raise failure or HubError(
             f"what {namespace} publishes is not known on this machine, and offline mode is on; unset "

@@ -163,12 +163,13 @@ def test_one_request_an_hour(hub: LoopbackHub, tmp_path: Path) -> None:
     read("org"), read("org"), age("org", 3500), read("org"), age("org", 3700), read("org")
     read("org", newest=True), read("org"), forget_age("org"), read("org")
     age("org", -7200), read("org")
+    (state_folder("org") / "registry.json").write_text("{"), read("org")
     """
     found = run(hub, tmp_path, READ + "\n".join(x.strip() for x in code.splitlines()))
-    assert found == [["org", [NAME], []]] * 8
+    assert found == [["org", [NAME], []]] * 9
     assert [str(r) for r in hub.requests] == [
         "GET /datasets/org/fastzoo-results/resolve/main/registry.json"
-    ] * 5
+    ] * 6
     assert hub.requests[0].headers["user-agent"].startswith("fastzoo/")
 
     # Later, without a network: as it was last seen, however old; the default namespace's snapshot.
