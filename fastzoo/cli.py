@@ -214,7 +214,7 @@ def info(
             name = None
         if name and not source.startswith("hf:"):
             registry, hints = _registry(namespace, refresh)
-            facts |= published_facts(name, registry, path)
+            facts |= published_facts(name, registry, Path(facts["path"]))
             facts["status"] = "both" if name in registry.saes else "local"
     else:
         name = parse_name(source)

@@ -193,3 +193,8 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
         raise unreachable(error) from error
     except OSError as error:
         raise HubError(f"{what} could not be fetched: {one_line(error, 200)}") from error
+    except UnicodeEncodeError:  # of a header
+        raise AccessError(
+            "the access token (HF_TOKEN, or the one that 'hf auth login' saved) is none: it holds "
+            "characters that no token has; log in again with 'hf auth login'"
+        ) from None

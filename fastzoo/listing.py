@@ -114,8 +114,9 @@ def pick(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) -> list[Row]:
     """The rows that have, for each key of ``wanted``, one of its values (wildcards allowed).
 
     Raises:
-        InputError: no row has such a value.
+        InputError: no row at all has such a value.
     """
+    picked = list(rows)
     for key, values in wanted.items():
         present = list(dict.fromkeys(str(row[key]) for row in rows))
         keep: set[str] = set()
@@ -134,8 +135,8 @@ def pick(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) -> list[Row]:
                     f"--{key}: no SAE has '{one_line(value, 100)}'.{near or f' There are {some}.'}"
                 )
             keep |= found
-        rows = [row for row in rows if str(row[key]) in keep]
-    return list(rows)
+        picked = [row for row in picked if str(row[key]) in keep]
+    return picked
 
 
 def column_key(column: str) -> str:
@@ -231,8 +232,8 @@ def published_facts(name: SAEName, registry: Registry, folder: Path | None) -> d
     """What is published of one SAE; {} if nothing is.
 
     Args:
-        folder: the same SAE on this machine, if it is there: its weights are compared, and the
-            published figures get keys of their own.
+        folder: where the weights of that name on this machine are, if they are: they are compared,
+            and the published figures get keys of their own.
     """
     sae = registry.saes.get(name)
     if sae is None:
@@ -244,7 +245,7 @@ def published_facts(name: SAEName, registry: Registry, folder: Path | None) -> d
         "bytes": sum(facts.size for facts in sae.files.values()),
     }
     if folder is not None:
-        weights = folder / name.hook_folder / "sae_weights.safetensors"
+        weights = folder / "sae_weights.safetensors"
         facts["same_weights_here"] = weights.is_file() and sha256_of(weights) == sae.weights_sha256
     prefix = "" if folder is None else "published_"
     cells = {key: value for key, value in measured(sae.figures).items() if value is not None}

@@ -230,12 +230,13 @@ def read_registry(
     namespace = _checked(namespace)
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
+    known = last_seen(namespace)
     failure: HubError | None = None
     if not ask or _offline():
         pass
     elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
         failure = _kept_failure(asked)
-    elif newest or _age(cached) > SECONDS_KEPT:
+    elif newest or known is None or _age(cached) > SECONDS_KEPT:
         try:
             text = _download(f"{namespace}/{DATASET}")
             registry = parse_registry(text, f"{DATASET} of {namespace}")
@@ -247,7 +248,6 @@ def read_registry(
             with suppress(OSError):
                 asked.unlink()
             return registry
-    known = last_seen(namespace)
     if known is None:
         raise failure or HubError(
             f"what {namespace} publishes is not known on this machine, and offline mode is on; unset "
@@ -334,34 +334,27 @@ def _download(repo_id: str) -> str:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    content = b""
+    content = bytearray()
     until = time.monotonic() + TIMEOUT
-    with hub_errors("dataset", repo_id):
-        try:
-            headers = build_hf_headers(library_name="fastzoo", library_version=__version__)
-            for value in headers.values():
-                value.encode("ascii")
-        except UnicodeEncodeError:
-            raise AccessError(
-                "the access token (HF_TOKEN, or the one saved by 'hf auth login') is none: it holds "
-                "other characters than letters, digits and '_'"
-            ) from None
-        with get_session().stream(
+    with (
+        hub_errors("dataset", repo_id),
+        get_session().stream(
             "GET",
             hf_hub_url(repo_id, FILE, repo_type="dataset"),
-            headers=headers,
+            headers=build_hf_headers(library_name="fastzoo", library_version=__version__),
             timeout=TIMEOUT,
             follow_redirects=True,
-        ) as response:
-            if response.is_error:
-                response.read()
-            hf_raise_for_status(response)
-            for piece in response.iter_bytes(1 << 16):
-                content += piece
-                if len(content) > MAX_JSON_BYTES:
-                    raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
+        ) as response,
+    ):
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes(1 << 16):
+            content += piece
+            if len(content) > MAX_JSON_BYTES:
+                raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
+            if time.monotonic() > until:
+                raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from fastzoo.definitions import DEFINITIONS, SUBSETS
 from fastzoo.local import number_at, text_at
 from fastzoo.names import SAEName
@@ -208,6 +206,7 @@ def _parquet(rows: list[Row]) -> bytes:
 
 
 def _card(registry: Registry) -> str:
+    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from fastzoo.card import cards_folder, escape

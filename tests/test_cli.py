@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +14,24 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fastzoo.cli import app
-from fastzoo.errors import InputError, ModelError
+from fastzoo.cli import _debug_first, app
+from fastzoo.errors import (
+    EXIT_CODES,
+    FastzooError,
+    InputError,
+    ModelError,
+    report_failures,
+    without_secrets,
+)
 
 ROOT = Path(__file__).parent.parent
 
 
-def fastzoo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def fastzoo(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fastzoo.cli", *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | env,
         capture_output=True,
         text=True,
         timeout=300,
@@ -42,17 +51,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+RUN = "from fastzoo.cli import app; app({}, standalone_mode=False)"
+HEAVY = "{'torch', 'transformers', 'datasets', 'pyarrow', 'accelerate', 'matplotlib'}"
+CLIENT = "| {'huggingface_hub', 'httpx2', 'rich', 'pydantic', 'jinja2'}"
+
+
 @pytest.mark.parametrize(
-    "code",
+    ("code", "more"),
     [
-        "import fastzoo",
-        "import fastzoo.cli",
-        "from fastzoo.cli import app; app(['--help'], standalone_mode=False)",
-        "from fastzoo.cli import app; app(['list', 'qwen*'], standalone_mode=False)",
+        ("import fastzoo", CLIENT),
+        ("import fastzoo.cli", CLIENT),
+        (RUN.format(["--help"]), CLIENT),
+        (RUN.format(["list", "qwen*"]), "| {'httpx2'}"),
+        (RUN.format(["info", "qwen2.5-7b-L18-8x-jumprelu"]), "| {'httpx2'}"),
+        ("from fastzoo.cli import complete_names; complete_names('qwen')", "| {'httpx2'}"),
     ],
 )
-def test_nothing_heavy_is_imported(code: str, tmp_path: Path) -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'accelerate', 'matplotlib', 'huggingface_hub'}"
+def test_nothing_heavy_is_imported(code: str, more: str, tmp_path: Path) -> None:
+    heavy = f"({HEAVY} {more})"
     check = f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
     result = subprocess.run(
         [sys.executable, "-c", check],
@@ -69,12 +85,12 @@ def test_list_shows_local_saes_and_the_grid(workplace: Path) -> None:
     rows = json.loads(fastzoo("list", "--json", cwd=workplace).stdout)
     assert len(rows) == 241
     assert rows[0]["name"] == "tiny-chat-L1-8x-jumprelu" and rows[0]["status"] == "local"
-    assert rows[0]["l0"] > 0
+    assert rows[0]["l0"] > 0 and rows[0]["paper_log2_mse"] is None
     picked = json.loads(
         fastzoo("list", "qwen2.5-7b-L18-*-jumprelu", "--json", cwd=workplace).stdout
     )
     assert [r["name"] for r in picked] == ["qwen2.5-7b-L18-8x-jumprelu"]
-    assert picked[0]["log2_mse"] == -9.1659
+    assert picked[0]["paper_log2_mse"] == -9.1659 and picked[0]["log2_mse"] is None
     text = fastzoo("list", "--local", cwd=workplace).stdout.splitlines()
     assert len(text) == 2 and "local" in text[1]
 
@@ -154,8 +170,6 @@ def changed(value: Any, key: str, new: Any) -> Any:
 def test_records_of_any_shape_are_listed_and_described(
     workplace: Path, tmp_path: Path, file: str, key: str, new: Any
 ) -> None:
-    import shutil
-
     folder = tmp_path / "runs" / NAME
     shutil.copytree(workplace / "runs" / "tiny-chat-fast" / NAME, folder)
     record = json.loads((folder / file).read_text())
@@ -197,6 +211,8 @@ def test_options_of_eval_that_cannot_be(
         (("eval", "no/such/folder"), 2, "no folder"),
         (("eval", "tiny-chat-L1-8x-jumprelu", "--data", "gone.jsonl"), 8, "gone.jsonl"),
         (("eval", "tiny-chat-L1-8x-jumprelu", "--model", "nowhere"), 9, "nowhere"),
+        (("list", "--sort", "lg2_mse"), 2, "log2_mse"),
+        (("list", "--model", "qwen2.5-7"), 2, "qwen2.5-7b"),
         (("train", "layers=[9]"), 2, "0 to 3"),
         (("train", "no-such.yaml"), 2, "no-such.yaml"),
     ],
@@ -226,3 +242,137 @@ def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
     said = process.stderr.read()
     # Typer ends with 1 when it could not write everything; nobody is told more than that.
     assert process.wait(timeout=60) in (0, 1) and "Traceback" not in said
+
+
+@pytest.mark.parametrize("place", ["first", "last", "environment"])
+def test_debug_shows_the_traceback_too(tmp_path: Path, place: str) -> None:
+    line = ["info", "hf:nonsense"]
+    if place == "environment":
+        result = fastzoo(*line, cwd=tmp_path, FASTZOO_DEBUG="1")
+    else:
+        line.insert(0 if place == "first" else 2, "--debug")
+        result = fastzoo(*line, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.splitlines()[-1].startswith("error: 'hf:nonsense'")
+
+
+def test_after_two_hyphens_debug_is_an_argument() -> None:
+    assert _debug_first(["list", "--debug", "x"]) == ["--debug", "list", "x"]
+    assert _debug_first(["list", "--", "--debug"]) == ["list", "--", "--debug"]
+    assert _debug_first(["list"]) == ["list"]
+
+
+def test_commands_and_options_are_suggested() -> None:
+    for arguments, said in ((["lst"], "'list'"), (["list", "--sortt", "x"], "--sort")):
+        failed = CliRunner().invoke(app, arguments)
+        assert failed.exit_code == 2 and failed.stdout == "" and said in failed.stderr
+
+
+def test_exit_codes_are_told_alike() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    said = re.search(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert said
+    for code, what in EXIT_CODES.items():
+        assert f"{code:>5}  {what}\n" in shown
+        assert re.search(rf"\b{code}\b", said[1])
+    stack = [FastzooError]
+    while stack:
+        kind = stack.pop()
+        assert kind.exit_code in EXIT_CODES
+        stack += kind.__subclasses__()
+
+
+def test_tokens_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "hf_" + "aB3" * 11
+    said = str(InputError(f"Illegal header value b'Bearer {token}\\x00', {token}"))
+    assert "aB3" not in said and said.startswith("Illegal header value b'Bearer ***'")
+    monkeypatch.setenv("HF_TOKEN", "a token of another form")
+    assert str(InputError("x a token of another form y")) == "x *** y"
+    for text in ("hf_hub_download()", "hf_raise_for_status", "hf:org/name", "Bearer of news?"):
+        assert without_secrets(text).startswith(text[:7])
+    assert without_secrets("hf_hub_download hf_xet") == "hf_hub_download hf_xet"
+
+
+def test_a_fault_of_our_own_shows_its_traceback_and_no_token(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise ValueError("of the header " + "authorization: Bearer " + "secret" * 3)
+
+    with pytest.raises(SystemExit) as left:
+        report_failures(fail)
+    said = capsys.readouterr().err
+    assert left.value.code == 1 and said.startswith("Traceback")
+    assert said.endswith("ValueError: of the header authorization: Bearer ***\n")
+
+
+# --- completion --------------------------------------------------------------------------------
+
+
+def completed(line: str, shell: str, cwd: Path) -> list[str]:
+    """What a shell is offered for the last word of a line."""
+    words = line.split(" ")
+    asked = {
+        "_FASTZOO_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    result = fastzoo(cwd=cwd, **asked)
+    assert result.returncode == 0 and result.stderr == ""
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_offered_names(tmp_path: Path, shell: str) -> None:
+    here = tmp_path / "runs" / "mine" / NAME
+    here.mkdir(parents=True)
+    (here / "metrics.json").write_text("{}")
+    offered = " ".join(completed("fastzoo info tiny", shell, tmp_path))
+    assert NAME in offered and "qwen" not in offered
+    offered = " ".join(completed("fastzoo eval qwen2.5-7b-L18-8x-j", shell, tmp_path))
+    assert offered.count("qwen2.5-7b-L18-8x-jumprelu") == 3
+    assert "list" in " ".join(completed("fastzoo li", shell, tmp_path))
+
+
+def test_values_of_options_are_offered(tmp_path: Path) -> None:
+    for line, offered in {
+        "fastzoo list --method b": ["bt-f", "bt-p"],
+        "fastzoo list --model qwen2.5-1": ["qwen2.5-1.5b"],
+        "fastzoo list --sort paper": ["paper_log2_mse", "paper_log2_mse_special"],
+        "fastzoo list --desc": ["--descending"],
+    }.items():
+        assert completed(line, "bash", tmp_path) == offered
+
+
+BASH = r"""
+fastzoo --install-completion > /dev/null && . ~/.bash_completions/fastzoo.sh || exit 1
+complete -p fastzoo
+COMP_WORDS=(fastzoo info qwen2.5-7b-L25-8x-s) COMP_CWORD=2
+_fastzoo_completion fastzoo && printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_completion_installed_into_bash(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "fastzoo"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m fastzoo.cli \"$@\"\n")
+    command.chmod(0o755)
+    (tmp_path / "complete.sh").write_text(BASH)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "--norc", "complete.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    function, *offered = result.stdout.splitlines()
+    assert "_fastzoo_completion" in function
+    stem = "qwen2.5-7b-L25-8x-standard"
+    assert offered == [stem, f"{stem}-bt-f", f"{stem}-bt-p"]
