@@ -159,8 +159,8 @@ def pull(
 ) -> None:
     """Fetch SAEs from the Hub, verify every file, and print the folder of each."""
     from fastzoo.fetch import in_words
-    from fastzoo.pull import dry_run as planned
-    from fastzoo.pull import pull_all
+    from fastzoo.pulling import dry_run as planned
+    from fastzoo.pulling import pull_all
 
     if dry_run:
         rows, failures = planned(

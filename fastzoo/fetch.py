@@ -33,7 +33,7 @@ THREADS = 8
 UNREACHABLE = 3
 """SAEs in a row that the Hub could not be reached for, before the others are given up, too."""
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.0
 """How long downloads may take to clean up after Ctrl-C."""
 
 
@@ -125,38 +125,41 @@ def fetch(
         shown: whether to tell on stderr how far it is.
 
     Raises:
-        HubError: a JSON file beyond all measure.
         OutputError: not enough space; nothing was fetched.
         InputError: two SAEs would be written to the same place.
     """
-    for sae in saes:
-        for file in sae.files:
-            if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
-                raise HubError(
-                    f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
-                    f"{MAX_JSON_BYTES}, so it is not fetched"
-                )
+    refused_saes = {sae: error for sae in saes if (error := _unbearable(sae))}
+    bearable = [sae for sae in saes if sae not in refused_saes]
     if local_dir is not None:
-        _refuse_clashes(saes)
-    missing = {
-        (sae, file) for sae in saes for file in sae.files if here(sae, file, local_dir) is None
-    }
-    size = sum(file.size for _, file in missing)
+        _refuse_clashes(bearable)
+    missing = [f for sae in bearable for f in sae.files if here(sae, f, local_dir) is None]
+    size = sum(file.size for file in missing)
     _check_space(size, local_dir)
     if shown and size:
-        _say(saes, len(missing), size, local_dir)
-    if local_dir is not None:
+        _say(bearable, len(missing), size, local_dir)
+    if local_dir is not None and bearable:
         try:
             claim(local_dir, lambda line: print(line, file=sys.stderr))
         except OSError as error:
             raise refused(local_dir, error) from None
     try:
-        total = sum(sae.size for sae in saes)
+        total = sum(sae.size for sae in bearable)
         with Progress("pulling", max(total, 1), shown=shown and size > 0) as bar:
-            return _Downloads(saes, local_dir, bar).run()
+            results = iter(_Downloads(bearable, local_dir, bar).run())
     finally:
         if local_dir is not None:
             release_claims()
+    return [refused_saes.get(sae) or next(results) for sae in saes]
+
+
+def _unbearable(sae: SAEFiles) -> HubError | None:
+    for file in sae.files:
+        if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
+            return HubError(
+                f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
+                f"{MAX_JSON_BYTES}, so it is not fetched"
+            )
+    return None
 
 
 def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None) -> None:

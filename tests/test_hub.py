@@ -49,7 +49,7 @@ sys.addaudithook(only_loopback)
 
 FETCH = """
 from fastzoo.errors import FastzooError
-from fastzoo.pull import fetch_to_load
+from fastzoo.pulling import fetch_to_load
 for text in sys.argv[1:]:
     try:
         print(json.dumps(str(fetch_to_load(text))))
