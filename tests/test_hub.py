@@ -6,18 +6,16 @@ import io
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback_hub import TOKEN, LoopbackHub, Response, error, sha256
+from loopback_hub import ROOT, TOKEN, LoopbackHub, Response, error, run, sha256
 
 from fastzoo.errors import InputError
 from fastzoo.hub import Reference, parse_reference, sae_folders
 
-ROOT = Path(__file__).parent.parent
 HOOK = "blocks.18.hook_resid_post"
 NAME = "org/qwen2.5-7b-L18-8x-jumprelu"
 OURS = {
@@ -30,22 +28,6 @@ OURS = {
     f"{HOOK}/sae_weights.safetensors": b"weights of ours",
     f"{HOOK}/sparsity.safetensors": b"sparsity of ours",
 }
-
-# Fails on any socket that leaves this machine; the proxy settings of the loopback Hub should make
-# sure that none is ever asked for.
-PRELUDE = """
-import json, sys
-def only_loopback(event, args):
-    if event == "socket.getaddrinfo":
-        host = args[0]
-    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
-        host = args[1][0]
-    else:
-        return
-    if host not in (None, "localhost", "127.0.0.1", "::1"):
-        raise RuntimeError(f"{event} to {host}")
-sys.addaudithook(only_loopback)
-"""
 
 FETCH = """
 from fastzoo.errors import FastzooError
@@ -65,24 +47,9 @@ def hub() -> Iterator[LoopbackHub]:
         assert hub.foreign == []
 
 
-def run(hub: LoopbackHub, home: Path, code: str, *args: str, **env: str) -> list[Any]:
-    """Run ``code`` as a client of ``hub``; what it prints is JSON, line by line."""
-    script = PRELUDE + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args],
-        env=hub.env(home, **{"FASTZOO_RETRY_SECONDS": "0.01", **env}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def fetch(hub: LoopbackHub, home: Path, *references: str, **env: str) -> list[str]:
     """``fetch_to_load`` of each reference: the folder, or the error's class and message."""
-    return run(hub, home, FETCH, *references, **env)
+    return run(hub, home, FETCH, *references, **{"FASTZOO_RETRY_SECONDS": "0.01", **env})
 
 
 def files_in(folder: str | Path) -> set[str]:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback_hub import LoopbackHub, Request, Response, error, sha256
+from loopback_hub import PRELUDE, ROOT, LoopbackHub, Request, Response, sha256
+from loopback_hub_collections import Collection, Item, new_id
 
 from fastzoo.names import SAEName, parse_name
 from fastzoo.registry import DATASET, FILE, FileFacts, Published, Registry
 
-ROOT = Path(__file__).parent.parent
 NAME = "qwen2.5-7b-L18-8x-jumprelu"
 HOOK = "blocks.18.hook_resid_post"
 WEIGHTS = f"{HOOK}/sae_weights.safetensors"
@@ -49,7 +49,7 @@ def run(hub: LoopbackHub, home: Path, code: str, *args: str, **env: str) -> list
     """Run ``code`` as a client of ``hub`` in the folder ``home``; it prints JSON, line by line."""
     env = {"FASTZOO_RETRY_SECONDS": "0.01", "FASTZOO_NAMESPACE": "org", **env}
     done = subprocess.run(
-        [sys.executable, "-c", code, *args],
+        [sys.executable, "-c", PRELUDE + code, *args],
         env=hub.env(home, PYTHONPATH=str(ROOT), **env),
         cwd=home,
         capture_output=True,
@@ -226,11 +226,8 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
         assert len(errors) == (3 if "hf:org/huge qwen" in case else 1), err
         assert out.count("\n") == ("hf:org/huge qwen" in case), case
     # A token that is none, and a repository that only its own may see.
-    refuse = error(401, "", "Invalid credentials in Authorization header")
-    hub.faults.append(lambda request: refuse if request.authorized else None)
-    ((code, _, err),) = cli(hub, tmp_path, "pull hf:org/private")
+    ((code, _, err),) = cli(hub, tmp_path, "pull hf:org/private", HF_TOKEN="hf_wrong")
     assert code == 4 and "hf auth login" in err, err
-    hub.faults.clear()
     ((code, _, err),) = cli(hub, tmp_path, "pull hf:org/private", HF_TOKEN="")
     assert code == 3 and "if it is private" in err, err
     ((code, _, err),) = cli(hub, tmp_path, "pull hf:org/private", HF_ENDPOINT="http://127.0.0.1:9")
@@ -319,6 +316,61 @@ def test_hostile_listing_writes_nothing_outside(hub: LoopbackHub, tmp_path: Path
     }
     assert {path.name for path in tmp_path.iterdir()} == {"zoo", "hf"}
     assert hub.asked("hostile/resolve|twins/resolve|ae.pt") == []
+
+
+# --- collections -------------------------------------------------------------------------------
+
+
+def test_collections_and_xet(hub: LoopbackHub, tmp_path: Path) -> None:
+    files = publish(hub, NAME, f"{NAME}-bt-f")
+    hub.add("model", "org/scope", {"params.npz": b"s"})
+    hub.add("model", "org/base-model", {"config.json": b"{}", "model.safetensors": b"x"})
+    hub.add("dataset", "org/data", {"a.txt": b"x"})
+
+    def collection(title: str, *items: tuple[str, str]) -> str:
+        made = Collection(new_id(hub), "org", title)
+        made.items = [Item(new_id(hub), kind, name) for kind, name in items]
+        hub.collections[made.id] = made
+        return made.slug
+
+    def id_of(slug: str) -> tuple[str, str]:
+        return "collection", slug[-24:]
+
+    deepest = collection("Deepest", ("model", "org/nowhere"))
+    inner = collection("Inner", ("model", f"org/{NAME}-bt-f"), id_of(deepest))
+    whole = collection("Whole", ("model", f"org/{NAME}"), ("dataset", "org/data"), id_of(inner))
+    other = collection("Others", ("model", "org/scope"), ("model", "org/base-model"))
+    none = collection("None", ("dataset", "org/data"))
+    # Once these bytes are in the Xet store, the Hub offers them from there.
+    upload = """
+import sys
+from huggingface_hub import HfApi
+HfApi().upload_file(path_or_fileobj=sys.argv[1].encode(), path_in_repo="a.bin", repo_id="org/scope")
+"""
+    weights = files[NAME][WEIGHTS].decode()
+    run(hub, tmp_path, upload, weights, HF_HUB_DISABLE_XET="0")
+    count = len(hub.requests)
+    sources = (f"hf:collections/{whole}", f"{hub.endpoint}/collections/{whole}")
+    xet, again, others, empty, gone = cli(
+        hub,
+        tmp_path,
+        *(f"pull {source}" for source in sources),
+        f"pull hf:collections/{other} --json",
+        f"pull hf:collections/{none}",
+        f"pull hf:collections/org/gone-{'0' * 24}",
+        HF_HUB_DISABLE_XET="0",
+    )
+    folders = xet[1].splitlines()
+    assert [content(f) for f in folders] == [files[NAME], files[f"{NAME}-bt-f"]], xet
+    assert again == (0, xet[1], "")
+    # What the registry pins is not listed again, and what is in the Xet store came from there.
+    asked = [r for r in asked_since(hub, count) if "/api/models" in r and NAME in r]
+    assert len(asked) == 1 and "xet-read-token" in asked[0]
+    assert hub.asked(f"GET /objects/{sha256(files[NAME][WEIGHTS])}") == []
+    assert others[0] == 3 and "no SAE in org/base-model" in others[2]
+    assert [row["name"] for row in json.loads(others[1])] == ["scope"]
+    assert empty[0] == 3 and "holds no model" in empty[2]
+    assert gone[0] == 3 and "no collection org/gone" in gone[2]
 
 
 # --- without a network -------------------------------------------------------------------------
