@@ -158,9 +158,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch SAEs from the Hub, verify every file, and print the folder of each."""
-    from fastzoo.fetch import in_words
     from fastzoo.pulling import dry_run as planned
     from fastzoo.pulling import pull_all
+    from fastzoo.sae_files import in_words
 
     if dry_run:
         rows, failures = planned(

@@ -23,7 +23,6 @@ from fastzoo.errors import (
     did_you_mean,
     one_line,
 )
-from fastzoo.fetch import SAEFiles
 from fastzoo.hub import LAYOUTS, PICKLES, Reference, hub_errors, parse_reference, sae_folders
 from fastzoo.listing import TRIES, RemoteFile, read_listing
 from fastzoo.names import SAEName, parse_name
@@ -36,6 +35,7 @@ from fastzoo.registry import (
     read_registry,
 )
 from fastzoo.retries import patiently
+from fastzoo.sae_files import SAEFiles
 from fastzoo.zoo import zoo_names
 
 _COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)

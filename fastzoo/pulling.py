@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fastzoo.errors import FastzooError, HubError, InputError, one_line
-from fastzoo.fetch import Fetched, SAEFiles, fetch, here
+from fastzoo.fetch import fetch
 from fastzoo.hub import parse_reference
 from fastzoo.names import SAEName, parse_name
 from fastzoo.plan import Planner, collection_slug, from_registry, plan
 from fastzoo.registry import default_namespace, read_registry
+from fastzoo.sae_files import Fetched, SAEFiles, here
 
 NOT_LOADED = ("README.md", "training_log.csv", "training.png", "NOTICE")
 """What is for people: pulled, but not fetched only to load an SAE."""

@@ -159,7 +159,7 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
     assert all("sae_weights" in request for request in first)
 
     count = len(hub.requests)
-    again, as_json, there, copied, copied_again, found = cli(
+    again, as_json, there, copied, copied_again, found, revised = cli(
         hub,
         tmp_path,
         "pull qwen2.5-*-jumprelu*",
@@ -168,6 +168,7 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
         f"pull {NAME} {NAME}-bt-f --local-dir zoo",
         f"pull {NAME} --local-dir zoo --json",
         f"pull hf:org/{NAME} hf:org/{NAME}@main --json",
+        f"pull {NAME} --revision main",
     )
     assert again[:2] == (0, out) and again[2] == ""
     (report,) = json.loads(as_json[1])
@@ -188,7 +189,8 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
     assert json.loads(copied_again[1])[0]["downloaded_bytes"] == 0
     # A reference to a branch asks which commit it is, and once for the listing.
     assert [r["path"] for r in json.loads(found[1])] == [report["path"]]
-    assert [r.split("/")[2] for r in asked_since(hub, count)] == ["models"] * 3
+    assert [r.split("/")[2] for r in asked_since(hub, count)] == ["models"] * 4
+    assert revised[:2] == (0, report["path"] + "\n")
 
 
 def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -267,6 +269,32 @@ def test_wrong_bytes_on_the_wire_in_the_cache_and_in_a_folder(
         assert again[:2] == (0, f"{folder}\n") and content(folder) == files[NAME]
         assert local[0] == 0 and f"{path}' is not what was published and is replaced" in local[2]
         assert content(tmp_path / "zoo" / NAME) == {**files[NAME], "mine.txt": b"kept"}
+
+
+def test_a_disk_that_is_full_or_refuses(hub: LoopbackHub, tmp_path: Path) -> None:
+    publish(hub, NAME)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / NAME).write_bytes(b"in the way")
+    # More than any disk has: nothing is asked for.
+    name = f"{NAME}-bt-f"
+    facts = {path: FileFacts(1 << 60, "0" * 64) for path in ours(parse_name(name))}
+    facts = {p: FileFacts(9, f.sha256) if p.endswith(".json") else f for p, f in facts.items()}
+    huge = Published(parse_name(name), f"org/{name}", "1" * 40, facts, {})
+    text = Registry("other", None, {huge.name: huge}).to_text()
+    hub.add("dataset", f"other/{DATASET}", {FILE: text.encode()})
+    full, a_file, in_the_way = cli(
+        hub,
+        tmp_path,
+        f"pull {name} --namespace other",
+        f"pull {NAME} --local-dir file",
+        f"pull {NAME} --local-dir zoo",
+    )
+    assert full[0] == 10 and "nothing was fetched" in full[2]
+    assert hub.asked(f"{name}/resolve") == []
+    assert a_file[0] == 10 and "'file' cannot be written" in a_file[2]
+    assert in_the_way[0] == 10 and f"zoo/{NAME}' cannot be written" in in_the_way[2]
+    assert (tmp_path / "zoo" / NAME).read_bytes() == b"in the way"
 
 
 def test_failures_that_pass_by_themselves(hub: LoopbackHub, tmp_path: Path) -> None:
