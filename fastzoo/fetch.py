@@ -194,11 +194,8 @@ class _Downloads:
         if not isinstance(result, Fetched):
             return
         try:
-            if self.unreachable >= UNREACHABLE:
-                raise HubError(f"{sae.name} was not tried, as the Hub could not be reached before")
             counted = _Counted(self, sae, file)
             path, sha256, downloaded = self._get(sae, file, counted)
-            counted.finish()
             with self.lock:
                 result.sha256[file.path] = sha256
                 if downloaded:
@@ -208,6 +205,7 @@ class _Downloads:
                     depth = len(PurePosixPath(sae.inside(file.path)).parts)
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
+            counted.finish()
         except BaseException as error:
             with self.lock:
                 if isinstance(self.results[index], Fetched):
@@ -239,6 +237,9 @@ class _Downloads:
                 return target, verified(sae, file, target), False
         if path is not None:
             return path, verified(sae, file, path), False
+
+        if self.unreachable >= UNREACHABLE:
+            raise HubError(f"{sae.name} was given up, as the Hub could not be reached for others")
 
         def attempt() -> str:
             counted.restart()
@@ -305,8 +306,9 @@ class _Counted:
         if self.now > self.most:
             downloads = self.downloads
             with downloads.lock:
-                note = f"{downloads.files_done} of {downloads.files} files"
-                downloads.bar.advance(self.now - self.most, note)
+                bar, by = downloads.bar, self.now - self.most
+                sizes = f"{in_words(bar.done + by)} of {in_words(bar.total)}"
+                bar.advance(by, f"{sizes}, {downloads.files_done} of {downloads.files} files")
             self.most = self.now
 
 

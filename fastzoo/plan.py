@@ -120,9 +120,12 @@ class Planner:
         def matches(name: SAEName) -> bool:
             return fnmatchcase(str(name).lower(), pattern.lower())
 
-        saes = self.registry(self.namespace).saes
-        found = [published for name, published in sorted(saes.items()) if matches(name)]
-        if not found:
+        for newest in (False, True):
+            saes = self.registry(self.namespace, newest).saes
+            found = [published for name, published in sorted(saes.items()) if matches(name)]
+            if found:
+                break
+        else:
             grid = sum(map(matches, zoo_names()))
             raise NotFoundError(
                 f"none of the {len(saes)} SAEs that {self.namespace} has published matches "

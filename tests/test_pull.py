@@ -314,6 +314,17 @@ def test_failures_that_pass_by_themselves(hub: LoopbackHub, tmp_path: Path) -> N
     home.mkdir()
     ((code, out, err),) = cli(hub, home, f"pull {NAME}*")
     assert code == 5 and len(out.splitlines()) == 1 and "answered 502" in err
+    # One that is down for all is not asked for each in vain; what is in the cache needs none.
+    publish(hub, *TWELVE)
+    hub.faults.clear()
+    home = tmp_path / "third"
+    home.mkdir()
+    assert cli(hub, home, f"pull {NAME}")[0][0] == 0
+    hub.fail("/objects/|/resolve/(?!main)", lambda request: Response(502))
+    ((code, out, err),) = cli(hub, home, f"pull {' '.join(TWELVE)} --local-dir zoo")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (5, f"zoo/{NAME}\n") and len(errors) == 11, err
+    assert 1 <= err.count("was given up, as the Hub could not be reached for others") <= 8
 
 
 def test_hostile_listing_writes_nothing_outside(hub: LoopbackHub, tmp_path: Path) -> None:
