@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastzoo.formats import load_sae, save_sae
     from fastzoo.names import SAEName, parse_name
-    from fastzoo.pull import pull
+    from fastzoo.pulling import pull
 
 __all__ = ["SAEName", "__version__", "load_sae", "parse_name", "pull", "save_sae"]
 
@@ -20,7 +20,7 @@ _WHERE = {
     "SAEName": "fastzoo.names",
     "parse_name": "fastzoo.names",
     "load_sae": "fastzoo.formats",
-    "pull": "fastzoo.pull",
+    "pull": "fastzoo.pulling",
     "save_sae": "fastzoo.formats",
 }
 

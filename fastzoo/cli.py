@@ -269,9 +269,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch SAEs from the Hub, verify every file, and print the folder of each."""
-    from fastzoo.fetch import in_words
-    from fastzoo.pull import dry_run as planned
-    from fastzoo.pull import pull_all
+    from fastzoo.pulling import dry_run as planned
+    from fastzoo.pulling import pull_all
+    from fastzoo.sae_files import in_words
 
     if dry_run:
         rows, failures = planned(
@@ -357,7 +357,7 @@ def push_saes(
 ) -> None:
     """Publish SAEs with cards and figures; the same command goes on where one was interrupted."""
     from fastzoo.publishable import candidates
-    from fastzoo.push import Options, push
+    from fastzoo.pushing import Options, push
 
     saes = candidates(sources)
     if dry_run:

@@ -8,7 +8,7 @@ huggingface_hub.
 
 from __future__ import annotations
 
-import os
+import errno
 import queue
 import shutil
 import sys
@@ -16,16 +16,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastzoo.errors import FastzooError, HubError, InputError, IntegrityError, OutputError, one_line
-from fastzoo.files import MAX_JSON_BYTES, claim, partial_of, publish, refused, release_claims, sync
+from fastzoo.errors import FastzooError, HubError, InputError, IntegrityError, OutputError
+from fastzoo.files import MAX_JSON_BYTES, claim, partial_of, refused, release_claims
 from fastzoo.hub import hub_errors
 from fastzoo.hub_listing import TRIES, RemoteFile
 from fastzoo.progress import Progress
 from fastzoo.retries import patiently
+from fastzoo.sae_files import (
+    Fetched,
+    SAEFiles,
+    copy_file,
+    here,
+    in_words,
+    publish_files,
+    remove_leftovers,
+    verified,
+)
 
 THREADS = 8
 """Files that are fetched at a time."""
@@ -33,85 +42,11 @@ THREADS = 8
 UNREACHABLE = 3
 """SAEs in a row that the Hub could not be reached for, before the others are given up, too."""
 
-STOP_SECONDS = 2.0
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""What a disk that cannot be written says."""
+
+STOP_SECONDS = 1.0
 """How long downloads may take to clean up after Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class SAEFiles:
-    """The files to fetch for one SAE."""
-
-    name: str
-    """A zoo name, or the repository's name and the folder in it; also its place in ``--local-dir``."""
-    repo_id: str
-    sha: str
-    folder: str
-    """The folder of the repository that is the SAE's; '' is its root."""
-    files: tuple[RemoteFile, ...]
-    gone: tuple[str, ...] = ()
-    """Files that such an SAE can have and that this one has not, as paths in the repository."""
-
-    def inside(self, path: str) -> str:
-        """A path of the repository relative to ``folder``."""
-        return path[len(self.folder) + 1 :] if self.folder else path
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
-
-
-@dataclass
-class Fetched:
-    """An SAE whose files are all on this machine, and verified."""
-
-    sae: SAEFiles
-    path: Path
-    """The folder of the SAE."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    downloaded: int = 0
-    """Bytes."""
-
-    def report(self) -> dict[str, Any]:
-        sae = self.sae
-        return {
-            "name": sae.name,
-            "repo": sae.repo_id,
-            "revision": sae.sha,
-            "path": str(self.path),
-            "files": [
-                {"path": sae.inside(f.path), "size": f.size, "sha256": self.sha256[f.path]}
-                for f in sae.files
-            ],
-            "bytes": sae.size,
-            "downloaded_bytes": self.downloaded,
-        }
-
-
-def in_words(size: int) -> str:
-    """A number of bytes, for people."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= power:
-            return f"{size / power:.1f} {unit}"
-    return f"{size} bytes"
-
-
-def here(sae: SAEFiles, file: RemoteFile, local_dir: Path | None) -> Path | None:
-    """Where a file already is, going by its name, commit and size; it still has to be verified."""
-    from huggingface_hub import try_to_load_from_cache
-
-    places: list[str | Path] = []
-    if local_dir is not None:
-        places.append(local_dir / sae.name / sae.inside(file.path))
-        places.append(partial_of(local_dir / sae.name) / file.path)
-    with hub_errors("model", sae.repo_id):
-        cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
-    if isinstance(cached, str):
-        places.append(cached)
-    for place in map(Path, places):
-        with suppress(OSError):
-            if place.stat().st_size == file.size or str(place) == cached:
-                return place
-    return None
 
 
 def fetch(
@@ -125,38 +60,41 @@ def fetch(
         shown: whether to tell on stderr how far it is.
 
     Raises:
-        HubError: a JSON file beyond all measure.
         OutputError: not enough space; nothing was fetched.
         InputError: two SAEs would be written to the same place.
     """
-    for sae in saes:
-        for file in sae.files:
-            if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
-                raise HubError(
-                    f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
-                    f"{MAX_JSON_BYTES}, so it is not fetched"
-                )
+    refused_saes = {sae: error for sae in saes if (error := _unbearable(sae))}
+    bearable = [sae for sae in saes if sae not in refused_saes]
     if local_dir is not None:
-        _refuse_clashes(saes)
-    missing = {
-        (sae, file) for sae in saes for file in sae.files if here(sae, file, local_dir) is None
-    }
-    size = sum(file.size for _, file in missing)
+        _refuse_clashes(bearable)
+    missing = [f for sae in bearable for f in sae.files if here(sae, f, local_dir) is None]
+    size = sum(file.size for file in missing)
     _check_space(size, local_dir)
     if shown and size:
-        _say(saes, len(missing), size, local_dir)
-    if local_dir is not None:
+        _say(bearable, len(missing), size, local_dir)
+    if local_dir is not None and bearable:
         try:
             claim(local_dir, lambda line: print(line, file=sys.stderr))
         except OSError as error:
             raise refused(local_dir, error) from None
     try:
-        total = sum(sae.size for sae in saes)
+        total = sum(sae.size for sae in bearable)
         with Progress("pulling", max(total, 1), shown=shown and size > 0) as bar:
-            return _Downloads(saes, local_dir, bar).run()
+            results = iter(_Downloads(bearable, local_dir, bar).run())
     finally:
         if local_dir is not None:
             release_claims()
+    return [refused_saes.get(sae) or next(results) for sae in saes]
+
+
+def _unbearable(sae: SAEFiles) -> HubError | None:
+    for file in sae.files:
+        if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
+            return HubError(
+                f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
+                f"{MAX_JSON_BYTES}, so it is not fetched"
+            )
+    return None
 
 
 def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None) -> None:
@@ -189,10 +127,6 @@ def _check_space(size: int, local_dir: Path | None) -> None:
                 f"{in_words(size)} are to be fetched into '{folder}', where {in_words(free)} are free; "
                 "nothing was fetched"
             )
-
-
-LEFTOVER_SECONDS = 3600.0
-"""Without a byte written, after which a partial file belongs to no download any more."""
 
 
 class _Abandoned(Exception):
@@ -260,11 +194,8 @@ class _Downloads:
         if not isinstance(result, Fetched):
             return
         try:
-            if self.unreachable >= UNREACHABLE:
-                raise HubError(f"{sae.name} was not tried, as the Hub could not be reached before")
             counted = _Counted(self, sae, file)
             path, sha256, downloaded = self._get(sae, file, counted)
-            counted.finish()
             with self.lock:
                 result.sha256[file.path] = sha256
                 if downloaded:
@@ -274,6 +205,7 @@ class _Downloads:
                     depth = len(PurePosixPath(sae.inside(file.path)).parts)
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
+            counted.finish()
         except BaseException as error:
             with self.lock:
                 if isinstance(self.results[index], Fetched):
@@ -283,7 +215,7 @@ class _Downloads:
 
     def _get(self, sae: SAEFiles, file: RemoteFile, counted: _Counted) -> tuple[Path, str, bool]:
         """A file's place, its sha256, and whether it was downloaded."""
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
 
         path = here(sae, file, self.local_dir)
         staging: Path | None = None
@@ -300,27 +232,36 @@ class _Downloads:
                 target.unlink(missing_ok=True)
                 path = here(sae, file, None)
             if path is not None:
-                _verified(sae, file, path)
-                _copy(path, target)
-                return target, _verified(sae, file, target), False
+                verified(sae, file, path)
+                copy_file(path, target)
+                return target, verified(sae, file, target), False
         if path is not None:
-            return path, _verified(sae, file, path), False
+            return path, verified(sae, file, path), False
+
+        if self.unreachable >= UNREACHABLE:
+            raise HubError(f"{sae.name} was given up, as the Hub could not be reached for others")
 
         def attempt() -> str:
             counted.restart()
-            return hf_hub_download(
-                sae.repo_id,
-                file.path,
-                revision=sae.sha,
-                local_dir=staging,
-                tqdm_class=_bar_class(counted.received),
-            )
+            try:
+                return hf_hub_download(
+                    sae.repo_id,
+                    file.path,
+                    revision=sae.sha,
+                    local_dir=staging,
+                    tqdm_class=_bar_class(counted.received),
+                )
+            except OSError as error:
+                if error.errno in DISK:  # others are of the connection
+                    place = staging or Path(constants.HF_HUB_CACHE)
+                    raise refused(place, error) from None
+                raise
 
         with hub_errors("model", sae.repo_id, sae.sha):
             path = Path(patiently(attempt, f"{sae.name}: {file.path}", TRIES))
         if staging is None:
-            _remove_leftovers(path)
-        return path, _verified(sae, file, path), True
+            remove_leftovers(path)
+        return path, verified(sae, file, path), True
 
     def _complete(self, index: int) -> None:
         """All files of an SAE have been tried."""
@@ -329,7 +270,7 @@ class _Downloads:
             return
         final = self.local_dir / result.sae.name
         try:
-            _publish(result.sae, final)
+            publish_files(result.sae, final)
         except OSError as error:
             self.results[index] = refused(final, error)
         result.path = final
@@ -365,8 +306,9 @@ class _Counted:
         if self.now > self.most:
             downloads = self.downloads
             with downloads.lock:
-                note = f"{downloads.files_done} of {downloads.files} files"
-                downloads.bar.advance(self.now - self.most, note)
+                bar, by = downloads.bar, self.now - self.most
+                sizes = f"{in_words(bar.done + by)} of {in_words(bar.total)}"
+                bar.advance(by, f"{sizes}, {downloads.files_done} of {downloads.files} files")
             self.most = self.now
 
 
@@ -385,65 +327,3 @@ def _bar_class(received: Callable[[int], None]) -> type:
             """Xet's bytes on the wire, which are not those of the file."""
 
     return Bar
-
-
-def _verified(sae: SAEFiles, file: RemoteFile, path: Path) -> str:
-    """The sha256 of a file, which is as published. Raises IntegrityError, and deletes it, if not."""
-    try:
-        same, sha256 = file.hashes(path)
-    except OSError as error:
-        raise OutputError(f"'{path}' cannot be read: {one_line(error.strerror)}") from None
-    if same:
-        return sha256
-    # Left in place it would be served again for ever: the client trusts what it has.
-    with suppress(OSError):
-        blob = path.resolve()
-        path.unlink()
-        blob.unlink(missing_ok=True)
-    raise IntegrityError(
-        f"{sae.repo_id}@{sae.sha[:12]}: {file.path} is not the file that was published (its hash "
-        "differs), so it was damaged or replaced; the bad copy was deleted, run again to fetch it anew"
-    )
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes had of a file that is now in the cache as a whole."""
-    with suppress(OSError):
-        blob = path.resolve()
-        for old in blob.parent.glob(f"{blob.name}.*.incomplete"):
-            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
-                old.unlink()
-
-
-def _copy(path: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    except OSError as error:
-        raise refused(target, error) from None
-
-
-def _publish(sae: SAEFiles, final: Path) -> None:
-    """Give files that are complete in the partial folder their place: the folder as a whole, or where
-    there is one already each file that differs. Raises OSError."""
-    staging = partial_of(final)
-    if staging.is_dir():
-        shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes
-        content = staging / sae.folder
-        if not final.exists():
-            for path in sorted(content.rglob("*")):
-                sync(path)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            publish(content, final)
-        else:
-            for file in sae.files:
-                new = content / sae.inside(file.path)
-                if new.is_file():
-                    old = final / sae.inside(file.path)
-                    old.parent.mkdir(parents=True, exist_ok=True)
-                    sync(new)
-                    os.replace(new, old)
-                    sync(old.parent)
-        shutil.rmtree(staging, ignore_errors=True)
-    for gone in sae.gone:
-        (final / sae.inside(gone)).unlink(missing_ok=True)

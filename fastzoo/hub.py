@@ -1,6 +1,6 @@
 """The Hugging Face Hub: references, the layouts of SAEs in repositories, pinned revisions, errors.
 
-What is fetched is in ``fastzoo.pull``, how in ``fastzoo.fetch``. Importing this module does not load
+``fastzoo.plan`` tells what is fetched, ``fastzoo.fetch`` fetches it. Importing this module does not load
 huggingface_hub.
 """
 

@@ -41,7 +41,7 @@ def find_local(source: str) -> Path | None:
     Raises:
         InputError, HubError: a folder or reference that is not there, or files that were damaged.
     """
-    from fastzoo.pull import fetch_to_load, find_pulled
+    from fastzoo.pulling import fetch_to_load, find_pulled
 
     if source.startswith("hf:"):
         return fetch_to_load(source)
@@ -54,7 +54,7 @@ def locate(source: str) -> Path:
     Raises:
         InputError, HubError.
     """
-    from fastzoo.pull import fetch_to_load
+    from fastzoo.pulling import fetch_to_load
 
     return (None if source.startswith("hf:") else _on_disk(source)) or fetch_to_load(source)
 

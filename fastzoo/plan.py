@@ -23,7 +23,6 @@ from fastzoo.errors import (
     did_you_mean,
     one_line,
 )
-from fastzoo.fetch import SAEFiles
 from fastzoo.hub import LAYOUTS, PICKLES, Reference, hub_errors, parse_reference, sae_folders
 from fastzoo.hub_listing import TRIES, RemoteFile, read_listing
 from fastzoo.names import SAEName, parse_name
@@ -36,6 +35,7 @@ from fastzoo.registry import (
     read_registry,
 )
 from fastzoo.retries import patiently
+from fastzoo.sae_files import SAEFiles
 from fastzoo.zoo import zoo_names
 
 _COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
@@ -120,9 +120,12 @@ class Planner:
         def matches(name: SAEName) -> bool:
             return fnmatchcase(str(name).lower(), pattern.lower())
 
-        saes = self.registry(self.namespace).saes
-        found = [published for name, published in sorted(saes.items()) if matches(name)]
-        if not found:
+        for newest in (False, True):
+            saes = self.registry(self.namespace, newest).saes
+            found = [published for name, published in sorted(saes.items()) if matches(name)]
+            if found:
+                break
+        else:
             grid = sum(map(matches, zoo_names()))
             raise NotFoundError(
                 f"none of the {len(saes)} SAEs that {self.namespace} has published matches "

@@ -212,14 +212,12 @@ def read_registry(
     namespace: str | None = None,
     *,
     newest: bool = False,
-    ask: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Registry:
     """The registry of a namespace, from the Hub if it can be asked, else as it was last seen.
 
     Args:
         newest: ask the Hub even where the cached one is new.
-        ask: False: make no request, however old the cached one is.
         say: told in one line if the Hub was to be asked in vain, and what is returned instead.
 
     Raises:
@@ -232,7 +230,7 @@ def read_registry(
     asked = cached.with_name("asked")
     known = last_seen(namespace)
     failure: HubError | None = None
-    if not ask or _offline():
+    if _offline():
         pass
     elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
         failure = _kept_failure(asked)

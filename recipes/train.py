@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
 from fastzoo.errors import InputError, OutputError, report_failures
 from fastzoo.files import release_claims
-from fastzoo.push import push_run, warn_without_token
+from fastzoo.pushing import push_run, warn_without_token
 from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
 
 if TYPE_CHECKING:

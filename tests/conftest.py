@@ -40,6 +40,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that is not asked, and of which nothing is known."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+
+
 def training(preset: str = "quick", **changes: Any) -> TrainingSection:
     """A preset's training section with some values changed."""
     return TrainingSection.model_validate({**preset_values(preset), **changes})

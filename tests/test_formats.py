@@ -16,7 +16,7 @@ import torch
 from conftest import randomise
 from safetensors.torch import load_file, save_file
 
-from fastzoo.errors import InputError, OutputError
+from fastzoo.errors import InputError, NotFoundError, OutputError
 from fastzoo.files import machine_memory
 from fastzoo.formats import load_sae, open_sae, save_sae
 from fastzoo.saes.jumprelu import JumpReLUSAE
@@ -641,20 +641,20 @@ def test_an_empty_folder_a_file_and_nothing_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["x" * 300, "x" * 300 + "/y", "~nobody-here/x", "~\0", "a\nb/c"])
-def test_what_can_be_no_path_is_not_there(source: str) -> None:
+def test_what_can_be_no_path_is_not_there(source: str, offline: None) -> None:
     with pytest.raises(InputError) as caught:
         load_sae(source)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
     long_name = "x" * 300 + "-L1-8x-standard"
-    with pytest.raises(InputError, match="not on this machine"):
+    with pytest.raises(NotFoundError, match="nor on this machine"):
         load_sae(long_name)
 
 
 def test_a_name_is_looked_for_here_and_in_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="tiny-chat-L5-2x-standard is not on this machine"):
+    with pytest.raises(NotFoundError, match="tiny-chat-L5-2x-standard is not published"):
         load_sae("tiny-chat-L5-2x-standard")
     sae = make("standard")
     save_sae(sae, tmp_path / "runs" / "any" / "tiny-chat-L5-2x-standard" / HOOK, layer=5)

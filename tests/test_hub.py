@@ -31,7 +31,7 @@ OURS = {
 
 FETCH = """
 from fastzoo.errors import FastzooError
-from fastzoo.pull import fetch_to_load
+from fastzoo.pulling import fetch_to_load
 for text in sys.argv[1:]:
     try:
         print(json.dumps(str(fetch_to_load(text))))
@@ -49,7 +49,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 def fetch(hub: LoopbackHub, home: Path, *references: str, **env: str) -> list[str]:
     """``fetch_to_load`` of each reference: the folder, or the error's class and message."""
-    return run(hub, home, FETCH, *references, **env)
+    return run(hub, home, FETCH, *references, **{"FASTZOO_RETRY_SECONDS": "0.01", **env})
 
 
 def files_in(folder: str | Path) -> set[str]:

@@ -21,6 +21,7 @@ from fastzoo.errors import (
     FastzooError,
     InputError,
     ModelError,
+    NotFoundError,
     OutputError,
     TrainingError,
 )
@@ -184,13 +185,13 @@ def test_card_parses_on_the_hub_side_and_its_snippets_run(finished: Path) -> Non
 
 
 def test_load_by_name_from_the_runs_folder(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "one").symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     assert load_sae("tiny-chat-L1-8x-jumprelu").d_sae == 1024
-    with pytest.raises(InputError, match="not on this machine"):
+    with pytest.raises(NotFoundError, match="nor on this machine"):
         load_sae("tiny-chat-L3-8x-jumprelu")
 
 

@@ -146,7 +146,9 @@ def test_at_most_eight_requests_for_an_sae(person: Person, xet: bool) -> None:
 def test_a_card_edited_on_the_hub_keeps_what_people_wrote(person: Person) -> None:
     name = NAMES[0]
     person.push(f"zoo/{name}")
-    person.edit(name, "## Limitations", "## Our own notes\n\nLatent 3 likes dots.\n\n## Limitations")
+    person.edit(
+        name, "## Limitations", "## Our own notes\n\nLatent 3 likes dots.\n\n## Limitations"
+    )
     person.push(f"zoo/{name}")
     assert person.commits("model") == 1, "there was nothing new to publish"
     # A new figure renews the table around it.
@@ -156,7 +158,9 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(person: Person) -> Non
     path.write_text(json.dumps(figures))
     before = person.commits("model")
     report = person.push(f"zoo/{name}")
-    assert person.commits("model") == before + 1 and report["saes"][str(name)]["status"] == "published"
+    assert (
+        person.commits("model") == before + 1 and report["saes"][str(name)]["status"] == "published"
+    )
     card = person.held("model", str(name))["README.md"].decode()
     assert "Latent 3 likes dots." in card and ("1234" in card or "1235" in card)
     assert b"1234.5" in person.held("model", str(name))["metrics.json"]
@@ -236,7 +240,9 @@ def test_what_is_refused_before_anything_is_sent(person: Person) -> None:
     (folder / "metrics.json").write_text(json.dumps(broken))
     refused("no MSE")
     (folder / "metrics.json").write_text(metrics)
-    (folder / "README.md").write_text(card + "\nmy token is hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH\n")
+    (folder / "README.md").write_text(
+        card + "\nmy token is hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH\n"
+    )
     refused("README.md", "token")
     (folder / "README.md").write_text(card)
     refused("log in", code=4, HF_TOKEN="", HF_TOKEN_PATH=str(person.where / "none"))

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastzoo.errors import FastzooError, HubError, InputError, one_line
-from fastzoo.fetch import Fetched, SAEFiles, fetch, here
+from fastzoo.errors import FastzooError, InputError, one_line
+from fastzoo.fetch import fetch
 from fastzoo.hub import parse_reference
 from fastzoo.names import SAEName, parse_name
 from fastzoo.plan import Planner, collection_slug, from_registry, plan
-from fastzoo.registry import default_namespace, read_registry
+from fastzoo.registry import default_namespace, last_seen
+from fastzoo.sae_files import Fetched, SAEFiles, here
 
 NOT_LOADED = ("README.md", "training_log.csv", "training.png", "NOTICE")
 """What is for people: pulled, but not fetched only to load an SAE."""
@@ -137,10 +138,8 @@ def find_pulled(name: SAEName) -> Path | None:
     Raises:
         IntegrityError: it was damaged since.
     """
-    try:
-        published = read_registry(ask=False).saes.get(name)
-    except HubError:
-        return None
+    registry = last_seen()
+    published = registry and registry.saes.get(name)
     if published is None:
         return None
     sae = _to_load(from_registry(published))
