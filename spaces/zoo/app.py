@@ -18,7 +18,7 @@ import results as zoo
 from huggingface_hub import constants
 
 ENDPOINT = constants.ENDPOINT
-COLOURS = {"fast": "#2f5d8a", "bt-f": "#d0782a", "bt-p": "#7d8a97", "other": "#b0b0b0"}
+COLOURS = {"fast": "#3b82c4", "bt-f": "#d0782a", "bt-p": "#7d8a97", "other": "#b0b0b0"}
 ALL = "all"
 UNSORTED = "as listed"
 SORTS = [(UNSORTED, UNSORTED), *((heading, column) for column, heading in zoo.HEADINGS.items())]
