@@ -139,7 +139,7 @@ def find_pulled(name: SAEName) -> Path | None:
         IntegrityError: it was damaged since.
     """
     registry = last_seen()
-    published = registry and registry.saes.get(name)
+    published = registry.saes.get(name) if registry else None
     if published is None:
         return None
     sae = _to_load(from_registry(published))

@@ -1,0 +1,217 @@
+"""The zoo's SAEs: filters, a table, a plot, and what is known of a chosen one."""
+
+from __future__ import annotations
+
+import os
+
+# Read when gradio and huggingface_hub are imported.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import results as zoo
+from huggingface_hub import constants
+
+ENDPOINT = constants.ENDPOINT
+COLOURS = {"fast": "#3b82c4", "bt-f": "#d0782a", "bt-p": "#7d8a97", "other": "#b0b0b0"}
+ALL = "all"
+UNSORTED = "as listed"
+SORTS = [(UNSORTED, UNSORTED), *((heading, column) for column, heading in zoo.HEADINGS.items())]
+
+# Ours are put into the address; what else stands there (a theme, a signature) stays.
+TO_ADDRESS = """(...values) => {
+    const names = ["model", "architecture", "method", "expansion", "published", "sort", "descending",
+        "sae", "plot"];
+    const ours = new URLSearchParams();
+    const all = new URLSearchParams(location.search);
+    names.forEach((name, i) => {
+        const value = values[i] === true ? "1" : values[i];
+        all.delete(name);
+        if (value && value !== "all" && value !== "as listed" && value !== "fvu") {
+            all.set(name, value);
+            ours.set(name, value);
+        }
+    });
+    const query = all.toString();
+    history.replaceState(null, "", location.pathname + (query ? "?" + query : "") + location.hash);
+    if (window.parent !== window)
+        window.parent.postMessage({queryString: ours.toString()}, "https://huggingface.co");
+}"""
+
+
+def table(rows: list[zoo.Row]) -> dict[str, Any]:
+    """Value of the table: numbers to sort by, and how they are shown."""
+    columns = zoo.shown_columns(rows)
+    return {
+        "headers": [zoo.HEADINGS[column] for column in columns],
+        "data": [[row[column] for column in columns] for row in rows],
+        "metadata": {"display_value": [[zoo.show(row[c]) for c in columns] for row in rows]},
+    }
+
+
+def scatter(rows: list[zoo.Row], figure: str) -> tuple[Any, Any]:
+    """The plot, hidden where it has no points, and the choice of its figure, hidden where it has none."""
+    plot = zoo.plot(rows, figure)
+    choice = gr.Radio(value=figure, visible=plot.measured)
+    if not plot.points:
+        return gr.ScatterPlot(None, visible=False), choice
+    frame = pd.DataFrame(plot.points, columns=["SAE", "method", "x", "y"])
+    shown = gr.ScatterPlot(
+        frame,
+        x_title=plot.x,
+        y_title=plot.y,
+        x_lim=zoo.limits(frame["x"]),
+        y_lim=zoo.limits(frame["y"]),
+        visible=True,
+    )
+    return shown, choice
+
+
+def build(source: zoo.Results) -> gr.Blocks:
+    """The page."""
+
+    def view(*values: Any) -> tuple[Any, ...]:
+        *filters, only, sort, descending, figure = values
+        rows, problem = source.get()
+        wanted = {k: "" if v == ALL else v for k, v in zip(zoo.FILTERS, filters, strict=True)}
+        fitting = zoo.ordered(zoo.select(rows, wanted, only), sort, descending)
+        count = f"{len(fitting):,} of {len(rows):,} SAEs, {sum(map(zoo.published, fitting)):,} published"
+        note = f"<p class='problem'>{zoo.escape(problem)}</p>" if problem else ""
+        if rows:
+            note += f"<p>{count}.</p>"
+        results = gr.update(value=table(fitting), visible=bool(fitting))
+        return results, note, *scatter(fitting, figure)
+
+    def chosen(name: str | None) -> tuple[Any, ...]:
+        rows, _ = source.get()
+        row = next((row for row in rows if row["name"] == name), None)
+        if row is None:
+            text = f"There is no SAE named {zoo.escape(name)}." if name else "Choose one."
+            return f"<p>{text}</p>", gr.Code(visible=False), gr.Code(visible=False)
+        pull, python = zoo.snippets(row)
+        return (
+            zoo.details(row, ENDPOINT),
+            gr.Code(pull, visible=bool(pull)),
+            gr.Code(python, visible=bool(python)),
+        )
+
+    def from_table(event: gr.SelectData) -> tuple[Any, ...]:
+        name = str(event.row_value[0])
+        return name, *chosen(name)
+
+    def from_address(request: gr.Request) -> tuple[Any, ...]:
+        asked: Mapping[str, str] = dict(request.query_params)
+        rows, _ = source.get()
+        filters = {}
+        for key in zoo.FILTERS:
+            known = zoo.choices(rows, key)
+            filters[key] = (asked.get(key) if asked.get(key) in known else ALL, known)
+        only, descending = (asked.get(key) == "1" for key in ("published", "descending"))
+        sort = asked["sort"] if asked.get("sort") in zoo.HEADINGS else UNSORTED
+        figure = asked["plot"] if asked.get("plot") in zoo.PLOTS else "fvu"
+        name = asked.get("sae")
+        return (
+            *(gr.Dropdown([ALL, *known], value=value) for value, known in filters.values()),
+            only,
+            sort,
+            descending,
+            gr.Dropdown([str(row["name"]) for row in rows], value=name),
+            *view(*(value for value, _ in filters.values()), only, sort, descending, figure),
+            *chosen(name),
+        )
+
+    with gr.Blocks(title="fastzoo: SAEs of instruct models", analytics_enabled=False) as page:
+        gr.HTML(
+            "<h1>fastzoo</h1><p>Sparse autoencoders of instruct language models, with what was "
+            "measured of each. Columns that begin with <b>paper</b> are what "
+            '<a href="https://arxiv.org/abs/2506.07691" target="_blank" rel="noopener">Li et al. '
+            "2025</a> report, on their own data and without an L0; all others are ours. The "
+            "paper's figures are base-2 logarithms of an MSE: one less is half the error. <b>Special</b> "
+            "is over special tokens only.</p>"
+        )
+        with gr.Row(elem_id="filters"):
+            filters = [
+                gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS
+            ]
+            sort = gr.Dropdown(SORTS, value=UNSORTED, label="sort by", min_width=120)
+            descending = gr.Checkbox(label="largest first", min_width=120, elem_classes="tick")
+            only = gr.Checkbox(label="published only", min_width=120, elem_classes="tick")
+        note = gr.HTML(elem_id="note")
+        results = gr.Dataframe(
+            headers=list(zoo.HEADINGS.values()),
+            datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)],
+            interactive=False,
+            show_label=False,
+            max_height=420,
+            buttons=[],
+            max_chars=64,
+            elem_id="table",
+        )
+        with gr.Row():
+            with gr.Column(min_width=320):
+                sae = gr.Dropdown(
+                    [],
+                    value=None,
+                    label="SAE (or click a row of the table)",
+                    allow_custom_value=True,
+                )
+                about = gr.HTML(elem_id="about")
+                pull = gr.Code(language="shell", label="pull it", visible=False, **PLAIN_CODE)
+                python = gr.Code(language="python", label="load it", visible=False, **PLAIN_CODE)
+            with gr.Column(min_width=320):
+                figure = gr.Radio(
+                    [(label, key) for key, label in zoo.PLOTS.items()],
+                    value="fvu",
+                    label="L0 of the published ones against",
+                )
+                plot = gr.ScatterPlot(
+                    x="x",
+                    y="y",
+                    color="method",
+                    color_map=COLOURS,
+                    tooltip=["SAE"],
+                    height=360,
+                    visible=False,
+                    buttons=[],
+                )
+
+        view_of = [*filters, only, sort, descending]
+        state = [*view_of, sae, figure]
+        shown, chosen_parts = [results, note, plot, figure], [about, pull, python]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(from_address, None, [*view_of, sae, *shown, *chosen_parts], **quiet)
+        for control in (*view_of, figure):
+            control.input(view, [*view_of, figure], shown, **quiet).then(
+                None, state, None, js=TO_ADDRESS
+            )
+        sae.input(chosen, sae, chosen_parts, **quiet).then(None, state, None, js=TO_ADDRESS)
+        results.select(from_table, None, [sae, *chosen_parts], **quiet).then(
+            None, state, None, js=TO_ADDRESS
+        )
+    return page
+
+
+PLAIN_CODE: dict[str, Any] = {
+    "interactive": False,
+    "show_line_numbers": False,
+    "wrap_lines": True,
+    "buttons": ["copy"],
+    "lines": 1,
+}
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+
+LOOKS: dict[str, Any] = {
+    "theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO),
+    "css_paths": Path(__file__).parent / "style.css",
+    "footer_links": [],
+    "ssr_mode": False,
+}
+
+if __name__ == "__main__":
+    build(zoo.Results()).launch(**LOOKS)

@@ -1,0 +1,335 @@
+"""The rows of ``<namespace>/fastzoo-results`` and what the page says of them. Loads no gradio."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Cell = str | float | None
+Row = dict[str, Cell]
+
+DATASET = "fastzoo-results"
+FILE = "results.csv"
+
+HEADINGS = {
+    "name": "SAE",
+    "l0": "L0",
+    "mse": "MSE",
+    "mse_special": "MSE special",
+    "log2_mse": "log2 MSE",
+    "log2_mse_special": "log2 MSE special",
+    "fvu": "FVU",
+    "ce_recovered": "CE recovered",
+    "dead_latents": "dead latents",
+    "paper_log2_mse": "paper: log2 MSE",
+    "paper_log2_mse_special": "paper: log2 MSE special",
+}
+"""Columns of the table; what does not say "paper" was measured by fastzoo."""
+
+FILTERS = ("model", "architecture", "method", "expansion")
+METHODS = ("fast", "bt-f", "bt-p")
+TEXTS = {"name", "status", "repo_id", "revision", "model", "architecture", "method", "base_model"}
+
+FIGURES = {
+    "l0": "L0",
+    "mse": "MSE",
+    "log2_mse": "log2 MSE",
+    "fvu": "FVU",
+    "ce_recovered": "CE recovered",
+    "delta_loss": "Delta Loss",
+    "kl": "KL",
+}
+SUBSETS = {
+    "": "all tokens",
+    "_special": "special tokens",
+    "_without_position_0": "without position 0",
+}
+COLUMNS = {
+    *TEXTS,
+    *HEADINGS,
+    *("layer", "expansion", "d_in", "d_sae", "evaluation_tokens"),
+    *(figure + subset for figure in FIGURES for subset in SUBSETS),
+}
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def namespace() -> str:
+    """The owner of the Space; elsewhere ``FASTZOO_NAMESPACE``, else fastzoo."""
+    return os.environ.get("SPACE_AUTHOR_NAME") or os.environ.get("FASTZOO_NAMESPACE") or "fastzoo"
+
+
+def read_rows(text: str) -> list[Row]:
+    """The rows of a results.csv, the published ones first; a cell that cannot be read is None.
+
+    Raises:
+        ValueError: it has no column ``name``, or is no CSV.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        if "name" not in (reader.fieldnames or ()):
+            raise ValueError(f"{FILE} has no column 'name'")
+        rows = [
+            {column: _cell(column, line.get(column)) for column in COLUMNS}
+            for line in reader
+            if line["name"]
+        ]
+    except csv.Error as error:
+        raise ValueError(f"{FILE} is no CSV: {error}") from error
+    return sorted(rows, key=lambda row: not published(row))
+
+
+def _cell(column: str, text: str | None) -> Cell:
+    if not text or column in TEXTS:
+        return text or None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+@dataclass
+class Results:
+    """The table, read from the Hub again when it is older than ``max_age`` seconds."""
+
+    repo_id: str = field(default_factory=lambda: f"{namespace()}/{DATASET}")
+    max_age: float = 600
+    retry: float = 60
+    """Seconds after which the Hub is asked again where it could not be read."""
+    rows: list[Row] = field(default_factory=list)
+    problem: str = ""
+    _due: float = field(default=-math.inf, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def get(self) -> tuple[list[Row], str]:
+        """The rows, and one line on why they are not the newest; never raises."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                try:
+                    self.rows, self.problem = self._read(), ""
+                except Exception as error:  # whatever the Hub sends must not take the page down
+                    self.problem = f"{self.repo_id} cannot be read from the Hub: {_why(error)}"
+                self._due = time.monotonic() + (self.retry if self.problem else self.max_age)
+            return self.rows, self.problem
+
+    def _read(self) -> list[Row]:
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(self.repo_id, FILE, repo_type="dataset", token=False)
+        return read_rows(Path(path).read_text(encoding="utf-8"))
+
+
+def _why(error: Exception) -> str:
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such public dataset."
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
+        return f"it has no {FILE}."
+    if isinstance(error, ValueError):
+        return f"{error}."
+    return "the Hub does not answer."
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+def published(row: Row) -> bool:
+    return row["status"] == "published"
+
+
+def value_of(row: Row, key: str) -> str:
+    """A row's value of one of ``FILTERS``, as the filter and the address have it."""
+    value = row[key]
+    return f"{value:g}" if isinstance(value, float) else value or ""
+
+
+def choices(rows: Iterable[Row], key: str) -> list[str]:
+    """The values of a filter: methods in the paper's order, numbers by size, others by letter."""
+    found = {value_of(row, key) for row in rows} - {""}
+
+    def order(value: str) -> tuple[float, str]:
+        if key == "method" and value in METHODS:
+            return METHODS.index(value), ""
+        return (float(value), "") if key == "expansion" else (math.inf, value)
+
+    return sorted(found, key=order)
+
+
+def select(rows: Iterable[Row], wanted: Mapping[str, str], only_published: bool) -> list[Row]:
+    """The rows that fit; an empty value of a filter means any."""
+    active = [(key, wanted[key]) for key in FILTERS if wanted.get(key)]
+    return [
+        row
+        for row in rows
+        if (published(row) or not only_published)
+        and all(value_of(row, key) == value for key, value in active)
+    ]
+
+
+def ordered(rows: Iterable[Row], column: str, descending: bool) -> list[Row]:
+    """The rows by a column of ``HEADINGS``, those without a value last; as they are for another."""
+    rows = list(rows)
+    if column not in HEADINGS:
+        return rows
+    present = [row for row in rows if row[column] is not None]
+    absent = [row for row in rows if row[column] is None]
+    return sorted(present, key=lambda row: row[column], reverse=descending) + absent
+
+
+# --- showing -----------------------------------------------------------------------------------
+
+
+def show(value: Cell) -> str:
+    """A figure with four significant digits; nothing for None."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if (value == int(value) and abs(value) < 1e9) or abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3e}"
+    return f"{value:.4g}"
+
+
+def shown_columns(rows: Sequence[Row]) -> list[str]:
+    """Columns of the table without those in which no row has a figure."""
+    return [c for c in HEADINGS if c == "name" or any(row[c] is not None for row in rows)]
+
+
+PLOTS = {"fvu": "FVU", "log2_mse": "log2 MSE"}
+PAPER_PLOT = ("paper_log2_mse", "paper_log2_mse_special")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points of a scatter plot: (name, method, x, y), and what the axes are."""
+
+    points: list[tuple[str, str, float, float]]
+    x: str
+    y: str
+    measured: bool
+
+
+def plot(rows: Iterable[Row], figure: str) -> Plot:
+    """L0 against ``figure`` of what is published; where nothing is, the paper's two figures."""
+    rows = list(rows)
+    measured = _points(rows, "l0", figure)
+    if measured:
+        return Plot(measured, HEADINGS["l0"], HEADINGS[figure], True)
+    x, y = PAPER_PLOT
+    return Plot(_points(rows, x, y), HEADINGS[x], HEADINGS[y], False)
+
+
+def _points(rows: Iterable[Row], x: str, y: str) -> list[tuple[str, str, float, float]]:
+    points = []
+    for row in rows:
+        at, up = row[x], row[y]
+        if isinstance(at, float) and isinstance(up, float):
+            method = row["method"] if row["method"] in METHODS else "other"
+            points.append((str(row["name"]), str(method), at, up))
+    order = [*METHODS, "other"]
+    return sorted(points, key=lambda point: order.index(point[1]))  # the legend's order too
+
+
+def limits(values: Sequence[float]) -> list[float]:
+    """Ends of an axis that leave room around the values."""
+    low, high = min(values), max(values)
+    room = 0.04 * (high - low) or 0.1 * abs(high) or 1
+    return [low - room, high + room]
+
+
+def escape(text: Cell) -> str:
+    """Text for gr.HTML, whose templates also read ``${}``, ``{{}}`` and backticks."""
+    return re.sub(r"[`${}\\]", lambda match: f"&#{ord(match[0])};", html.escape(str(text or "")))
+
+
+def link(row: Row, endpoint: str) -> str:
+    """Address of an SAE on the Hub; empty where it has no repository."""
+    repo_id = str(row["repo_id"] or "")
+    safe = published(row) and re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
+    return f"{endpoint}/{repo_id}" if safe else ""
+
+
+def snippets(row: Row) -> tuple[str, str]:
+    """A shell command that pulls an SAE and Python that loads it; empty where nothing can be pulled."""
+    name, repo_id, layer = str(row["name"]), str(row["repo_id"] or ""), row["layer"]
+    if not link(row, "") or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        return "", ""
+    owner, _, repo = repo_id.partition("/")
+    if repo != name:
+        pull = f"fastzoo pull hf:{repo_id}"
+    else:
+        pull = f"fastzoo pull {name}" + ("" if owner == "fastzoo" else f" --namespace {owner}")
+    source = name if repo_id == f"fastzoo/{name}" else f"hf:{repo_id}"
+    python = f'import fastzoo\n\nsae = fastzoo.load_sae("{source}")\n'
+    if isinstance(layer, float):
+        python += (
+            "\n# or with SAELens\nfrom sae_lens import SAE\n\n"
+            f'sae = SAE.from_pretrained("{repo_id}", "blocks.{layer:.0f}.hook_resid_post")\n'
+        )
+    return pull, python
+
+
+def details(row: Row, endpoint: str) -> str:
+    """What is known of one SAE, as HTML."""
+    facts = [
+        ("base model", escape(row["base_model"] or row["model"])),
+        ("layer", show(row["layer"])),
+        ("architecture", escape(row["architecture"])),
+        ("method", escape(row["method"])),
+        ("latents", _latents(row)),
+        ("held-out tokens", show(row["evaluation_tokens"])),
+    ]
+    address = link(row, endpoint)
+    where = "Not published: a cell of the paper's grid."
+    if published(row):
+        where = f"Published, in a repository that has no valid name: {escape(row['repo_id'])}"
+    if address:
+        where = f'<a href="{address}" target="_blank" rel="noopener">{escape(row["repo_id"])}</a>'
+    parts = [
+        f'<h3 class="mono">{escape(row["name"])}</h3><p>{where}</p>',
+        "<dl>",
+        *(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts if value),
+        "</dl>",
+        _figures(row),
+        _paper(row),
+    ]
+    return "".join(parts)
+
+
+def _latents(row: Row) -> str:
+    width = f" ({show(row['expansion'])}x)" if row["expansion"] is not None else ""
+    return (show(row["d_sae"]) + width).strip()
+
+
+def _figures(row: Row) -> str:
+    lines = []
+    for figure, label in FIGURES.items():
+        cells = [show(row[figure + subset]) for subset in SUBSETS]
+        if any(cells):
+            lines.append(_line(label, cells))
+    if row["dead_latents"] is not None:
+        lines.append(_line("dead latents", [show(row["dead_latents"]), "", ""]))
+    head = "".join(f"<th>{subset}</th>" for subset in SUBSETS.values())
+    return f"<table><tr><th>measured</th>{head}</tr>{''.join(lines)}</table>" if lines else ""
+
+
+def _paper(row: Row) -> str:
+    cells = [show(row["paper_log2_mse"]), show(row["paper_log2_mse_special"])]
+    if not any(cells):
+        return ""
+    head = "<tr><th>reported by the paper</th><th>all tokens</th><th>special tokens</th></tr>"
+    return f"<table>{head}{_line('log2 MSE', cells)}</table>"
+
+
+def _line(label: str, cells: Iterable[str]) -> str:
+    return f"<tr><th>{label}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -1,0 +1,414 @@
+"""The Space ``spaces/zoo``: its folder, what it says of the rows, and the page in a browser."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from loopback_hub import LoopbackHub, hang_up
+
+from fastzoo.errors import NotFoundError
+from fastzoo.spaces import space_folder
+from fastzoo.zoo import paper_figures
+
+FOLDER = space_folder("zoo")
+ROOT = Path(__file__).parent.parent
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "<script>document.title='taken'</script>",
+    "${document.title='taken'}",
+    "{{constructor.constructor('alert(1)')()}}`${alert(1)}`",
+    "[x](javascript:alert(1)) $(touch x); 'y' \"z\"",
+    "x" * 300,
+)
+
+
+@pytest.fixture(scope="module")
+def zoo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("space_zoo_results", FOLDER / "results.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(name: str, **values: Any) -> dict[str, Any]:
+    return {"name": name, "status": "paper", **values}
+
+
+def published(number: int, name: str, **values: Any) -> dict[str, Any]:
+    figures = {"l0": 20 + number, "mse": 0.5, "log2_mse": -1, "fvu": 0.1 + number / 1000}
+    identity = {"status": "published", "repo_id": f"org/{name}", "revision": "a" * 40}
+    return {**row(name), **identity, **figures, "dead_latents": number, **values}
+
+
+def grid() -> list[dict[str, Any]]:
+    """The paper's 240 rows, of which those of one model are published."""
+    rows = []
+    for number, (name, paper) in enumerate(paper_figures().items()):
+        made = published(number, str(name)) if name.model == "qwen2.5-7b" else row(str(name))
+        made |= {"paper_log2_mse": paper.log2_mse, "paper_log2_mse_special": paper.log2_mse_special}
+        rows.append({**made, **vars(name)})
+    return rows
+
+
+def hostile() -> list[dict[str, Any]]:
+    texts = ("repo_id", "model", "architecture", "method", "base_model", "revision")
+    rows = [published(i, text, **dict.fromkeys(texts, text)) for i, text in enumerate(HOSTILE)]
+    return [*rows, row("nothing-known"), row("numbers", l0="NaN", mse="inf", fvu="<b>", layer="x")]
+
+
+def as_csv(rows: list[dict[str, Any]], zoo: ModuleType) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, sorted(zoo.COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def test_folder_is_a_space_with_the_tested_versions() -> None:
+    header = re.match(r"---\n(.*?)\n---\n", (FOLDER / "README.md").read_text(), re.DOTALL)
+    assert header
+    card = yaml.safe_load(header[1])
+    assert card["sdk"] == "gradio" and card["license"] == "apache-2.0"
+    assert card["title"] and card["emoji"] and len(card["short_description"]) <= 60
+    assert (FOLDER / card["app_file"]).is_file()
+
+    pins = set((ROOT / "constraints.txt").read_text().splitlines())
+    tested = {pin.split(";")[0] for pin in pins}
+    wanted = (FOLDER / "requirements.txt").read_text().split()
+    assert set(wanted) <= tested
+    assert f"gradio=={card['sdk_version']}" in wanted
+    for path in FOLDER.glob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+def test_an_unknown_space() -> None:
+    with pytest.raises(NotFoundError, match=r"no Space 'zo'\. Did you mean zoo\?"):
+        space_folder("zo")
+
+
+def test_every_column_it_reads_is_in_the_dataset(zoo: ModuleType) -> None:
+    dataset = pytest.importorskip("fastzoo.results_dataset")
+    assert {column.name for column in dataset.COLUMNS} >= zoo.COLUMNS
+
+
+# --- the rows ----------------------------------------------------------------------------------
+
+
+def test_reading_and_choosing_rows(zoo: ModuleType) -> None:
+    rows = zoo.read_rows(as_csv(grid(), zoo).decode())
+    assert len(rows) == 240
+    assert [zoo.published(r) for r in rows] == [True] * 30 + [False] * 210
+    assert zoo.choices(rows, "method") == ["fast", "bt-f", "bt-p"]
+    assert zoo.choices(rows, "expansion") == ["8", "16"]
+    assert len(zoo.choices(rows, "model")) == 7
+
+    some = zoo.select(rows, {"model": "llama-3.2-1b", "expansion": "16", "method": ""}, False)
+    assert len(some) == 18 and {r["expansion"] for r in some} == {16.0}
+    assert zoo.select(some, {}, True) == []
+
+    up, down = (zoo.ordered(rows, "l0", descending) for descending in (False, True))
+    assert [r["l0"] for r in up[:30]] == sorted(r["l0"] for r in rows[:30])
+    assert up[29] == down[0] and up[30:] == down[30:] == rows[30:]  # none has an L0 there
+    with pytest.raises(ValueError, match="no column 'name'"):
+        zoo.read_rows("a,b\n1,2\n")
+
+
+def test_headings_keep_the_papers_figures_and_logarithms_apart(zoo: ModuleType) -> None:
+    for column, heading in zoo.HEADINGS.items():
+        assert heading.startswith("paper: ") == column.startswith("paper_")
+        assert ("log2 MSE" in heading) == ("log2" in column)
+        assert ("special" in heading) == ("special" in column)
+    rows = zoo.read_rows(as_csv(grid(), zoo).decode())
+    assert zoo.shown_columns(rows[30:]) == ["name", "paper_log2_mse", "paper_log2_mse_special"]
+    assert "fvu" in zoo.shown_columns(rows) and "mse_special" not in zoo.shown_columns(rows)
+
+
+def test_plot_is_of_ours_or_of_the_papers_never_of_both(zoo: ModuleType) -> None:
+    rows = zoo.read_rows(as_csv(grid(), zoo).decode())
+    ours = zoo.plot(rows, "log2_mse")
+    assert len(ours.points) == 30 and (ours.x, ours.y) == ("L0", "log2 MSE")
+    papers = zoo.plot(rows[30:], "log2_mse")
+    assert len(papers.points) == 210 and not papers.measured
+    assert (papers.x, papers.y) == ("paper: log2 MSE", "paper: log2 MSE special")
+    low, high = zoo.limits([point[2] for point in ours.points])
+    assert low < min(point[2] for point in ours.points) < max(p[2] for p in ours.points) < high
+    assert zoo.limits([0.0]) == [-1, 1]
+
+
+def test_figures_with_four_digits(zoo: ModuleType) -> None:
+    numbers = (None, 0.0, 0.00012346, -5.50594, 1234.6, 28672.0, 3e12)
+    assert [*map(zoo.show, numbers)] == [
+        *("", "0", "0.0001235", "-5.506", "1,235", "28,672", "3.000e+12")
+    ]
+
+
+def test_snippets(zoo: ModuleType) -> None:
+    def of(**values: Any) -> tuple[str, str]:
+        text = as_csv([published(0, "m-L3-8x-jumprelu", layer=3, **values)], zoo).decode()
+        return zoo.snippets(zoo.read_rows(text)[0])
+
+    pull, python = of()
+    assert pull == "fastzoo pull m-L3-8x-jumprelu --namespace org"
+    assert 'fastzoo.load_sae("hf:org/m-L3-8x-jumprelu")' in python
+    assert 'SAE.from_pretrained("org/m-L3-8x-jumprelu", "blocks.3.hook_resid_post")' in python
+    pull, python = of(repo_id="fastzoo/m-L3-8x-jumprelu")
+    assert pull == "fastzoo pull m-L3-8x-jumprelu"
+    assert 'fastzoo.load_sae("m-L3-8x-jumprelu")' in python
+    assert of(repo_id="org/other")[0] == "fastzoo pull hf:org/other"
+    assert of(status="paper") == of(repo_id="org/a b;c") == ("", "")
+
+
+def test_hostile_rows_are_text(zoo: ModuleType) -> None:
+    rows = zoo.read_rows(as_csv(hostile(), zoo).decode())
+    assert len(rows) == len(HOSTILE) + 2
+    ours = zoo.details(rows[0], "https://huggingface.co")
+    allowed = set(re.findall(r"<[^>]*>", ours))
+    for each in rows:
+        shown = zoo.details(each, "https://huggingface.co")
+        assert set(re.findall(r"<[^>]*>", shown)) <= allowed  # no tag of theirs, no attribute
+        assert not re.search(r"[`${}]", shown) and "<a " not in shown
+        assert zoo.snippets(each) == ("", "")
+    assert rows[-1]["l0"] is rows[-1]["mse"] is rows[-1]["fvu"] is rows[-1]["layer"] is None
+    assert {point[1] for point in zoo.plot(rows, "fvu").points} == {"other"}
+
+
+# --- the Hub -----------------------------------------------------------------------------------
+
+READ = """
+import json, results
+source = results.Results(retry=0)
+said = []
+def look():
+    rows, problem = source.get()
+    said.append([len(rows), problem])
+    print(json.dumps(said[-1]), flush=True)
+    input()
+for _ in range(4): look()
+source._due = 0
+look()
+"""
+
+
+def test_reading_from_the_hub_at_most_every_ten_minutes(zoo: ModuleType, tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        environment = hub.env(tmp_path, FASTZOO_NAMESPACE="nobody", SPACE_AUTHOR_NAME="org")
+        process = subprocess.Popen(
+            [sys.executable, "-c", READ],
+            cwd=FOLDER,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin and process.stdout
+
+        def look() -> Any:
+            return json.loads(process.stdout.readline())
+
+        def go_on() -> None:
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+        cannot = "org/fastzoo-results cannot be read from the Hub: "
+        assert look() == [0, cannot + "there is no such public dataset."]
+        hub.add("dataset", "org/fastzoo-results", {"results.csv": b"nothing\n1\n"})
+        go_on()
+        assert look() == [0, cannot + "results.csv has no column 'name'."]
+        hub.add("dataset", "org/fastzoo-results", {"results.csv": as_csv(grid(), zoo)})
+        go_on()
+        assert look() == [240, ""]
+        before = len(hub.requests)
+        hub.add("dataset", "org/fastzoo-results", {"README.md": b""})
+        go_on()
+        assert look() == [240, ""] and len(hub.requests) == before
+        go_on()
+        assert look() == [240, cannot + "it has no results.csv."]
+        go_on()
+        assert process.wait(30) == 0
+        assert not hub.foreign
+        assert not [r for r in hub.requests if r.authorized]
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    pytest.importorskip("gradio")
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """The Space open in a browser; what it asked of other hosts or complained of is in ``faults``."""
+
+    def __init__(self, browser: Any, address: str):
+        self.address = address
+        self.faults: list[str] = []
+        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("dialog", lambda box: (self.faults.append(box.message), box.dismiss()))
+        self.page.on("console", self._console)
+        self.page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.faults.append(message.text)
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.faults.append(request.url)
+
+    def open(self, query: str = "", width: int = 1280) -> None:
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.address}/{query}")
+        self.page.wait_for_selector("#note p")
+
+    def wait(self, script: str) -> None:
+        self.page.wait_for_function(script, timeout=20_000)
+
+    def note(self, text: str) -> None:
+        self.wait(f"document.querySelector('#note').innerText.includes({json.dumps(text)})")
+
+    def about(self, text: str) -> None:
+        self.wait(f"document.querySelector('#about').innerText.includes({json.dumps(text)})")
+
+    def choose(self, label: str, value: str) -> None:
+        self.page.get_by_label(label, exact=True).first.click()
+        self.page.get_by_role("option", name=value, exact=True).first.click()
+
+    def column(self, number: int) -> list[str]:
+        cells = f'#table .body-cell[data-col="{number}"]'
+        self.page.wait_for_selector(cells)
+        return self.page.locator(cells).all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Page]]:
+    """The loopback Hub and the page; the Space asks the Hub whenever it is looked at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = (
+        "import app, results; app.build(results.Results(max_age=0, retry=0))"
+        f".launch(server_name='127.0.0.1', server_port={port}, **app.LOOKS)"
+    )
+    with LoopbackHub() as hub:
+        home = tmp_path_factory.mktemp("space")
+        path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            [sys.executable, "-c", run],
+            cwd=FOLDER,
+            env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path),
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                assert process.poll() is None
+                try:
+                    urlopen(address).close()
+                    break
+                except OSError:
+                    time.sleep(0.25)
+            yield hub, Page(browser, address)
+        finally:
+            process.kill()
+            process.wait()
+        assert not hub.foreign
+
+
+def fill(hub: Any, rows: list[dict[str, Any]], zoo: ModuleType) -> None:
+    hub.add("dataset", "org/fastzoo-results", {"results.csv": as_csv(rows, zoo)})
+
+
+def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: ModuleType) -> None:
+    hub, page = space
+    page.open()
+    page.note("org/fastzoo-results cannot be read from the Hub: there is no such public dataset.")
+
+    fill(hub, grid(), zoo)
+    page.open()
+    page.note("240 of 240 SAEs, 30 published.")
+    page.choose("model", "qwen2.5-7b")
+    page.note("30 of 240 SAEs, 30 published.")
+    page.choose("sort by", "L0")
+    page.page.get_by_label("largest first").click()
+    page.wait("location.search.includes('descending=1')")
+    shown = [float(text) for text in page.column(1)]
+    assert len(shown) > 5 and shown == sorted(shown, reverse=True)
+
+    second = page.column(0)[1]
+    page.page.locator('#table .body-cell[data-col="2"]').nth(1).click()
+    page.about(second)
+    address = page.page.locator("#about a").get_attribute("href")
+    assert address == f"{hub.endpoint}/org/{second}"
+    page.wait(f"document.body.innerText.includes('fastzoo pull {second} --namespace org')")
+    page.wait("location.search.includes('sae=')")
+    query = page.page.evaluate("location.search")
+    assert query == f"?model=qwen2.5-7b&sort=l0&descending=1&sae={second}"
+
+    for width in (1280, 390):
+        page.open(query, width)
+        page.note("30 of 240 SAEs, 30 published.")
+        page.about(second)
+        assert page.column(0)[1] == second
+        assert page.page.get_by_label("model", exact=True).first.input_value() == "qwen2.5-7b"
+        page.page.wait_for_selector("svg.marks, canvas.marks")
+        assert page.page.evaluate("document.documentElement.scrollWidth") == width
+    assert not page.faults
+
+
+def test_page_with_hostile_rows_many_rows_and_no_hub(
+    space: tuple[Any, Page], zoo: ModuleType
+) -> None:
+    hub, page = space
+    fill(hub, hostile(), zoo)
+    for name in (*HOSTILE, "nothing-known", "<b>unknown</b>"):
+        page.open(f"?sae={quote(name)}&model={quote(name)}")
+        page.about(name)
+        assert page.page.locator("#about img, #about script, #about b, #table img").count() == 0
+        assert page.page.title() == "fastzoo: SAEs of instruct models"
+    page.open()
+    assert page.column(0)[:3] == list(HOSTILE[:3])
+
+    fill(hub, [{**r, "name": f"{r['name']}-{i}"} for i in range(42) for r in grid()], zoo)
+    page.open()
+    page.note("10,080 of 10,080 SAEs, 1,260 published.")
+    page.page.get_by_label("published only").click()
+    page.note("1,260 of 10,080 SAEs")
+
+    hub.faults.append(hang_up)
+    page.page.get_by_label("published only").click()
+    page.note("10,080 of 10,080 SAEs")
+    assert not page.faults
+    hub.faults.clear()
