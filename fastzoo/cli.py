@@ -347,7 +347,7 @@ def push_saes(
         bool, typer.Option(help="Bring collection and results dataset up to date, too.")
     ] = True,
     space: Annotated[
-        Path | None, typer.Option(help="Folder of a Gradio Space to publish with them.")
+        str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")
     ] = None,
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
@@ -358,18 +358,20 @@ def push_saes(
     """Publish SAEs with cards and figures; the same command goes on where one was interrupted."""
     from fastzoo.publishable import candidates
     from fastzoo.pushing import Options, push
+    from fastzoo.spaces import find_space
 
+    folder = find_space(space) if space is not None else None
     saes = candidates(sources)
     if dry_run:
-        rows = [{"repo_id": f"{namespace}/{sae.name}", "folder": str(sae.folder)} for sae in saes]
+        rows = [{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes]
         if as_json:
             _print_json(rows)
-        else:
-            for row in rows:
-                print(f"{row['folder']} -> {row['repo_id']}")
+        for row in rows if not as_json else ():
+            size = f"{len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB"
+            print(f"{row['folder']} -> {row['repo_id']}  ({size})")
         return
     options = Options(
-        namespace, private, public_at_end, collection, space, overwrite_cards=overwrite_cards
+        namespace, private, public_at_end, collection, folder, overwrite_cards=overwrite_cards
     )
     report = push(saes, options)
     if as_json:

@@ -25,6 +25,16 @@ class Candidate:
     record: Mapping[str, Any]
     figures: Mapping[str, Any]
 
+    def paths(self) -> list[str]:
+        """The files that can be published, relative to the folder."""
+        return [path for path in known_files(self.name) if (self.folder / path).is_file()]
+
+    def facts(self) -> dict[str, Any]:
+        """What would be published, for people to read; sizes in bytes."""
+        sizes = {path: (self.folder / path).stat().st_size for path in self.paths()}
+        facts = {"name": str(self.name), "folder": str(self.folder), "files": sizes}
+        return {**facts, "bytes": sum(sizes.values())}
+
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
     """The SAEs in folders, runs' folders or under names, in the zoo's order.

@@ -41,7 +41,6 @@ from fastzoo.registry import (
     Published,
     Registry,
     forget_age,
-    known_files,
     parse_registry,
 )
 from fastzoo.results_dataset import dataset_files, result_row, with_grid
@@ -216,8 +215,7 @@ def publish(
     from fastzoo.formats import open_sae
 
     repo_id = f"{options.namespace}/{sae.name}"
-    paths = [path for path in known_files(sae.name) if (sae.folder / path).is_file()]
-    contents = {path: Content(sae.folder / path) for path in paths}
+    contents = {path: Content(sae.folder / path) for path in sae.paths()}
     generated = render_card(sae.record, sae.figures, repo_id)
     card = merge_cards((sae.folder / "README.md").read_text(encoding="utf-8"), generated)
     contents["README.md"] = Content(card.encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastzoo.errors import NotFoundError, did_you_mean, one_line
+from fastzoo.errors import InputError, NotFoundError, did_you_mean, one_line
 
 
 def space_folder(name: str) -> Path:
@@ -20,3 +20,17 @@ def space_folder(name: str) -> Path:
         hint = did_you_mean(name, names)
         raise NotFoundError(f"fastzoo has no Space '{one_line(name, 100)}'.{hint}")
     return spaces / name
+
+
+def find_space(text: str) -> Path:
+    """The folder of a Space given by fastzoo's name for it or, with a slash in it, by its own path.
+
+    Raises:
+        NotFoundError: no such name.
+        InputError: no Space in that folder.
+    """
+    if "/" not in text and "\\" not in text:
+        return space_folder(text)
+    if not (Path(text) / "README.md").is_file():
+        raise InputError(f"'{one_line(text)}' is no folder with a Space's README.md")
+    return Path(text)

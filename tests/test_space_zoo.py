@@ -249,7 +249,7 @@ def test_reading_from_the_hub_at_most_every_ten_minutes(zoo: ModuleType, tmp_pat
         go_on()
         assert process.wait(30) == 0
         assert not hub.foreign
-        assert not [r for r in hub.requests if r.authorized]
+        assert not [r for r in hub.requests if r.token]
 
 
 # --- the page ----------------------------------------------------------------------------------

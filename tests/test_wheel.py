@@ -35,11 +35,8 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
         *("fastzoo/recipes/tiny.yaml", "fastzoo/presets/paper.yaml", "fastzoo/paper/mse.csv"),
         *("fastzoo/tiny/tiny-chat/model.safetensors", "fastzoo/tiny/data/dialogues.jsonl"),
         *("fastzoo/tiny/build.py", "fastzoo/recipes/accelerate/cpu.yaml"),
-<<<<<<< HEAD
         "fastzoo/paper/special_token_features.csv",
-=======
         *("fastzoo/spaces/zoo/app.py", "fastzoo/spaces/zoo/style.css"),
->>>>>>> space
     ):
         assert needed in names
     assert not [n for n in names if n.startswith(("tests/", "spaces/"))]

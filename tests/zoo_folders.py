@@ -12,6 +12,7 @@ import random
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def train_small(folder: Path, *overrides: str, layers: str = "[1]") -> Path:
     import runpy
 
     script = runpy.run_path(str(ROOT / "recipes" / "train.py"), run_name="fastzoo_recipe")
-    script["main"]([*SMALL, f"layers={layers}", f"output.folder={folder}", *overrides])
+    with redirect_stdout(sys.stderr):
+        script["main"]([*SMALL, f"layers={layers}", f"output.folder={folder}", *overrides])
     return folder
 
 

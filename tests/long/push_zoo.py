@@ -80,8 +80,7 @@ class Zoo:
         return json.loads(out)
 
     def push(self) -> subprocess.Popen[str]:
-        space = str(ROOT / "spaces" / "zoo")
-        options = ("--namespace", NAMESPACE, "--space", space, "--json")
+        options = ("--namespace", NAMESPACE, "--space", "zoo", "--json")
         return self.start("push", "push", str(self.folder), *options)
 
     def push_through_kills(self, moments: list[int]) -> int:
