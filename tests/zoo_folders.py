@@ -42,11 +42,10 @@ def make_zoo(folder: Path, names: Sequence[SAEName], model_run: Path) -> None:
     Args:
         model_run: what ``train_small`` made.
     """
-    from fastzoo.licences import notice
-
     from fastzoo.card import render_card
     from fastzoo.files import read_json, write_json
     from fastzoo.formats import save_sae
+    from fastzoo.licences import notice
     from fastzoo.saes import architecture
     from fastzoo.zoo import grid_row, paper_figures
 
