@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from fastzoo.formats import load_sae, save_sae
     from fastzoo.names import SAEName, parse_name
     from fastzoo.pulling import pull
+    from fastzoo.steering import steer
 
-__all__ = ["SAEName", "__version__", "load_sae", "parse_name", "pull", "save_sae"]
+__all__ = ["SAEName", "__version__", "load_sae", "parse_name", "pull", "save_sae", "steer"]
 
 _WHERE = {
     "SAEName": "fastzoo.names",
@@ -22,6 +23,7 @@ _WHERE = {
     "load_sae": "fastzoo.formats",
     "pull": "fastzoo.pulling",
     "save_sae": "fastzoo.formats",
+    "steer": "fastzoo.steering",
 }
 
 

@@ -47,6 +47,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         ModelError: no list of modules as long as the configuration says.
     """
+    if not hasattr(model, "config") or not hasattr(model, "base_model"):
+        raise ModelError(f"{type(model).__name__} is no language model of transformers")
     wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     for module in model.base_model.modules():  # type: ignore[union-attr]
         if isinstance(module, nn.ModuleList) and len(module) == wanted:

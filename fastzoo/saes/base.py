@@ -60,6 +60,10 @@ class SAE(nn.Module):
         """Activations x (..., d_in) to latents (..., d_sae)."""
         return self.activate(self.pre_activations(x))
 
+    def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
+        """Activations x (..., d_in) to some of the latents (..., K), those numbered ``latents_K``."""
+        return self.encode(x)[..., latents_K]
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (..., d_sae) to reconstructions (..., d_in)."""
         return latents @ self.W_dec + self.b_dec

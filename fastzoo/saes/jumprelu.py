@@ -48,6 +48,10 @@ class JumpReLUSAE(TrainableSAE):
     def activate(self, pre: Tensor) -> Tensor:
         return torch.where((pre > self.threshold) & (pre > 0), pre, 0.0)
 
+    def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
+        pre = x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K]
+        return torch.where((pre > self.threshold[latents_K]) & (pre > 0), pre, 0.0)
+
     def penalty(self, acts_BF: Tensor) -> Tensor:
         return torch.sign(acts_BF).sum()
 

@@ -15,6 +15,9 @@ class StandardSAE(TrainableSAE):
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)
 
+    def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
+        return torch.relu(x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K])
+
     def penalty(self, acts_BF: Tensor) -> Tensor:
         return acts_BF.sum()
 

@@ -1,0 +1,486 @@
+"""Steering plain transformers models: ``with fastzoo.steer(model, sae, {latent: alpha}): ...``
+
+Inside the block z + alpha · d takes the place of the residual stream z after the SAE's layer, d being
+the latent's decoder row (Li et al. 2025, arXiv 2506.07691). Only the forward passes of the block's own
+thread are changed; hooks stand on the model only while a block is open, and an open one whose
+generator was abandoned does nothing any more once it is closed or collected.
+
+Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width, K latents, R rows of
+alphas (1, or one per row of the batch).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastzoo.activations import decoder_layers, hidden_of
+from fastzoo.config import EMBEDDED_MODEL
+from fastzoo.errors import InputError, ModelError, one_line
+from fastzoo.formats import LoadedSAE, open_sae
+from fastzoo.local import text_at
+from fastzoo.saes.base import SAE
+
+MODES = ("add", "clamp", "scale", "ablate")
+PLACES = ("all", "prompt", "generated")
+UNITS = ("raw", "max", "norm")
+
+Alpha = float | Sequence[float] | Tensor
+Latents = Mapping[int, Alpha]
+Positions = str | Iterable[int] | Callable[[Tensor], Tensor]
+
+_ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar(
+    "fastzoo_steering", default=()
+)
+
+
+@dataclass
+class Edit:
+    """What is done to the residual stream after one layer."""
+
+    layer: int
+    mode: str = "add"
+    delta_RD: Tensor | None = None
+    """Of ``add``: what is added, float32."""
+    sae: SAE | None = None
+    latents_K: Tensor | None = None
+    values_RK: Tensor | None = None
+    """Of the other modes: the SAE, its latents, and their alphas."""
+    _ready: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows(self) -> int:
+        values = self.delta_RD if self.values_RK is None else self.values_RK
+        assert values is not None
+        return values.shape[0]
+
+    def change(self, hidden_BTD: Tensor) -> Tensor:
+        """What to add to the residual stream: (B, T, D), or what broadcasts to it, in its dtype."""
+        if self.mode == "add":
+            return self._rows(self.delta_RD, hidden_BTD)
+        assert self.sae is not None and self.latents_K is not None
+        x_BTD = hidden_BTD.float()
+        value_B1K = self._rows(self.values_RK, x_BTD)
+        acts_BTK = self._moved(self.sae, hidden_BTD.device).encode_latents(x_BTD, self.latents_K)
+        if self.mode == "clamp":
+            change_BTK = value_B1K - acts_BTK
+        elif self.mode == "scale":
+            change_BTK = (value_B1K - 1) * acts_BTK
+        else:
+            change_BTK = -acts_BTK * (value_B1K != 0)
+        rows_KD = self._moved(self.sae, hidden_BTD.device).W_dec[self.latents_K.to(x_BTD.device)]
+        return (change_BTK @ rows_KD.float()).to(hidden_BTD.dtype)
+
+    def _rows(self, values: Tensor | None, like_BTD: Tensor) -> Tensor:
+        """(B, 1, ...) of (R, ...), on the device and in the dtype of ``like_BTD``."""
+        assert values is not None
+        batch, rows = like_BTD.shape[0], values.shape[0]
+        key = (like_BTD.device, like_BTD.dtype, batch)
+        if key not in self._ready:
+            if rows > 1 and batch % rows:
+                raise InputError(
+                    f"alphas for {rows} rows do not fit a batch of {batch}; give one alpha, or one per "
+                    "row"
+                )
+            # Beams and several answers per prompt lie side by side.
+            spread = values if rows == 1 else values.repeat_interleave(batch // rows, 0)
+            self._ready[key] = spread.to(like_BTD.device, like_BTD.dtype)[:, None, :]
+        return self._ready[key]
+
+    def _moved(self, sae: SAE, device: torch.device) -> SAE:
+        return sae if sae.W_dec.device == device else sae.to(device)
+
+
+class Steering:
+    """The context manager that ``steer`` returns; each can be entered once."""
+
+    def __init__(self, model: Any, edits: Sequence[Edit], positions: Positions = "all") -> None:
+        self.model, self.edits = model, tuple(edits)
+        self.positions = _as_positions(positions)
+        self._layers = decoder_layers(model)
+        self._handles: list[Any] = []
+        self._token: contextvars.Token[tuple[Steering, ...]] | None = None
+        self._live = self._acted = False
+        # What a forward pass tells its layers; each thread has passes of its own.
+        self._pass = threading.local()
+
+    def __enter__(self) -> Steering:
+        if self._token is not None:
+            raise InputError("this steering was entered before; make another one with steer(...)")
+        try:
+            self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+            if self.positions != "all":
+                self._handles.append(
+                    self.model.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
+                )
+            for edit in self.edits:
+                # Before other hooks, so that these see what the next layer will see.
+                hook = self._hook(edit)
+                self._handles.append(
+                    self._layers[edit.layer].register_forward_hook(hook, prepend=True)
+                )
+            self._live = True
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave()
+        if kind is None and not self._acted:
+            warnings.warn(
+                "the model did not run in this block's thread, so nothing was steered; use "
+                "steering.stream(...) or start threads with contextvars.copy_context().run",
+                stacklevel=2,
+            )
+
+    def _leave(self) -> None:
+        self._live = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._token is not None:
+            try:
+                _ACTIVE.reset(self._token)
+            except ValueError:  # a generator that is closed elsewhere than it was begun
+                _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
+
+    def _acts(self) -> bool:
+        return self._live and self in _ACTIVE.get()
+
+    def _hook(self, edit: Edit) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            if not self._acts():
+                return None
+            self._acted = True
+            hidden_BTD = hidden_of(output)
+            change_BTD = edit.change(hidden_BTD)
+            if self.positions != "all":
+                mask_BT = self._pass.mask_BT.to(hidden_BTD.device)
+                change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
+            steered_BTD = hidden_BTD + change_BTD
+            return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
+
+        return hook
+
+    # --- positions ---
+
+    def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note which tokens of the forward pass that begins are steered."""
+        if not self._acts():
+            return
+        ids_BT = kwargs.get("input_ids", args[0] if args else None)
+        if ids_BT is None:
+            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        known_BT = self._history(ids_BT, cache, past)
+        if self.positions == "prompt":
+            mask_BT = _from(known_BT, 0, self._pass.prompt)
+        elif self.positions == "generated":
+            mask_BT = _from(known_BT, self._pass.prompt, known_BT.shape[1])
+        elif callable(self.positions):
+            mask_BT = self.positions(known_BT).bool()
+            if mask_BT.shape != known_BT.shape:
+                raise InputError(
+                    f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
+                    f"{tuple(known_BT.shape)}"
+                )
+        else:
+            wanted = torch.tensor(sorted(self.positions), device=known_BT.device)
+            mask_BT = torch.isin(known_BT, wanted)
+        self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
+
+    def _history(self, ids_BT: Tensor, cache: Any, past: int) -> Tensor:
+        """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
+
+        A forward pass goes on with what came before it where the cache that it fills is the same or,
+        without a cache, where its tokens are those of before and one more.
+        """
+        before_BT = getattr(self._pass, "known_BT", None)
+        same = cache is not None and getattr(self._pass, "cache", None) is cache
+        if past and same and before_BT is not None and past <= before_BT.shape[1]:
+            # Beams exchange their pasts; their tokens before are those of the rows they came from.
+            known_BT = torch.cat([before_BT[:, :past].to(ids_BT.device), ids_BT], 1)
+        else:
+            known_BT = ids_BT
+            if past:  # a cache that was filled before this block
+                unknown = ids_BT.new_full((ids_BT.shape[0], past), -1)
+                known_BT = torch.cat([unknown, ids_BT], 1)
+            grown = (
+                not past
+                and before_BT is not None
+                and before_BT.shape == (ids_BT.shape[0], ids_BT.shape[1] - 1)
+                and bool((before_BT.to(ids_BT.device) == ids_BT[:, :-1]).all())
+            )
+            if not grown:
+                self._pass.prompt = known_BT.shape[1]
+        self._pass.known_BT, self._pass.cache = known_BT, cache
+        return known_BT
+
+    # --- streaming ---
+
+    def stream(self, **generate: Any) -> Iterator[list[int]]:
+        """``model.generate(**generate)`` steered, token by token.
+
+        Yields:
+            The next token of each row; rows that ended go on with padding. Whoever stops listening
+            stops the generation after its current token.
+        """
+        from transformers import StoppingCriteriaList
+
+        if not self._live:
+            raise InputError("stream(...) is for inside the block: with steer(...) as steering:")
+        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stop = threading.Event()
+        failure: list[BaseException] = []
+        criteria = StoppingCriteriaList(generate.pop("stopping_criteria", ()))
+        criteria.append(lambda ids, scores, **_: torch.full(ids.shape[:1], stop.is_set()))
+
+        def work() -> None:
+            try:
+                self.model.generate(**generate, streamer=_Queue(tokens), stopping_criteria=criteria)
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                tokens.put(None)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+        thread.start()
+        try:
+            while (step := tokens.get()) is not None:
+                yield step
+        finally:
+            stop.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+
+class _Queue:
+    """A streamer for batches, which transformers' own refuse."""
+
+    def __init__(self, tokens: queue.SimpleQueue[Any]) -> None:
+        self._tokens, self._prompt = tokens, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+        else:
+            self._tokens.put(value.reshape(-1).tolist())
+
+    def end(self) -> None:
+        pass
+
+
+# --- what users call -----------------------------------------------------------------------------
+
+
+def steer(
+    model: Any,
+    sae: SAE | LoadedSAE | str | Path,
+    latents: Latents,
+    *,
+    layer: int | None = None,
+    mode: str = "add",
+    units: str = "raw",
+    statistics: Any = None,
+    positions: Positions = "all",
+    force: bool = False,
+) -> Steering:
+    """Steer a transformers causal language model inside a ``with`` block.
+
+    Blocks may be nested, for several SAEs and layers: all of them act, the inner first where they
+    meet at a layer.
+
+    Args:
+        sae: a name, folder, ``hf:`` reference, what ``open_sae`` returns, or an SAE itself.
+        latents: latent to alpha; an alpha is one number, or one per row of the batch.
+        layer: the decoder layer, from 0, where the SAE does not say.
+        mode: ``add`` alpha times the decoder row; ``clamp`` the latent to alpha; ``scale`` it by alpha;
+            ``ablate`` it where alpha is not 0. The last three change the residual stream by the
+            difference that they make to the reconstruction, so its error stays.
+        units: what alpha of ``add`` counts: ``raw``; ``max``, the latent's mean maximum; ``norm``, the
+            mean norm of the residual stream, the row taken at length 1. The last two need
+            ``statistics``; ``clamp`` takes ``raw`` and ``max``.
+        statistics: a ``LatentStatistics`` of the SAE.
+        positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far
+            (B, T) to which of them are steered, such as ``roles`` returns.
+        force: steer a model that the SAE was not trained on.
+
+    Raises:
+        InputError: a latent, layer, unit or mode that there is not; a model that is not the SAE's.
+        ModelError: a model without decoder layers, or of another width.
+    """
+    loaded = None
+    if not isinstance(sae, SAE):
+        loaded = sae if isinstance(sae, LoadedSAE) else open_sae(sae)
+        layer = loaded.layer if layer is None else layer
+        sae = loaded.sae
+    edit = make_edit(sae, latents, layer=layer, mode=mode, units=units, statistics=statistics)
+    check_fits(model, sae, edit.layer)
+    if loaded is not None and not force:
+        check_base_model(model, loaded)
+    return Steering(model, [edit], positions)
+
+
+def make_edit(
+    sae: SAE,
+    latents: Latents,
+    *,
+    layer: int | None,
+    mode: str = "add",
+    units: str = "raw",
+    statistics: Any = None,
+) -> Edit:
+    """What ``steer`` does after the layer. Raises InputError."""
+    if layer is None:
+        raise InputError("the SAE does not say which layer it belongs to; give layer=")
+    if mode not in MODES:
+        raise InputError(f"mode '{one_line(mode, 40)}' is none of {', '.join(MODES)}")
+    allowed = {"add": UNITS, "clamp": ("raw", "max")}.get(mode, ("raw",))
+    if units not in allowed:
+        raise InputError(
+            f"units '{one_line(units, 40)}': with {mode} they are {', '.join(allowed)}"
+        )
+    if units != "raw" and statistics is None:
+        raise InputError(f"units '{units}' need statistics= of the SAE")
+    if not latents:
+        raise InputError("no latent is given; {latent: alpha} says which")
+    for latent in latents:
+        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.d_sae:
+            raise InputError(f"there is no latent {latent!r}; the SAE has 0 to {sae.d_sae - 1}")
+    values_RK = _alphas(latents)
+    latents_K = torch.tensor(list(latents), device=sae.W_dec.device)
+    if units == "max":
+        values_RK = values_RK * statistics.mean_max_F.cpu().float()[latents_K.cpu()]
+    if mode != "add":
+        return Edit(layer, mode, None, sae, latents_K, values_RK)
+    rows_KD = sae.W_dec.detach()[latents_K].float().cpu()
+    if units == "norm":
+        rows_KD = rows_KD / rows_KD.norm(dim=1, keepdim=True) * statistics.residual_norm
+    return Edit(layer, "add", values_RK @ rows_KD)
+
+
+def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Tensor]:
+    """Positions of the turns of ``user`` or ``assistant``, headers included, for ``steer``.
+
+    Raises:
+        InputError: another role, or a chat template whose turns cannot be told by their headers.
+    """
+    from fastzoo.config import DataSection
+    from fastzoo.special_latents import ROLE_WORDS, SpecialTokens
+    from fastzoo.streams import ChatTokenizer
+
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    if not names or names - set(ROLE_WORDS):
+        raise InputError(f"roles are {' and '.join(ROLE_WORDS)}, not {one_line(sorted(names), 80)}")
+    chat = ChatTokenizer(tokenizer, DataSection(max_tokens=512), "the model", None)
+    headers = {pair: tokenizer.decode([pair[1]]).strip() for pair in SpecialTokens.of(chat).headers}
+    if set(headers.values()) != set(ROLE_WORDS):
+        raise InputError("the chat template does not write its roles as one token each")
+
+    def mask(known_BT: Tensor) -> Tensor:
+        turn_BT = torch.zeros_like(known_BT)  # 0: before any header; 1: not wanted; 2: wanted
+        for (special, word), name in headers.items():
+            at_BT = (known_BT[:, :-1] == special) & (known_BT[:, 1:] == word)
+            turn_BT[:, :-1][at_BT] = 2 if name in names else 1
+        place_BT = torch.where(
+            turn_BT > 0, torch.arange(known_BT.shape[1], device=known_BT.device), 0
+        )
+        return turn_BT.gather(1, place_BT.cummax(1).values) == 2
+
+    return mask
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def check_fits(model: Any, sae: SAE, layer: int) -> None:
+    """Raise ModelError or InputError where a model has no such layer, or another width."""
+    layers = decoder_layers(model)
+    width = model.config.get_text_config().hidden_size
+    if sae.d_in != width:
+        raise ModelError(
+            f"the SAE is of width {sae.d_in}, the model's residual stream of width {width}"
+        )
+    if not 0 <= layer < len(layers):
+        raise InputError(f"layer {layer}: the model has 0 to {len(layers) - 1}")
+
+
+def check_base_model(model: Any, loaded: LoadedSAE) -> None:
+    """Raise InputError where an SAE says that it was trained on another model than this."""
+    said = text_at(loaded.record, "base_model", "name") or loaded.model_name
+    here = str(getattr(model, "name_or_path", "") or "")
+    if said and here and _called(said) != _called(here):
+        raise InputError(
+            f"the SAE was trained on {one_line(said, 100)}, and this is {one_line(here, 100)}; "
+            "force=True steers it all the same"
+        )
+
+
+def _called(name: str) -> str:
+    """The last part of a model's name, also of one in the Hub's cache."""
+    for part in Path(name).parts:
+        if part.startswith("models--"):
+            return part.rpartition("--")[2].lower()
+    return EMBEDDED_MODEL if name == EMBEDDED_MODEL else Path(name).name.lower()
+
+
+def _alphas(latents: Latents) -> Tensor:
+    """(R, K) float32 of the alphas. Raises InputError."""
+    columns = []
+    for latent, alpha in latents.items():
+        try:
+            column = torch.as_tensor(alpha, dtype=torch.float32).cpu().reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            column = torch.empty(0)
+        if not column.numel() or not bool(column.isfinite().all()):
+            raise InputError(
+                f"alpha of latent {latent} is {one_line(alpha, 60)}, and not one or more finite numbers"
+            )
+        columns.append(column)
+    sizes = {column.numel() for column in columns} - {1}
+    if len(sizes) > 1:
+        raise InputError(f"alphas for different numbers of rows: {sorted(sizes)}")
+    rows = sizes.pop() if sizes else 1
+    return torch.stack([column.expand(rows) for column in columns], 1)
+
+
+def _as_positions(positions: Positions) -> Positions:
+    if isinstance(positions, str):
+        if positions not in PLACES:
+            raise InputError(
+                f"positions '{one_line(positions, 40)}' is none of {', '.join(PLACES)}; token ids and "
+                "roles(...) can be given too"
+            )
+        return positions
+    if callable(positions):
+        return positions
+    with suppress(TypeError):
+        found = frozenset(positions)
+        if found and all(isinstance(token, int) and token >= 0 for token in found):
+            return found
+    raise InputError("positions are 'all', 'prompt', 'generated', token ids or a function")
+
+
+def _from(known_BT: Tensor, start: int, stop: int) -> Tensor:
+    """(B, T) bool: the columns from ``start`` up to ``stop``."""
+    column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
+    return ((column_T >= start) & (column_T < stop)).expand(known_BT.shape)
