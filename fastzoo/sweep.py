@@ -1,0 +1,318 @@
+"""All alphas x all questions in as few generate calls as memory allows.
+
+Each answer is a row of a left-padded batch with an alpha of its own; greedy answers are those of one
+call per cell. Two controls run beside the latent: a random direction of the same length, and the same
+wish said in the system prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastzoo.activations import decoder_layers
+from fastzoo.errors import DataError, InputError, ModelError, one_line
+from fastzoo.files import machine_memory
+from fastzoo.saes.base import SAE
+from fastzoo.steering import Edit, Steering, check_fits, make_edit
+
+LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
+ARMS = (LATENT, RANDOM, PROMPT)
+
+PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
+"""Raw, as in arXiv 2506.07691; they fit its models and no others."""
+NORM_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""In units of the mean norm of the residual stream."""
+
+MEMORY_SHARE = 0.4
+"""Of the memory that is free, for the rows of one call."""
+MOST_ROWS = 512
+
+Turns = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One answer."""
+
+    arm: str
+    question: int
+    alpha: float
+    """As it was asked for; of the prompting baseline 0."""
+    tokens: tuple[int, ...]
+    """Up to and with the end of the turn, without padding."""
+    text: str
+    ended: bool
+    """Whether the turn was ended within ``max_new_tokens``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are generated."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    seed: int = 0
+    rows: int | None = None
+    """Rows of one call; by default what memory allows."""
+
+
+@dataclass
+class Sweep:
+    """What is asked, and of whom."""
+
+    model: Any
+    tokenizer: Any
+    sae: SAE
+    layer: int
+    latents: Mapping[int, float]
+    """Latent to its weight: alpha times it is what each is steered by."""
+    questions: Sequence[Turns]
+    alphas: Sequence[float]
+    units: str = "raw"
+    statistics: Any = None
+    mode: str = "add"
+    positions: Any = "all"
+    wish: str | None = None
+    """What the prompting baseline's system prompt says; without it there is none."""
+    control: bool = True
+    """Whether a random direction is swept beside the latent."""
+    settings: Settings = field(default_factory=Settings)
+
+    def cells(self, watch: Callable[[list[tuple[int, int]]], None] | None = None) -> list[Cell]:
+        """All answers, by arm, question and alpha.
+
+        Args:
+            watch: called after each step with (row, token) of the rows that go on; rows count as the
+                cells that are returned do.
+
+        Raises:
+            InputError: no question, no alpha, an alpha that is not finite; see also ``steer``.
+            DataError: the chat template refuses a question, or it is too long for the model.
+            ModelError: a width or layer that is not the model's.
+        """
+        rows = self._rows()
+        answers: list[list[int]] = [[] for _ in rows]
+        # Rows of like length lie together, so that little is padding. A latent cannot be clamped in
+        # some rows only.
+        alone = [self.mode != "add" and row.edit is None for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: (alone[i], len(rows[i].prompt)))
+        start, size = 0, self._rows_at_once(max(len(row.prompt) for row in rows))
+        while start < len(order):
+            part = order[start : start + size]
+            part = [i for i in part if alone[i] == alone[part[0]]]
+            try:
+                found = self._generate([rows[i] for i in part], part, watch)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise ModelError(
+                        "the device's memory is too small for a single answer"
+                    ) from None
+                torch.cuda.empty_cache()
+                size = max(1, len(part) // 2)
+                continue
+            for i, tokens in zip(part, found, strict=True):
+                answers[i] = tokens
+            start += len(part)
+        ends = self._ends()
+        return [
+            Cell(
+                row.arm,
+                row.question,
+                row.alpha,
+                tuple(tokens),
+                self.tokenizer.decode(tokens, skip_special_tokens=True),
+                bool(tokens) and tokens[-1] in ends,
+            )
+            for row, tokens in zip(rows, answers, strict=True)
+        ]
+
+    # --- rows ---
+
+    def _rows(self) -> list[_Row]:
+        if not self.questions or not self.alphas:
+            raise InputError("a sweep needs at least one question and one alpha")
+        edit = make_edit(
+            self.sae,
+            {k: [weight * a for a in self.alphas] for k, weight in self.latents.items()},
+            layer=self.layer,
+            mode=self.mode,
+            units=self.units,
+            statistics=self.statistics,
+        )
+        check_fits(self.model, self.sae, self.layer)
+        prompts = [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
+        controls = self._random(edit) if self.control and self.mode == "add" else None
+        rows = []
+        for arm in ARMS[:2] if controls is not None else ARMS[:1]:
+            for question, prompt in enumerate(prompts):
+                for i, alpha in enumerate(self.alphas):
+                    own = edit if arm == LATENT else controls
+                    rows.append(_Row(arm, question, float(alpha), prompt, own, i))
+        if self.wish is not None:
+            for question, turns in enumerate(self.questions):
+                told = self._prompt(question, [{"role": "system", "content": self.wish}, *turns])
+                rows.append(_Row(PROMPT, question, 0.0, told, None, 0))
+        return rows
+
+    def _prompt(self, index: int, turns: Turns) -> list[int]:
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                list(turns), add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]
+        except Exception as error:  # jinja raises many kinds
+            raise DataError(
+                f"question {index + 1} is refused by the chat template: {one_line(error, 150)}"
+            ) from None
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest and len(ids) + self.settings.max_new_tokens > longest:
+            raise DataError(
+                f"question {index + 1} has {len(ids)} tokens; with {self.settings.max_new_tokens} new "
+                f"ones that is more than the model's {longest} positions"
+            )
+        return list(ids)
+
+    def _random(self, edit: Edit) -> Edit:
+        """A random direction, each of its rows as long as the latent's."""
+        assert edit.delta_RD is not None
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        direction_D = torch.randn(edit.delta_RD.shape[1], generator=generator)
+        direction_D /= direction_D.norm()
+        # Of negative alphas, to the other side.
+        sign_R1 = torch.tensor([[-1.0 if alpha < 0 else 1.0] for alpha in self.alphas])
+        return Edit(
+            edit.layer, "add", edit.delta_RD.norm(dim=1, keepdim=True) * sign_R1 * direction_D
+        )
+
+    def _rows_at_once(self, longest_prompt: int) -> int:
+        if self.settings.rows is not None:
+            return self.settings.rows
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        bytes_each = next(self.model.parameters()).element_size()
+        tokens = longest_prompt + self.settings.max_new_tokens
+        cache = 2 * len(decoder_layers(self.model)) * heads * width * bytes_each * tokens
+        # The prompt's hidden states and MLP, and the logits of one step in float32.
+        wide = longest_prompt * 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+        row = cache + wide * bytes_each + 3 * 4 * config.vocab_size
+        device = next(self.model.parameters()).device
+        free = (
+            torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine_memory() // 4
+        )
+        return int(min(MOST_ROWS, max(1, MEMORY_SHARE * free // row)))
+
+    # --- generating ---
+
+    def _generate(
+        self, rows: Sequence[_Row], numbers: Sequence[int], watch: Any
+    ) -> list[list[int]]:
+        device = self.model.get_input_embeddings().weight.device
+        longest = max(len(row.prompt) for row in rows)
+        pad, ends = self._padding(), self._ends()
+        ids_BT = torch.full((len(rows), longest), pad)
+        mask_BT = torch.zeros_like(ids_BT)
+        for i, row in enumerate(rows):
+            ids_BT[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            mask_BT[i, longest - len(row.prompt) :] = 1
+        settings = self.settings
+        how: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
+        if settings.temperature:
+            how = {"do_sample": True, "temperature": settings.temperature}
+            how |= {"top_p": settings.top_p, "top_k": 0}
+        streamer = _Watch(numbers, ends, watch) if watch else None
+        # Sampling draws from torch's own generator; what others drew from it stays as it is.
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self._steered(rows):
+            torch.manual_seed(settings.seed)
+            out_BT = self.model.generate(
+                input_ids=ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                max_new_tokens=settings.max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=sorted(ends) or None,
+                streamer=streamer,
+                num_beams=1,
+                **how,
+            )
+        return [_until_end(tokens, ends) for tokens in out_BT[:, longest:].tolist()]
+
+    def _steered(self, rows: Sequence[_Row]) -> AbstractContextManager[Any]:
+        """Every row by its own edit; rows of none by nothing."""
+        if all(row.edit is None for row in rows):
+            return nullcontext()
+        width = self.sae.d_in
+        if self.mode == "add":
+            nothing = torch.zeros(width)
+            deltas = [nothing if r.edit is None else r.edit.delta_RD[r.index] for r in rows]  # type: ignore[index]
+            edit = Edit(self.layer, "add", torch.stack(deltas))
+        else:
+            first = next(row.edit for row in rows if row.edit is not None)
+            assert first.values_RK is not None
+            values = [first.values_RK[row.index] for row in rows]
+            edit = Edit(
+                self.layer, self.mode, None, first.sae, first.latents_K, torch.stack(values)
+            )
+        return Steering(self.model, [edit], self.positions)
+
+    def _ends(self) -> set[int]:
+        """Tokens that end a turn."""
+        said = getattr(self.model.generation_config, "eos_token_id", None)
+        found = set(said if isinstance(said, list) else [] if said is None else [said])
+        own = self.tokenizer.eos_token_id
+        return found | ({own} if own is not None else set())
+
+    def _padding(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else min(self._ends(), default=0))
+
+
+@dataclass(frozen=True)
+class _Row:
+    arm: str
+    question: int
+    alpha: float
+    prompt: list[int]
+    edit: Edit | None
+    index: int
+    """Its row of the edit's alphas."""
+
+
+class _Watch:
+    """Tells of every new token, of rows that have not ended."""
+
+    def __init__(self, numbers: Sequence[int], ends: set[int], watch: Any) -> None:
+        self._numbers, self._ends, self._watch = numbers, ends, watch
+        self._open = set(range(len(numbers)))
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        tokens = value.reshape(-1).tolist()
+        self._watch([(self._numbers[i], tokens[i]) for i in sorted(self._open)])
+        self._open -= {i for i in self._open if tokens[i] in self._ends}
+
+    def end(self) -> None:
+        pass
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Tokens up to and with the first that ends the turn."""
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]

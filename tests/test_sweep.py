@@ -1,0 +1,167 @@
+"""A sweep's cells are single runs; controls, ends, memory and bad questions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import WIDTH, randomise, small_model
+
+from fastzoo import tiny
+from fastzoo.errors import DataError, InputError
+from fastzoo.saes import architecture
+from fastzoo.steering import steer
+from fastzoo.sweep import Settings, Sweep
+
+ALPHAS = (0.0, 2.0, 9.0, -9.0)
+QUESTIONS = [
+    [{"role": "user", "content": "Hello!"}],
+    [{"role": "user", "content": "What does a cat eat, and where does it live?"}],
+    [{"role": "user", "content": "Count to three."}],
+]
+
+
+class Words:
+    """A tokenizer for the random models: one token for each word, no special ones but the end."""
+
+    eos_token_id, pad_token_id = 1, None
+
+    def apply_chat_template(self, turns: Any, **how: Any) -> dict[str, list[int]]:
+        words = " ".join(turn["content"] for turn in turns).split()
+        return {"input_ids": [2 + sum(map(ord, word)) % 90 for word in words]}
+
+    def decode(self, ids: Any, **how: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture(scope="module")
+def sae() -> Any:
+    found = randomise(architecture("jumprelu")(WIDTH, 24), seed=3)
+    return found.requires_grad_(False)
+
+
+def make(model: Any, sae: Any, **more: Any) -> Sweep:
+    settings = {"max_new_tokens": 12, **more.pop("settings", {})}
+    values = {"tokenizer": Words(), "layer": 1, "latents": {7: 1.0}, "questions": QUESTIONS}
+    values |= {"alphas": ALPHAS, "settings": Settings(**settings), **more}
+    return Sweep(model=model, sae=sae, **values)
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2"])
+def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
+    model = small_model(kind)
+    cells = make(model, sae, mode=mode, control=False).cells()
+    assert [(c.question, c.alpha) for c in cells] == [(q, a) for q in range(3) for a in ALPHAS]
+    for cell in cells:
+        prompt = Words().apply_chat_template(QUESTIONS[cell.question])["input_ids"]
+        ids = torch.tensor([prompt])
+        with steer(model, sae, {7: cell.alpha}, layer=1, mode=mode):
+            out = model.generate(
+                input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1
+            )
+        tokens = out[0, ids.shape[1] :].tolist()
+        assert list(cell.tokens) == tokens and cell.ended == (tokens[-1] == 1)
+    for rows in (1, 5):
+        assert make(model, sae, mode=mode, control=False, settings={"rows": rows}).cells() == cells
+
+
+def test_controls_run_beside_it(sae: Any) -> None:
+    model = small_model("qwen2")
+    cells = make(model, sae, wish="Say nothing but this").cells()
+    by = {arm: [c for c in cells if c.arm == arm] for arm in ("latent", "random", "prompt")}
+    assert [len(found) for found in by.values()] == [12, 12, 3]
+    for latent, other in zip(by["latent"], by["random"], strict=True):
+        assert (latent.tokens == other.tokens) == (latent.alpha == 0)
+    told = make(
+        model,
+        sae,
+        control=False,
+        alphas=[0.0],
+        questions=[[{"role": "system", "content": "Say nothing but this"}, *q] for q in QUESTIONS],
+    )
+    assert [c.tokens for c in by["prompt"]] == [c.tokens for c in told.cells()]
+    clamped = make(model, sae, mode="clamp", wish="Say nothing but this").cells()
+    assert [c.tokens for c in clamped if c.arm == "prompt"] == [c.tokens for c in by["prompt"]]
+    length = float(sae.W_dec[7].norm())
+    sweep = make(model, sae)
+    rows = {row.alpha: row.edit.delta_RD[row.index] for row in sweep._rows() if row.arm == "random"}
+    for alpha, delta in rows.items():
+        assert float(delta.norm()) == pytest.approx(abs(alpha) * length, abs=1e-5)
+    torch.testing.assert_close(rows[9.0], -rows[-9.0])
+
+
+def test_sampling_is_repeatable_and_leaves_torchs_generator_alone(sae: Any) -> None:
+    model, sampled = small_model("qwen2"), {"temperature": 1.0, "seed": 5}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = make(model, sae, settings=sampled).cells()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert make(model, sae, settings=sampled).cells() == first
+    assert make(model, sae, settings={**sampled, "seed": 6}).cells() != first
+
+
+def test_every_token_is_told_once(sae: Any) -> None:
+    told: dict[int, list[int]] = {}
+
+    def watch(step: list[tuple[int, int]]) -> None:
+        for row, token in step:
+            told.setdefault(row, []).append(token)
+
+    cells = make(small_model("llama"), sae, settings={"rows": 7}).cells(watch)
+    assert [tuple(told[row]) for row in range(len(cells))] == [cell.tokens for cell in cells]
+
+
+def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("qwen2")
+    expected, sizes = make(model, sae).cells(), []
+    generate = model.generate
+
+    def limited(**how: Any) -> Any:
+        sizes.append(len(how["input_ids"]))
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("made up")
+        return generate(**how)
+
+    monkeypatch.setattr(model, "generate", limited)
+    assert make(model, sae).cells() == expected
+    assert sizes == [24, 12, 6, 6, 6, 6]
+
+
+def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
+    model = small_model("qwen2")
+    for more in ({"questions": []}, {"alphas": []}, {"alphas": [float("inf")]}):
+        with pytest.raises(InputError):
+            make(model, sae, **more).cells()
+    with pytest.raises(DataError, match="question 2 has 200 tokens"):
+        long = [{"role": "user", "content": "word " * 200}]
+        make(model, sae, questions=[QUESTIONS[0], long]).cells()
+    refused = [[{"role": "nobody"}]]
+    with pytest.raises(DataError, match="question 1 is refused by the chat template"):
+        make(model, sae, questions=refused, tokenizer=tokenizer).cells()
+
+
+def test_units_reach_the_rows(sae: Any) -> None:
+    model = small_model("qwen2")
+    statistics = SimpleNamespace(residual_norm=6.0, mean_max_F=torch.full((24,), 3.0))
+    length = float(sae.W_dec[7].norm())
+    raw = make(model, sae, alphas=[6.0 / length]).cells()
+    norm = make(model, sae, alphas=[1.0], units="norm", statistics=statistics).cells()
+    assert [c.tokens for c in norm] == [c.tokens for c in raw]
+    maximum = make(model, sae, alphas=[3.0], units="max", statistics=statistics).cells()
+    assert [c.tokens for c in maximum] == [c.tokens for c in make(model, sae, alphas=[9.0]).cells()]
+
+
+def test_the_embedded_model_answers(tokenizer: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.MODEL, dtype=torch.float32).eval()
+    sae = randomise(architecture("standard")(128, 16), seed=0).requires_grad_(False)
+    sweep = make(
+        model, sae, tokenizer=tokenizer, settings={"max_new_tokens": 40}, alphas=[0.0, 50.0]
+    )
+    answers = {(c.question, c.alpha): c for c in sweep.cells() if c.arm == "latent"}
+    assert answers[0, 0.0].ended and answers[0, 0.0].text.strip()
+    assert all(answers[q, 0.0].tokens != answers[q, 50.0].tokens for q in range(3))
