@@ -121,7 +121,7 @@ class Sweep:
             for i, tokens in zip(part, found, strict=True):
                 answers[i] = tokens
             start += len(part)
-        ends = self._ends()
+        ends = self.ends()
         return [
             Cell(
                 row.arm,
@@ -133,6 +133,10 @@ class Sweep:
             )
             for row, tokens in zip(rows, answers, strict=True)
         ]
+
+    def prompts(self) -> list[list[int]]:
+        """The questions' token ids, up to where the answer begins. Raises DataError."""
+        return [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
 
     # --- rows ---
 
@@ -148,7 +152,7 @@ class Sweep:
             statistics=self.statistics,
         )
         check_fits(self.model, self.sae, self.layer)
-        prompts = [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
+        prompts = self.prompts()
         controls = self._random(edit) if self.control and self.mode == "add" else None
         rows = []
         for arm in ARMS[:2] if controls is not None else ARMS[:1]:
@@ -218,7 +222,7 @@ class Sweep:
     ) -> list[list[int]]:
         device = self.model.get_input_embeddings().weight.device
         longest = max(len(row.prompt) for row in rows)
-        pad, ends = self._padding(), self._ends()
+        pad, ends = self._padding(), self.ends()
         ids_BT = torch.full((len(rows), longest), pad)
         mask_BT = torch.zeros_like(ids_BT)
         for i, row in enumerate(rows):
@@ -269,7 +273,7 @@ class Sweep:
             )
         return Steering(self.model, [edit], self.positions)
 
-    def _ends(self) -> set[int]:
+    def ends(self) -> set[int]:
         """Tokens that end a turn."""
         said = getattr(self.model.generation_config, "eos_token_id", None)
         found = set(said if isinstance(said, list) else [] if said is None else [said])
@@ -278,7 +282,7 @@ class Sweep:
 
     def _padding(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else min(self._ends(), default=0))
+        return int(pad if pad is not None else min(self.ends(), default=0))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,370 @@
+"""What ``fastzoo steer`` does: find latents, sweep alphas over questions, score, find the sweet spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastzoo import scores as scoring
+from fastzoo import window
+from fastzoo.assembly import Assembly, assemble
+from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
+from fastzoo.errors import InputError, one_line
+from fastzoo.judge import Judge, Verdict
+from fastzoo.latent_statistics import LatentStatistics, statistics
+from fastzoo.output_score import answer_starts, output_scores, refuse_missing
+from fastzoo.progress import Progress
+from fastzoo.questions import Question, load_questions
+from fastzoo.scores import CellScores, Concept, concept_of_language, concept_of_words, score_cells
+from fastzoo.special_latents import SpecialTokens
+from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Cell, Settings, Sweep
+from fastzoo.unembedding import lens_tokens
+from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
+
+CANDIDATES = 12
+"""Latents that ``--auto`` sweeps."""
+POOL = 256
+"""Latents that are ranked by output score for it: those with the largest mean maximum."""
+FEWEST_DIALOGUES = 0.02
+"""Share of the dialogues in which a latent must fire to be in the pool."""
+STARTS = 16
+"""Beginnings of answers that output scores are taken on."""
+WORDS = 8
+"""Tokens of the logit lens that say what a latent is about."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of ``steer_sae``; see ``fastzoo steer --help``."""
+
+    source: str
+    questions: Sequence[str] = ()
+    file: Path | None = None
+    latents: Sequence[int] = ()
+    auto: bool = False
+    alphas: Sequence[float] = ()
+    units: str | None = None
+    mode: str = "add"
+    positions: str = "all"
+    concept: Sequence[str] = ()
+    language: str | None = None
+    wish: str | None = None
+    control: bool = True
+    model: str | None = None
+    revision: str | None = None
+    force: bool = False
+    data: str = EMBEDDED_DATA
+    dialogues: int = 200
+    judge: str | None = None
+    judge_url: str | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass
+class Outcome:
+    """Answers, their scores, and what follows from them."""
+
+    about: dict[str, Any]
+    questions: list[Question]
+    cells: list[Cell]
+    scores: list[CellScores]
+    """Of each cell, in order."""
+    verdicts: list[Verdict] | None
+    spot: SweetSpot | None
+    """None where there are fewer than two questions or no alpha 0 beside another."""
+    candidates: list[dict[str, Any]]
+    """What ``--auto`` tried, the best first."""
+
+    def rows(self, arm: str) -> list[tuple[Cell, CellScores]]:
+        """The cells of an arm with their scores."""
+        both = zip(self.cells, self.scores, strict=True)
+        return [(cell, score) for cell, score in both if cell.arm == arm]
+
+    def to_value(self) -> dict[str, Any]:
+        """Plain data."""
+        verdicts: Sequence[Any] = self.verdicts or [None] * len(self.cells)
+        return {
+            **self.about,
+            "questions": [question.text for question in self.questions],
+            "sweet_spot": None if self.spot is None else asdict(self.spot),
+            "candidates": self.candidates,
+            "cells": [
+                {
+                    **asdict(cell),
+                    "scores": asdict(score) | {"degenerate": score.degenerate},
+                    **({"judge": asdict(verdict)} if verdict else {}),
+                }
+                for cell, score, verdict in zip(self.cells, self.scores, verdicts, strict=True)
+            ],
+        }
+
+
+Watch = Callable[[list[tuple[int, int]]], None]
+
+
+def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: None) -> Outcome:
+    """Steer the SAE's language model as asked.
+
+    Args:
+        watch: given the sweep that is about to run, returns what is told of its tokens.
+
+    Raises:
+        InputError: latents, alphas, units or questions that cannot be.
+        DataError, ModelError, HubError, TrainingError.
+    """
+    if not ask.latents and not ask.auto:
+        raise InputError("say which latent with --latent, or let --auto find one")
+    assembly = assemble(
+        [ask.source], model_name=ask.model, revision=ask.revision, data=ask.data
+    )
+    ((name, (layer, sae)),) = assembly.saes.items()
+    questions = _questions(ask, assembly)
+    units, alphas = _alphas(ask, assembly)
+    refuse_missing(ask.latents, sae.d_sae, name)
+    concept = _concept(ask)
+    judge = Judge(ask.judge, ask.judge_url) if ask.judge or ask.judge_url else None
+    known = None
+    sequences = []
+    if ask.auto or units != "raw":
+        sequences, _ = assembly.dialogues(ask.dialogues)
+        total = sum(map(len, sequences))
+        with Progress("measuring latents", total) as bar:
+            known = statistics(
+                assembly.reader,
+                assembly.saes,
+                sequences,
+                lambda tokens: bar.advance(tokens, "tokens"),
+            )[name]
+    sweep = Sweep(
+        assembly.reader.model,
+        assembly.chat.tokenizer,
+        sae.to(assembly.reader.device),
+        layer,
+        dict.fromkeys(ask.latents, 1.0),
+        [question.messages for question in questions],
+        alphas,
+        units,
+        known,
+        ask.mode,
+        ask.positions,
+        ask.wish,
+        ask.control,
+        ask.settings,
+    )
+    candidates: list[dict[str, Any]] = []
+    if ask.auto:
+        assert known is not None
+        pool = list(ask.latents) or find_candidates(assembly, known, sequences)
+        candidates = try_candidates(sweep, pool, concept)
+        sweep = replace(sweep, latents={candidates[0]["latent"]: 1.0})
+    if sweep.wish is None:
+        sweep = replace(sweep, wish=_wish(assembly, sweep))
+    cells = sweep.cells(watch(sweep))
+    scores = score(sweep, cells, concept)
+    verdicts = None
+    if judge is not None:
+        said = " ".join(ask.concept) or ask.language or sweep.wish
+        asked = [(questions[cell.question].text, cell.text) for cell in cells]
+        verdicts = judge.rate(asked, said)
+    about = {
+        "sae": name,
+        "base_model": assembly.base_model,
+        "layer": layer,
+        "latents": list(sweep.latents),
+        "writes": {k: written(assembly, sweep, k) for k in sweep.latents},
+        "mode": ask.mode,
+        "units": units,
+        "alphas": list(alphas),
+        "residual_norm": None if known is None else known.residual_norm,
+        "mean_max": None
+        if known is None
+        else {k: float(known.mean_max_F[k]) for k in sweep.latents},
+        "positions": ask.positions,
+        "concept": list(ask.concept) or ask.language,
+        "wish": sweep.wish,
+        "settings": asdict(ask.settings),
+        "judge": judge.name if judge else None,
+        "definitions": {
+            "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a concept, "
+            "what its share gained",
+            "quality": "share of answers that are not degenerate and whose mean negative "
+            f"log-likelihood is at most {window.CLOSE_NATS:g} nats above the unsteered answer's",
+            "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and "
+            f"{window.LEAST_QUALITY:.0%} of the unsteered quality around the one with the best "
+            "harmonic mean; chosen on the questions of even index, reported on the others with 95% "
+            "bootstrap intervals",
+        },
+    }
+    return Outcome(
+        about, questions, cells, scores, verdicts, _spot(cells, scores, alphas), candidates
+    )
+
+
+def score(sweep: Sweep, cells: Sequence[Cell], concept: Concept | None) -> list[CellScores]:
+    """The scores of each cell; the latent's own cells at alpha 0 are the unsteered answers."""
+    unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
+    return score_cells(
+        cells,
+        unsteered,
+        sweep.model,
+        sweep.prompts(),
+        end_ids=sweep.ends(),
+        concept=concept,
+    )
+
+
+# --- finding latents ---------------------------------------------------------------------------
+
+
+def find_candidates(
+    assembly: Assembly, known: LatentStatistics, sequences: Sequence[Any]
+) -> list[int]:
+    """Latents that are worth a sweep: those whose output score is highest, in that order.
+
+    Looked at are the latents with the largest mean maximum and, of every special token, the one that
+    answers to it most.
+
+    Raises:
+        InputError: no latent fires often enough.
+    """
+    ((layer, sae),) = assembly.saes.values()
+    often_F = known.dialogue_frequency_F >= FEWEST_DIALOGUES
+    strength_F = torch.where(often_F, known.mean_max_F, 0.0)
+    pool = [int(k) for k in strength_F.topk(min(POOL, sae.d_sae)).indices if strength_F[k] > 0]
+    if not pool:
+        raise InputError(f"no latent fires in {FEWEST_DIALOGUES:.0%} of the dialogues")
+    starts = answer_starts(assembly.chat, sequences, STARTS)
+    with Progress("trying latents", len(pool) * len(starts)) as bar:
+        found = output_scores(
+            assembly.reader,
+            sae,
+            layer,
+            pool,
+            starts,
+            1.0,
+            residual_norm=known.residual_norm,
+            progress=lambda rows: bar.advance(rows, "prompts"),
+        )
+    ranked = sorted(zip(found, pool, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    return [latent for _, latent in ranked[:CANDIDATES]]
+
+
+def try_candidates(
+    sweep: Sweep, pool: Sequence[int], concept: Concept | None
+) -> list[dict[str, Any]]:
+    """Sweep latents over the questions of even index; what came of each, the best first."""
+    chosen = list(range(0, len(sweep.questions), 2))
+    found = []
+    with Progress("sweeping latents", len(pool)) as bar:
+        for latent in pool:
+            small = replace(
+                sweep,
+                latents={latent: 1.0},
+                questions=[sweep.questions[i] for i in chosen],
+                control=False,
+                wish=None,
+            )
+            cells = small.cells()
+            scores = score(small, cells, concept)
+            row = row_of(scores, [s for s in scores if s.alpha == 0])
+            entry: dict[str, Any] = {"latent": latent, "alpha": None, "effect": 0.0, "quality": 0.0}
+            entry |= _best(row)
+            found.append(entry)
+            bar.advance(note=f"latent {latent}: score {entry['score']:.2f}")
+    return sorted(found, key=lambda entry: (-entry["score"], entry["latent"]))
+
+
+def _best(row: Row) -> dict[str, Any]:
+    """The good alpha with the highest score, as ``window`` has it; a score of 0 where there is none."""
+    floor = window.LEAST_QUALITY * row.quality[row.alphas.index(0.0)].mean()
+    best: dict[str, Any] = {"score": 0.0}
+    for alpha, effects, qualities in zip(row.alphas, row.effect, row.quality, strict=True):
+        effect, quality = float(effects.mean()), float(qualities.mean())
+        value = window.harmonic_mean(effect, quality)
+        if effect >= window.LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
+            best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
+    return best
+
+
+def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
+    """The tokens that a latent's decoder row raises most, by the logit lens."""
+    row_1D = sweep.sae.W_dec.detach()[[latent]]
+    vocabulary = assembly.source.embeddings
+    size = min(vocabulary or len(sweep.tokenizer), len(sweep.tokenizer))
+    _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=size)
+    return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
+
+
+# --- what was asked ------------------------------------------------------------------------------
+
+
+def _questions(ask: Ask, assembly: Assembly) -> list[Question]:
+    if ask.questions and ask.file:
+        raise InputError("give questions on the line or in a file, not both")
+    if ask.questions:
+        texts = [one_line(text, 20_000) for text in ask.questions]
+        if not all(texts):
+            raise InputError("a question is empty")
+        return [Question([{"role": "user", "content": text}]) for text in texts]
+    return load_questions(ask.file, tiny=assembly.source.name == EMBEDDED_MODEL)
+
+
+def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
+    """Units and alphas, the unsteered one among them.
+
+    The paper's raw alphas fit its models; others get multiples of the residual stream's norm.
+    """
+    from fastzoo.zoo import GRID
+
+    papers = any(row.base_model == assembly.source.name for row in GRID)
+    if ask.mode == "add":
+        units = ask.units or ("raw" if ask.alphas or papers else "norm")
+        default: Sequence[float] = PAPER_ALPHAS if units == "raw" and papers else NORM_ALPHAS
+        if units != "norm" and not papers and not ask.alphas:
+            raise InputError(f"units '{units}': say which alphas; those of the paper fit its models only")
+    else:
+        units = ask.units or "raw"
+        default = ()
+        if not ask.alphas:
+            raise InputError(f"--mode {ask.mode}: say which alphas")
+    alphas = list(dict.fromkeys(float(alpha) for alpha in ask.alphas or default))
+    if ask.mode == "add" and 0.0 not in alphas:
+        alphas.insert(0, 0.0)
+    return units, alphas
+
+
+def _concept(ask: Ask) -> Concept | None:
+    if ask.concept and ask.language:
+        raise InputError("give a concept's words or a language, not both")
+    if ask.language:
+        return concept_of_language(ask.language)
+    return concept_of_words(ask.concept) if ask.concept else None
+
+
+def _wish(assembly: Assembly, sweep: Sweep) -> str:
+    """The same wish in words: what the latent's own tokens are."""
+    words = [
+        word
+        for latent in sweep.latents
+        for text in written(assembly, sweep, latent)
+        if (word := text.strip()) and word.isprintable()
+    ]
+    return f"Use words such as these in your answer: {', '.join(dict.fromkeys(words)) or 'none'}."
+
+
+def _spot(
+    cells: Sequence[Cell], scores: Sequence[CellScores], alphas: Sequence[float]
+) -> SweetSpot | None:
+    if 0.0 not in alphas or len(alphas) < 2:
+        return None
+    rows: dict[str, Row] = {}
+    own = {arm: [s for c, s in zip(cells, scores, strict=True) if c.arm == arm] for arm in (LATENT, RANDOM, PROMPT)}
+    unsteered = [s for s in own[LATENT] if s.alpha == 0]
+    for arm, found in own.items():
+        if found:
+            rows[arm] = row_of(found, unsteered)
+    return find_sweet_spot(rows.pop(LATENT), rows)
