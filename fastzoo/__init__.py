@@ -10,12 +10,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastzoo.assembly import assemble
     from fastzoo.formats import load_sae, save_sae
+    from fastzoo.latent_statistics import LatentStatistics, statistics
     from fastzoo.names import SAEName, parse_name
+    from fastzoo.output_score import answer_starts, output_scores
     from fastzoo.pulling import pull
     from fastzoo.steering import steer
+    from fastzoo.unembedding import logit_lens
 
-__all__ = ["SAEName", "__version__", "load_sae", "parse_name", "pull", "save_sae", "steer"]
+__all__ = [
+    "LatentStatistics",
+    "SAEName",
+    "__version__",
+    "answer_starts",
+    "assemble",
+    "load_sae",
+    "logit_lens",
+    "output_scores",
+    "parse_name",
+    "pull",
+    "save_sae",
+    "statistics",
+    "steer",
+]
 
 _WHERE = {
     "SAEName": "fastzoo.names",
@@ -24,6 +42,12 @@ _WHERE = {
     "pull": "fastzoo.pulling",
     "save_sae": "fastzoo.formats",
     "steer": "fastzoo.steering",
+    "assemble": "fastzoo.assembly",
+    "LatentStatistics": "fastzoo.latent_statistics",
+    "statistics": "fastzoo.latent_statistics",
+    "answer_starts": "fastzoo.output_score",
+    "output_scores": "fastzoo.output_score",
+    "logit_lens": "fastzoo.unembedding",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | eval | train``.
+"""The command line: ``fastzoo list | info | pull | eval | features | push | train``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.errors``). torch is loaded only by the commands that compute.
@@ -330,6 +330,96 @@ def evaluate_saes(
         _print_json(report)
     else:
         print_results(rows)
+
+
+@app.command("features")
+def find_features(
+    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP, autocompletion=complete_names)],
+    text: Annotated[
+        str | None, typer.Option(help="What fires on each token of this user message.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="--text as it is, without the chat template.")
+    ] = False,
+    token: Annotated[
+        str | None, typer.Option(help="What fires most on this token: its text, or its id.")
+    ] = None,
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, help="Where this latent fires, and what it writes; more than once: each."
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="activation|output",
+            help="The latents that fire most strongly, or that steering brings out most.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="For --rank output: how many, by activation, are tried.")
+    ] = 256,
+    alpha: Annotated[
+        float, typer.Option(help="For --rank output: steering strength, in mean residual norms.")
+    ] = 1.0,
+    top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
+    data: Annotated[
+        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
+    ] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues, at most.")] = 1000,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, where the SAE does not say.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Latents of SAEs of one language model: of special tokens (by default), or what is asked.
+
+    For each special token the latents with the highest per-sample maximum, averaged over dialogues,
+    as in arXiv 2506.07691, Appendix F.3.
+    """
+    asked = {"--text": text is not None, "--token": token is not None, "--rank": rank is not None}
+    asked["--latent"] = bool(latent) and rank is None
+    if sum(asked.values()) > 1:
+        raise InputError(f"{' and '.join(k for k, v in asked.items() if v)} do not go together")
+    if raw and text is None:
+        raise InputError("--raw goes with --text")
+    from fastzoo import feature_tables as tables
+    from fastzoo import features, latent_reports
+    from fastzoo.assembly import assemble
+
+    saes = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
+    if text is not None:
+        report = features.of_text(saes, text, raw=raw, top=top)
+        show = tables.print_text
+    elif token is not None:
+        report = features.of_token(saes, token, dialogues=dialogues, top=top)
+        show = tables.print_tokens
+    elif rank is not None:
+        report = latent_reports.ranking(
+            saes,
+            rank,
+            latents=latent or [],
+            candidates=candidates,
+            alpha=alpha,
+            dialogues=dialogues,
+            top=top,
+        )
+        show = tables.print_ranking
+    elif latent:
+        report = latent_reports.of_latents(saes, latent, dialogues=dialogues, top=top)
+        show = tables.print_latents
+    else:
+        report = features.of_special_tokens(saes, dialogues=dialogues, top=top)
+        show = tables.print_tokens
+    if as_json:
+        _print_json(report)
+    else:
+        show(report)
 
 
 @app.command("push")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastzoo.activations import ResidualReader
 from fastzoo.errors import ModelError, TrainingError
 from fastzoo.metrics import NextToken, Reconstruction, loss_figures
+from fastzoo.models import refuse_unfit
 from fastzoo.packing import Pack
 from fastzoo.saes.base import SAE
 from fastzoo.special_latents import Occurrences, SpecialLatents, SpecialTokens
@@ -66,14 +67,9 @@ def evaluate(
         TrainingError: the model, or a figure, is NaN or infinite.
     """
     device = reader.device
-    width = reader.model.config.get_text_config().hidden_size
     measured: dict[str, _Measured] = {}
     for name, (layer, sae) in saes.items():
-        if sae.d_in != width or not 0 <= layer < len(reader.layers):
-            raise ModelError(
-                f"{name} (width {sae.d_in}, layer {layer}) does not fit the model, which has width "
-                f"{width} and layers 0 to {len(reader.layers) - 1}"
-            )
+        refuse_unfit(reader.model.config, name, layer, sae.d_in)
         sae = sae.to(device)
         measured[name] = _Measured(
             layer,
@@ -82,7 +78,7 @@ def evaluate(
             NextToken(device),
             SpecialLatents(sae.d_sae, device),
         )
-    _check_head(reader, sequences[0])
+    check_head(reader, sequences[0])
     layers = sorted({m.layer for m in measured.values()})
     own = NextToken(device)
     zeros = {layer: NextToken(device) for layer in layers}
@@ -195,11 +191,11 @@ class _Scored:
         for part in torch.arange(len(self.rows), device=self.rows.device).split(
             max(16, HEAD_ELEMENTS // vocabulary)
         ):
-            log_p = _log_probabilities(head, states_TD[self.rows[part]], cap)
+            log_p = log_probabilities(head, states_TD[self.rows[part]], cap)
             ce = F.nll_loss(log_p, self.targets[part], reduction="none")
             kl = None
             if reference_TD is not None:
-                log_q = _log_probabilities(head, reference_TD[self.rows[part]], cap)
+                log_q = log_probabilities(head, reference_TD[self.rows[part]], cap)
                 kl = (log_q.exp() * (log_q - log_p)).sum(1)
             if subset == "all":
                 sums.add("all", ce, kl, torch.ones_like(self.special[part]))
@@ -208,21 +204,22 @@ class _Scored:
                 sums.add(subset, ce, kl, self.later[part])
 
 
-def _check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
-    """Raise ModelError if the model makes its logits in another way than ``_log_probabilities``."""
+def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
+    """Raise ModelError if the model makes its logits in another way than ``log_probabilities``."""
     ids = torch.from_numpy(sequence.ids[:64])[None].to(reader.device)
     theirs = reader.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
     config = reader.model.config.get_text_config()
     states = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     cap = getattr(config, "final_logit_softcapping", None)
-    ours = _log_probabilities(reader.model.get_output_embeddings(), states, cap)
+    ours = log_probabilities(reader.model.get_output_embeddings(), states, cap)
     if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
         raise ModelError(
             f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
         )
 
 
-def _log_probabilities(head: torch.nn.Module, states_TD: Tensor, cap: float | None) -> Tensor:
+def log_probabilities(head: torch.nn.Module, states_TD: Tensor, cap: float | None) -> Tensor:
+    """(T, vocabulary) from what the LM head reads; logits soft-capped at ``cap``."""
     logits = head(states_TD).float()
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap

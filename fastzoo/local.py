@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastzoo.errors import InputError, ModelError, one_line
+from fastzoo.errors import InputError, one_line
 from fastzoo.files import read_json
 from fastzoo.hub import PICKLES
 from fastzoo.names import SAEName, parse_name
@@ -130,7 +129,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
     loaded = open_sae(folder)
     facts: dict[str, Any] = {
-        "name": _name(loaded),
+        "name": name_of(loaded),
         "path": str(loaded.folder),
         "layout": loaded.layout,
         "architecture": loaded.sae.architecture,
@@ -166,7 +165,8 @@ def describe(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _name(loaded: LoadedSAE) -> str:
+def name_of(loaded: LoadedSAE) -> str:
+    """What its record calls an SAE, else its folder."""
     return text_at(loaded.record, "name") or one_line(loaded.folder.name)
 
 
@@ -187,80 +187,28 @@ def evaluate_sources(
     Raises:
         InputError: SAEs of different models, or of a model that is not said.
     """
-    import torch
-
-    from fastzoo.activations import ResidualReader
-    from fastzoo.config import EMBEDDED_DATA, DataSection, ModelSection, make_section
+    from fastzoo.assembly import assemble
     from fastzoo.evaluate import evaluate
-    from fastzoo.formats import open_sae
     from fastzoo.metrics import DEFINITIONS
-    from fastzoo.models import find_model, load_model, load_tokenizer
     from fastzoo.progress import Progress
-    from fastzoo.sources import held_out_embedded, open_rows
     from fastzoo.special_latents import SpecialTokens
-    from fastzoo.streams import ChatTokenizer, described, held_out_sequences
 
-    loaded = [open_sae(source) for source in sources]
-    names = [_name(x) for x in loaded]
-    if len(set(names)) < len(names):
-        names = list(sources)  # as given, since their own names do not tell them apart
-    if len(set(names)) < len(names):
-        raise InputError("the same SAE is given twice")
-    said = {name for x in loaded if (name := _model_of(x))}
-    model_name = model_name or _only(said)
-    section = make_section(ModelSection, "the model", name=model_name, revision=revision)
-    try:
-        source = find_model(section)
-    except ModelError as error:
-        if section.name in said:
-            raise ModelError(f"{error}; say where the SAE's model is with --model") from None
-        raise
-    for name, x in zip(names, loaded, strict=True):
-        if x.layer is None:
-            raise InputError(f"{name}: its files do not say which layer it belongs to")
-        trained_on = text_at(x.record, "base_model", "sha")
-        if trained_on and source.sha and trained_on != source.sha:
-            print(
-                f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
-                file=sys.stderr,
-            )
-    longest = source.max_positions or max_tokens or 8192
-    limit = max_tokens or min(8192, longest)
-    if limit > longest:
-        raise InputError(
-            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most "
-            f"{longest}"
-        )
-    dialogues_of = make_section(
-        DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False
+    together = assemble(
+        sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens
     )
-    chat = ChatTokenizer(load_tokenizer(source), dialogues_of, model_name, source.embeddings)
-    rows = held_out_embedded(0) if data == EMBEDDED_DATA else open_rows(chat.data, 0)
-    sequences, counts = held_out_sequences(chat, rows, dialogues)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reader = ResidualReader(load_model(source, section, device))
-    saes = {name: (int(x.layer or 0), x.sae) for name, x in zip(names, loaded, strict=True)}
-    with Progress("evaluating", counts.tokens) as bar:
+    sequences, split = together.dialogues(dialogues)
+    special = SpecialTokens.of(together.chat)
+    reader = together.reader
+    with Progress("evaluating", split["tokens"]) as bar:
         found = evaluate(
-            reader, saes, sequences, SpecialTokens.of(chat), lambda n: bar.advance(n, "tokens")
+            reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
         )
     figures = {name: evaluation.metrics for name, evaluation in found.items()}
     report = {
-        "base_model": {"name": model_name, "sha": source.sha},
-        "split": described(rows.info, counts),
+        "base_model": together.base_model,
+        "split": split,
         "definitions": DEFINITIONS,
         "metrics": figures,
         "special_latents": {name: e.special_latents for name, e in found.items()},
     }
-    return [(name, figures[name], None) for name in names], report
-
-
-def _only(model_names: set[str]) -> str:
-    if len(model_names) != 1:
-        said = ", ".join(sorted(model_names)) or "none"
-        raise InputError(f"these SAEs name {said} as their model; say one with --model")
-    return next(iter(model_names))
-
-
-def _model_of(loaded: LoadedSAE) -> str | None:
-    return text_at(loaded.record, "base_model", "name") or loaded.model_name
+    return [(name, figures[name], None) for name in figures], report

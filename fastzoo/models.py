@@ -86,6 +86,16 @@ def find_model(section: ModelSection) -> ModelSource:
     return source
 
 
+def refuse_unfit(config: Any, name: str, layer: int, width: int) -> None:
+    """Raise ModelError unless an SAE of ``width`` after ``layer`` fits a model of ``config``."""
+    config = config.get_text_config()
+    if width != config.hidden_size or not 0 <= layer < config.num_hidden_layers:
+        raise ModelError(
+            f"{name} (width {width}, layer {layer}) does not fit the model, which has width "
+            f"{config.hidden_size} and layers 0 to {config.num_hidden_layers - 1}"
+        )
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer. Raises ModelError."""
     from transformers import AutoTokenizer

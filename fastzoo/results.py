@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,7 @@ Results = Sequence[tuple[Any, Mapping[str, Any], float | None]]
 
 def print_results(rows: Results) -> None:
     """Print the figures: one line per SAE, or on a narrow terminal one column per SAE."""
-    from rich.console import Console
-
-    # Where there is no terminal, lines may be as long as they need to be.
-    # Names may be paths: brackets and colons in them are no markup.
-    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
+    console = _console()
     headings = ["SAE", *(heading for heading, _, _ in COLUMNS)]
     lines = [
         [str(name), *(show(figures[metric][subset]["value"]) for _, metric, subset in COLUMNS)]
@@ -71,16 +67,36 @@ def read_results(run_folder: Path, names: Iterable[SAEName]) -> Results:
     return rows
 
 
+def print_table(
+    headings: Sequence[str], lines: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> None:
+    """Print lines under headings, the columns ``left`` (of text) to the left."""
+    _print(_console(), headings, lines, left)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Where there is no terminal, lines may be as long as they need to be.
+    # Names may be paths: brackets and colons in them are no markup.
+    return Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
+
+
 def _width(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
     return sum(2 + max(map(len, column)) for column in zip(headings, *lines, strict=True))
 
 
-def _print(console: Any, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def _print(
+    console: Any,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    left: Collection[int] = (0,),
+) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if i in left else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     console.print(table)

@@ -19,14 +19,14 @@ from fastzoo.packing import to_device
 from fastzoo.streams import ChatTokenizer, Counts, TokenSequence
 
 TOP = 5
-"""Latents that are named per token."""
+"""Latents that are named per token by default."""
 ELEMENTS = 1 << 24
 """Activations that are made float64 at once (groups x latents)."""
 
 ROLE_WORDS = ("user", "assistant")
 
 DEFINITION = (
-    "per special token the five latents with the largest mean_max: a latent's largest activation over "
+    "per special token the latents with the largest mean_max (five by default): a latent's largest activation over "
     "the token's positions in a dialogue, averaged over the dialogues that contain the token "
     "(dialogues, zeros included; a latent's own dialogues: those in which it fires on the token). "
     "Special are the tokenizer's special tokens and, where the chat template writes them as one token "
@@ -67,6 +67,16 @@ class SpecialTokens:
         for before, word in self.headers:
             counted[1:] |= (ids[:-1] == before) & (ids[1:] == word) & (position[1:] > 0)
         return counted
+
+
+@dataclass(frozen=True)
+class ChosenTokens(SpecialTokens):
+    """Any tokens instead, wherever they stand."""
+
+    ids: frozenset[int] = frozenset()
+
+    def among(self, ids: np.ndarray, position: np.ndarray, special: np.ndarray) -> np.ndarray:
+        return np.isin(ids, list(self.ids))
 
 
 # A token's dialogues that begin with it are summed twice, apart from the others.
@@ -165,16 +175,17 @@ class SpecialLatents:
             self._sums_SF = torch.cat([self._sums_SF, zeros])
             self._fired_SF = torch.cat([self._fired_SF, zeros])
 
-    def report(self, text: Callable[[int], str] = str) -> dict[str, Any]:
+    def report(self, text: Callable[[int], str] = str, top: int = TOP) -> dict[str, Any]:
         """``{"definition", "tokens"}`` as ``metrics.json`` has it.
 
         Args:
             text: gives a token's text for its id.
+            top: latents that are named per token.
         """
         found = []
         for token in sorted({token for token, _ in self._places}):
-            without = self._top([(token, ELSEWHERE), (token, WITHOUT_FIRST)])
-            complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)])
+            without = self._top([(token, ELSEWHERE), (token, WITHOUT_FIRST)], top)
+            complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)], top)
             at_first = (token, WITH_FIRST) in self._places
             found.append(
                 {
@@ -186,14 +197,14 @@ class SpecialLatents:
             )
         return {"definition": DEFINITION, "tokens": found}
 
-    def _top(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def _top(self, keys: Sequence[Key], top: int) -> dict[str, Any]:
         """Dialogues and largest latents of groups taken together."""
         known = [key for key in keys if key in self._places]
         places = [self._places[key] for key in known]
         dialogues = sum(self._dialogues[key] for key in known)
         mean_F = (self._sums_SF[places].sum(0) / max(dialogues, 1)).cpu().numpy()
         fired_F = self._fired_SF[places].sum(0).cpu().numpy()
-        best = np.argsort(-mean_F, kind="stable")[:TOP]
+        best = np.argsort(-mean_F, kind="stable")[:top]
         latents = [
             {"latent": int(i), "mean_max": float(mean_F[i]), "dialogues": int(fired_F[i])}
             for i in best

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastzoo import scores as scoring
 from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
@@ -20,7 +19,6 @@ from fastzoo.output_score import answer_starts, output_scores, refuse_missing
 from fastzoo.progress import Progress
 from fastzoo.questions import Question, load_questions
 from fastzoo.scores import CellScores, Concept, concept_of_language, concept_of_words, score_cells
-from fastzoo.special_latents import SpecialTokens
 from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Cell, Settings, Sweep
 from fastzoo.unembedding import lens_tokens
 from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of

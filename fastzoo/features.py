@@ -1,0 +1,196 @@
+"""Which latents fire on special tokens, on any token, and on a text (``fastzoo features``).
+
+Reports are plain data for all SAEs of a model; the model runs once over the dialogues.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastzoo.assembly import Assembly
+from fastzoo.contexts import Texts
+from fastzoo.errors import InputError, one_line
+from fastzoo.latent_statistics import encode_packs
+from fastzoo.names import parse_name
+from fastzoo.progress import Progress
+from fastzoo.special_latents import ChosenTokens, Occurrences, SpecialLatents, SpecialTokens
+from fastzoo.streams import Counts, TokenSequence
+from fastzoo.zoo import paper_special_latents
+
+Report = dict[str, Any]
+
+
+# --- of tokens ---------------------------------------------------------------------------------
+
+
+def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> Report:
+    """Appendix F.3 for each SAE, the paper's own latents beside where it has some.
+
+    Raises:
+        DataError, HubError, ModelError, TrainingError.
+    """
+    report = _of_tokens(assembly, SpecialTokens.of(assembly.chat), dialogues, top)
+    for name, found in report["saes"].items():
+        _add_paper(found, name)
+    return report
+
+
+def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Report:
+    """The same for any one token, wherever it stands.
+
+    Args:
+        token: a token's text, or an id.
+
+    Raises:
+        InputError: not a single token, or one that stands in none of the dialogues.
+    """
+    number = find_token(assembly, token)
+    chosen = ChosenTokens(
+        text=assembly.chat.tokenizer.convert_ids_to_tokens, ids=frozenset({number})
+    )
+    report = _of_tokens(assembly, chosen, dialogues, top)
+    if not all(found["tokens"] for found in report["saes"].values()):
+        raise InputError(
+            f"--token: '{one_line(token, 80)}' (id {number}) stands in none of the "
+            f"{report['split']['used']} dialogues; give others with --data"
+        )
+    return report
+
+
+@torch.no_grad()
+def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int) -> Report:
+    sequences, split = assembly.dialogues(dialogues)
+    reader, saes = assembly.reader, assembly.saes
+    sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
+    with Progress("reading dialogues", split["tokens"]) as bar:
+        passed = encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
+        for group, encoded in passed:
+            occurrences = Occurrences(group, tokens, reader.device)
+            for name, _, acts_TF in encoded:
+                sums[name].add(acts_TF, occurrences)
+    found = {name: s.report(tokens.text, top) for name, s in sums.items()}
+    return {"base_model": assembly.base_model, "split": split, "saes": found}
+
+
+def _add_paper(found: dict[str, Any], name: str) -> None:
+    """``paper``: rank, latent and value that the paper reports, for each token; None where nothing."""
+    try:
+        reported = paper_special_latents().get(parse_name(name), ())
+    except InputError:
+        reported = ()
+    by_token: dict[int, list[dict[str, Any]]] = {}
+    texts = {}
+    for x in reported:
+        texts[x.token_id] = x.token
+        by_token.setdefault(x.token_id, []).append(
+            {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
+        )
+    for entry in found["tokens"]:
+        entry["paper"] = by_token.pop(entry["token_id"], None)
+    found["tokens"] += [
+        {
+            "token_id": number,
+            "token": texts[number],
+            "dialogues": 0,
+            "latents": [],
+            "with_position_0": None,
+            "paper": latents,
+        }
+        for number, latents in by_token.items()
+    ]
+
+
+def find_token(assembly: Assembly, token: str) -> int:
+    """The id of a token given by its text (or as the vocabulary writes it) or by its id.
+
+    Raises:
+        InputError: text that is no single token, or no such id.
+    """
+    tokenizer, last = assembly.chat.tokenizer, assembly.vocabulary - 1
+    shown = one_line(token, 80)
+    if token.isascii() and token.isdigit():
+        if int(token[:12]) > last:
+            raise InputError(f"--token: {shown} is no token id; ids are 0 to {last}")
+        return int(token)
+    if (known := tokenizer.get_vocab().get(token)) is not None:
+        return int(known)
+    ids = assembly.chat.tokenize([token])[0].tolist() if token else []
+    if len(ids) != 1:
+        texts = Texts(assembly.chat)
+        parts = ", ".join(f"'{texts.token(number)}'" for number in ids[:8])
+        raise InputError(
+            f"--token: '{shown}' is not a token of {assembly.chat.model_name} but {len(ids)}"
+            f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
+        )
+    return int(ids[0])
+
+
+# --- of a text ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> Report:
+    """For each token of a text the latents that fire most on it, the strongest first.
+
+    Args:
+        raw: the text as it is, special tokens in it recognised; else it is a user's message.
+
+    Raises:
+        InputError: empty, longer than the model's context, or refused by the chat template.
+    """
+    sequence = _sequence(assembly, text, raw)
+    texts = Texts(assembly.chat)
+    reader = assembly.reader
+    tokens = sequence.ids.tolist()
+    saes = {}
+    (passed,) = [
+        [(name, acts_TF) for name, _, acts_TF in encoded]
+        for _, encoded in encode_packs(reader, assembly.saes, [sequence])
+    ]
+    for name, acts_TF in passed:
+        saes[name] = {
+            "tokens": [
+                {
+                    "token_id": number,
+                    "token": texts.token(number),
+                    "position": place,
+                    "role": None if raw else texts.role(sequence, place),
+                    "firing": int((acts_F > 0).sum()),
+                    "latents": [
+                        {"latent": latent, "activation": value}
+                        for latent, value in _strongest(acts_F, top)
+                    ],
+                }
+                for place, (number, acts_F) in enumerate(zip(tokens, acts_TF, strict=True))
+            ]
+        }
+    return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
+
+
+def _strongest(acts_F: Tensor, top: int) -> list[tuple[int, float]]:
+    """Latents that fire, the largest activation first, of equal ones the lower number."""
+    values_F = acts_F.float().cpu().numpy()
+    best = np.argsort(-values_F, kind="stable")[:top]
+    return [(int(i), float(values_F[i])) for i in best if values_F[i] > 0]
+
+
+def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
+    chat = assembly.chat
+    if not text.strip():
+        raise InputError("--text: there is no text in it")
+    if raw:
+        found = [chat.sequence(ids, 0) for ids in chat.tokenize([text])]
+    else:
+        counts = Counts()
+        row = {chat.data.column or "messages": [{"role": "user", "content": text}]}
+        found = list(chat.dialogues([(0, row)], counts, truncate=False))
+        if not found:
+            raise InputError(f"--text: cannot be a user's message ({', '.join(counts.skipped)})")
+    limit = chat.data.max_tokens
+    if len(found[0]) > limit:
+        raise InputError(f"--text: {len(found[0])} tokens; at most {limit} go through the model")
+    return found[0]
