@@ -30,9 +30,6 @@ for the Hub's own servers."""
 HUB_DOMAIN = "huggingface.co"
 """Inference endpoints (huggingface.cloud) and Spaces are not the Hub's own: anyone can run one."""
 
-_SHAPES = (AttributeError, TypeError, KeyError, IndexError)
-"""What reading a reply of another shape raises."""
-
 TRIES = 6
 TIMEOUT_SECONDS = 180.0
 REPLY_TOKENS = 400
@@ -117,7 +114,7 @@ class Judge:
                 f"the judge: '{one_line(base_url, 100)}' is no address of a server, as "
                 "http://127.0.0.1:8000/v1 is"
             )
-        self.name = " at ".join(filter(None, (model, base_url)))
+        self.name = " at ".join(filter(None, (model, base_url and _without_secrets(base_url))))
         self._model, self._url, self._cache, self._workers = model, base_url, cache, workers
         self._lock = threading.Lock()
         self._replies = _read_cache(cache) if cache else {}
@@ -192,12 +189,12 @@ class Judge:
             raise kind(f"{name} answered {status}: {one_line(error, 150)}") from None
         except errors.HTTPError as error:
             raise HubError(f"{name} cannot be reached ({reason(error)})") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, *_SHAPES) as error:
+        except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+            if self._url is None and type(error) is ValueError:  # no such model, or another key
+                raise InputError(f"{name} cannot be asked: {one_line(error, 200)}") from None
             raise HubError(
                 f"{name} did not answer as the OpenAI chat protocol has it ({one_line(error, 150)})"
             ) from None
-        except ValueError as error:  # huggingface_hub knows no such model, or wants another key
-            raise InputError(f"{name} cannot be asked: {one_line(error, 200)}") from None
         return content if isinstance(content, str) else ""
 
     def _key(self) -> str | None:
@@ -246,6 +243,12 @@ def _fenced(name: str, text: str) -> str:
     shown = shown.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
     shown = re.sub(r"</(?=\s*(concept|question|answer)\s*>)", "< /", shown, flags=re.IGNORECASE)
     return f"<{name}>\n{shown}\n</{name}>"
+
+
+def _without_secrets(url: str) -> str:
+    """An address without user, password and query, any of which may hold a key."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _is_hub(url: str) -> bool:

@@ -33,11 +33,11 @@ Concept = Callable[[str], float]
 # --- when an answer is degenerate: each of these alone is enough ----------------------------------
 
 LOOP_SHARE = 0.5
-"""Share of the answer in loops: a unit three times or more, one after the other."""
+"""Share of the letters in loops: a unit three times or more, one after the other."""
 
-LOOP_TOKENS = 12
-"""A loop of tokens shorter than this counts only where the text, read without numbers, rules and
-blanks, loops too: "1000000" and the line under a table's head do not."""
+ANY_LOOP_SHARE, ANY_LOOP_CHARACTERS = 0.7, 24
+"""Share of all characters (line breaks, digits, signs) in loops, of which one has at least so many:
+"1000000" is no loop, and the line under a heading is none that matters."""
 
 ENDLESS_TOKENS = 24
 """A loop this long at the end of an answer that did not end its turn: it was cut off looping."""
@@ -95,11 +95,12 @@ class CellScores:
     longest_repeated: int
     """Longest span that stands at two places, which may overlap."""
     repeated: float
-    """Share of the tokens in spans of REPEATED_SPAN tokens that stood before."""
+    """Share of the tokens in spans of REPEATED_SPAN tokens that stood before; a run of one token counts as
+    one."""
     longest_same: int
     """Longest run of one and the same token."""
     looping: float
-    """Share in loops, of the tokens or of the text's letters, whichever is larger."""
+    """Share of the letters in loops."""
     switched: float
     """Share of the words in another script or language than the unsteered answer's."""
     language_switch: bool
@@ -197,9 +198,9 @@ def score_cell(
         distinct_2=distinct(ids, 2),
         distinct_3=distinct(ids, 3),
         longest_repeated=longest_repeated_span(ids),
-        repeated=_share(repeated_mask(ids, REPEATED_SPAN)),
+        repeated=_repeated(ids),
         longest_same=longest_immediate_repetition(ids),
-        looping=max(_token_loops(ids), _text_loops(cell.text)),
+        looping=_letters_looping(cell.text),
         switched=switched,
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
@@ -226,11 +227,11 @@ def find_fault(
         return "broken characters"
     if not any(c.isalnum() for c in text):
         return "no words"
-    if max(_token_loops(ids), _text_loops(text)) >= LOOP_SHARE or (
-        not ended and _loop_at_end(ids) >= ENDLESS_TOKENS
-    ):
+    if _letters_looping(text) >= LOOP_SHARE or _all_looping(text):
         return "loop"
-    if len(ids) >= REPEATED_LENGTH and _share(repeated_mask(ids, REPEATED_SPAN)) >= REPEATED_SHARE:
+    if not ended and _loop_at_end(ids) >= ENDLESS_TOKENS:
+        return "loop"
+    if len(ids) >= REPEATED_LENGTH and _repeated(ids) >= REPEATED_SHARE:
         return "repeats"
     if len(ids) >= BABBLE_LENGTH and _babble(ids):
         return "babble"
@@ -246,10 +247,11 @@ def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def _token_loops(ids: Sequence[int]) -> float:
-    """Share of the tokens in loops, if one of these is long enough to count."""
-    mask = loop_mask(ids)
-    return _share(mask) if longest_run(mask) >= LOOP_TOKENS else 0.0
+def _repeated(ids: Sequence[int]) -> float:
+    """Share of the tokens in spans that stood before. A run of one token counts as one: a rule of
+    hyphens says nothing twice."""
+    array = np.asarray(ids, dtype=np.int64)
+    return _share(repeated_mask(array[np.diff(array, prepend=-1) != 0], REPEATED_SPAN))
 
 
 def _loop_at_end(ids: Sequence[int]) -> int:
@@ -258,7 +260,7 @@ def _loop_at_end(ids: Sequence[int]) -> int:
     return int(np.argmin(mask[::-1])) if not mask.all() else len(mask)
 
 
-def _text_loops(text: str) -> float:
+def _letters_looping(text: str) -> float:
     """Share of the letters in loops of the text.
 
     A number, a run of punctuation and a run of blanks count as one character each (equal where they
@@ -273,9 +275,18 @@ def _text_loops(text: str) -> float:
     spaced = re.sub(r"\s+", " ", text.casefold()).strip() + " "
     plain = re.sub(r"\d+|(?:[^\w\s]|_)+", symbol, spaced)
     letters = np.fromiter(map(str.isalpha, plain), dtype=bool, count=len(plain))
-    codes = np.fromiter(map(ord, plain), dtype=np.int64, count=len(plain))
+    codes = _codes(plain)
     loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
     return _share(loops[letters])
+
+
+def _all_looping(text: str) -> bool:
+    mask = loop_mask(_codes(text))
+    return _share(mask) >= ANY_LOOP_SHARE and longest_run(mask) >= ANY_LOOP_CHARACTERS
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.fromiter(map(ord, text), dtype=np.int64, count=len(text))
 
 
 def _babble(ids: Sequence[int]) -> bool:
