@@ -1,0 +1,89 @@
+"""How likely answers are under a language model: many answers in few forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+BATCH_TOKENS = 8_192
+"""Tokens of a forward, padding included; a longer answer is a batch of its own."""
+
+BATCH_LOGITS = 1 << 26
+"""Logits of a forward (256 MB in float32); one answer may need more."""
+
+
+@torch.no_grad()
+def answer_nlls(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Negative log-likelihood in nats of every token of every answer, given its prompt.
+
+    Answers of similar length go through the model together, padded on the left and masked; what comes
+    out is that of one at a time up to rounding. An empty answer has an empty array.
+
+    Args:
+        model: a causal language model as it is, so outside of any steering.
+        prompts: token ids, one prompt per answer, none empty.
+        answers: token ids without padding; what ends the turn is scored like any token.
+    """
+    if len(prompts) != len(answers):
+        raise ValueError(f"{len(prompts)} prompts for {len(answers)} answers")
+    if not all(map(len, prompts)):
+        raise ValueError("an empty prompt: there is nothing to predict the first token from")
+    found: list[np.ndarray] = [np.zeros(0)] * len(answers)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    for rows in _batches(
+        [(len(p), len(a)) for p, a in zip(prompts, answers, strict=True)], vocabulary
+    ):
+        pairs = [(prompts[row], answers[row]) for row in rows]
+        for row, nlls in zip(rows, _forward(model, pairs), strict=True):
+            found[row] = nlls
+    return found
+
+
+def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[list[int]]:
+    """Rows with an answer, in batches that keep to the bounds."""
+    rows = sorted((row for row, (_, n) in enumerate(lengths) if n), key=lambda r: lengths[r][::-1])
+    batch: list[int] = []
+    for row in rows:
+        wider = [*batch, row]
+        width = max(sum(lengths[r]) for r in wider)
+        kept = lengths[row][1] + 1  # the longest answer comes last
+        if batch and len(wider) * max(width / BATCH_TOKENS, kept * vocabulary / BATCH_LOGITS) > 1:
+            yield batch
+            wider = [row]
+        batch = wider
+    if batch:
+        yield batch
+
+
+def _forward(
+    model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> Iterator[np.ndarray]:
+    width = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    kept = max(len(answer) for _, answer in pairs) + 1
+    ids = torch.zeros(len(pairs), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(pairs):
+        whole = torch.tensor([*prompt, *answer], dtype=torch.int64)
+        ids[row, width - len(whole) :] = whole
+        mask[row, width - len(whole) :] = 1
+    device = model.get_input_embeddings().weight.device
+    logits = model(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0).to(device),
+        use_cache=False,
+        logits_to_keep=kept,
+    ).logits[:, -kept:]
+    for row, (_, answer) in enumerate(pairs):
+        targets = ids[row, width - len(answer) :].to(logits.device)
+        # Row by row: the whole batch in float32 would take as much memory again.
+        nlls = F.cross_entropy(
+            logits[row, -len(answer) - 1 : -1].float(), targets, reduction="none"
+        )
+        yield nlls.double().cpu().numpy()
