@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | eval | features | push | train``.
+"""The command line: ``fastzoo list | info | pull | eval | features | steer | push | train``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.errors``). torch is loaded only by the commands that compute.
@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastzoo import __version__
-from fastzoo.errors import DEBUG, EXIT_CODES, HubError, InputError, one_line, report_failures
+from fastzoo.errors import (
+    DEBUG,
+    EXIT_CODES,
+    HubError,
+    InputError,
+    OutputError,
+    one_line,
+    report_failures,
+)
 
 if TYPE_CHECKING:
     from fastzoo.registry import Registry
@@ -38,7 +46,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: runs a command and turns expected failures into one line."""
-    report_failures(lambda: app(_debug_first(sys.argv[1:]), prog_name="fastzoo"))
+    report_failures(lambda: app(_spread(_debug_first(sys.argv[1:])), prog_name="fastzoo"))
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
@@ -46,6 +54,29 @@ def _debug_first(arguments: list[str]) -> list[str]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
     return ["--debug", *rest] if len(rest) < len(arguments) else rest
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """``--alpha 0 15 25`` as click wants it: the option before each of its numbers."""
+    found: list[str] = []
+    option = ""
+    for i, word in enumerate(arguments):
+        if option and _is_number(word):
+            # With '=', since a number below zero begins like an option.
+            found.append(f"{option}={word}")
+            continue
+        option = word if word in ("--alpha", "--latent") else ""
+        if not option or not any(map(_is_number, arguments[i + 1 : i + 2])):
+            found.append(word)
+    return found
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _version(wanted: bool) -> None:
@@ -473,6 +504,108 @@ def push_saes(
         print(report.summary(), file=sys.stderr)
     if report.first_error is not None:
         raise report.first_error
+
+
+@app.command("steer")
+def steer_sae(
+    source: Source,
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="Questions; by default ten of fastzoo's own.")
+    ] = None,
+    latent: Annotated[
+        list[int] | None, typer.Option(help="Latents to steer with, all at once.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Strengths, several after one --alpha. By default those of the paper."),
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find the latent (of those given, or of all) and window.")
+    ] = False,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            help="Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's)."
+        ),
+    ] = None,
+    mode: Annotated[str, typer.Option(help="add, clamp, scale or ablate.")] = "add",
+    positions: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
+    file: Annotated[
+        Path | None, typer.Option("--questions", help="Questions from .txt, .jsonl or .yaml.")
+    ] = None,
+    concept: Annotated[
+        str | None, typer.Option(help="Words that the answer should turn to, by commas.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="A language that it should turn to, as in 'fr'.")
+    ] = None,
+    wish: Annotated[
+        str | None, typer.Option(help="The same, said in the baseline's system prompt.")
+    ] = None,
+    control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, where the SAE does not say.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    data: Annotated[str, typer.Option(help="Dialogues that latents are measured on.")] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and the random direction.")] = 0,
+    judge: Annotated[str | None, typer.Option(help="A chat model on the Hub that rates.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Or a server, as http://127.0.0.1:8000/v1.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write all answers and scores as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
+    from fastzoo.files import write_text
+    from fastzoo.steer_report import write_report
+    from fastzoo.steer_run import Ask
+    from fastzoo.steer_run import steer_sae as run
+    from fastzoo.steer_terminal import LiveAnswers, print_outcome
+    from fastzoo.sweep import Settings
+
+    outputs = [path for path in (html, save) if path is not None]
+    for path in outputs:
+        if path.is_dir() or not path.parent.is_dir():
+            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+    ask = Ask(
+        source,
+        questions=questions or (),
+        file=file,
+        latents=latent or (),
+        auto=auto,
+        alphas=alpha or (),
+        units=units,
+        mode=mode,
+        positions=positions,
+        concept=[word.strip() for word in (concept or "").split(",") if word.strip()],
+        language=language,
+        wish=wish,
+        control=control,
+        model=model,
+        revision=revision,
+        data=data,
+        dialogues=dialogues,
+        judge=judge,
+        judge_url=judge_url,
+        settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+    )
+    with LiveAnswers() as live:
+        outcome = run(ask, live.watch)
+    if save is not None:
+        write_text(save, json.dumps(outcome.to_value(), ensure_ascii=False, allow_nan=False))
+    if html is not None:
+        write_report(outcome, html)
+    for path in outputs:
+        print(f"wrote {path}", file=sys.stderr)
+    if as_json:
+        _print_json(outcome.to_value())
+    else:
+        print_outcome(outcome)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -73,6 +73,8 @@ class Cell:
     ended: bool
     """Whether the model ended its turn (else it was cut off)."""
     text: str
+    arm: str = "latent"
+    """What it was steered by, as ``sweep.ARMS`` has it."""
 
 
 @dataclass(frozen=True)

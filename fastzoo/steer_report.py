@@ -12,21 +12,21 @@ import numpy as np
 from fastzoo.card import show
 from fastzoo.files import write_text
 from fastzoo.repeats import repeated_mask
-from fastzoo.scores import CellScores
+from fastzoo.scores import Cell, CellScores
 from fastzoo.steer_run import Outcome
-from fastzoo.sweep import ARMS, LATENT, PROMPT, RANDOM, Cell
+from fastzoo.sweep import ARMS, LATENT, PROMPT, RANDOM
 
 MARKED = 4
 """Tokens of a span that is marked as said before."""
 TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
 
 
-def write_report(outcome: Outcome, tokenizer: Any, path: Path) -> None:
+def write_report(outcome: Outcome, path: Path) -> None:
     """Write the page. Raises OSError."""
-    write_text(path, render_report(outcome, tokenizer))
+    write_text(path, render_report(outcome))
 
 
-def render_report(outcome: Outcome, tokenizer: Any) -> str:
+def render_report(outcome: Outcome) -> str:
     """The page's text; whatever models say in it is shown as it is, and none of it is markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -37,7 +37,7 @@ def render_report(outcome: Outcome, tokenizer: Any) -> str:
     return environment.get_template("steer_report.html.j2").render(
         about=outcome.about,
         questions=outcome.questions,
-        arms=[(arm, TITLES[arm], _table(outcome, arm, tokenizer)) for arm in ARMS if outcome.rows(arm)],
+        arms=[(arm, TITLES[arm], _table(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
         means=means(outcome),
         spot=outcome.spot,
         candidates=outcome.candidates,
@@ -76,12 +76,12 @@ def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
     }
 
 
-def _table(outcome: Outcome, arm: str, tokenizer: Any) -> list[list[dict[str, Any]]]:
+def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
     """Per question the answers by alpha."""
     rows = outcome.rows(arm)
     return [
         [
-            {"cell": cell, "score": score, "parts": parts(cell, tokenizer)}
+            {"cell": cell, "score": score, "parts": parts(cell, outcome.tokenizer)}
             for cell, score in rows
             if cell.question == question
         ]
@@ -92,7 +92,7 @@ def _table(outcome: Outcome, arm: str, tokenizer: Any) -> list[list[dict[str, An
 def parts(cell: Cell, tokenizer: Any) -> list[tuple[str, bool]]:
     """The answer's text in pieces, and of each whether it was said before."""
     found: list[tuple[str, bool]] = []
-    ids, mask = list(cell.tokens), repeated_mask(cell.tokens, MARKED)
+    ids, mask = list(cell.ids), repeated_mask(cell.ids, MARKED)
     start = 0
     while start < len(ids):
         stop = start + 1

@@ -18,8 +18,16 @@ from fastzoo.latent_statistics import LatentStatistics, statistics
 from fastzoo.output_score import answer_starts, output_scores, refuse_missing
 from fastzoo.progress import Progress
 from fastzoo.questions import Question, load_questions
-from fastzoo.scores import CellScores, Concept, concept_of_language, concept_of_words, score_cells
-from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Cell, Settings, Sweep
+from fastzoo.scores import (
+    Cell,
+    CellScores,
+    Concept,
+    concept_of_language,
+    concept_of_words,
+    score_cells,
+)
+from fastzoo.streams import TokenSequence
+from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
 from fastzoo.unembedding import lens_tokens
 from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
@@ -54,7 +62,6 @@ class Ask:
     control: bool = True
     model: str | None = None
     revision: str | None = None
-    force: bool = False
     data: str = EMBEDDED_DATA
     dialogues: int = 200
     judge: str | None = None
@@ -72,6 +79,7 @@ class Outcome:
     scores: list[CellScores]
     """Of each cell, in order."""
     verdicts: list[Verdict] | None
+    tokenizer: Any
     spot: SweetSpot | None
     """None where there are fewer than two questions or no alpha 0 beside another."""
     candidates: list[dict[str, Any]]
@@ -116,9 +124,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     """
     if not ask.latents and not ask.auto:
         raise InputError("say which latent with --latent, or let --auto find one")
-    assembly = assemble(
-        [ask.source], model_name=ask.model, revision=ask.revision, data=ask.data
-    )
+    assembly = assemble([ask.source], model_name=ask.model, revision=ask.revision, data=ask.data)
     ((name, (layer, sae)),) = assembly.saes.items()
     questions = _questions(ask, assembly)
     units, alphas = _alphas(ask, assembly)
@@ -126,7 +132,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     concept = _concept(ask)
     judge = Judge(ask.judge, ask.judge_url) if ask.judge or ask.judge_url else None
     known = None
-    sequences = []
+    sequences: list[TokenSequence] = []
     if ask.auto or units != "raw":
         sequences, _ = assembly.dialogues(ask.dialogues)
         total = sum(map(len, sequences))
@@ -198,7 +204,14 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
         },
     }
     return Outcome(
-        about, questions, cells, scores, verdicts, _spot(cells, scores, alphas), candidates
+        about,
+        questions,
+        cells,
+        scores,
+        verdicts,
+        sweep.tokenizer,
+        _spot(cells, scores, alphas),
+        candidates,
     )
 
 
@@ -219,12 +232,12 @@ def score(sweep: Sweep, cells: Sequence[Cell], concept: Concept | None) -> list[
 
 
 def find_candidates(
-    assembly: Assembly, known: LatentStatistics, sequences: Sequence[Any]
+    assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence]
 ) -> list[int]:
     """Latents that are worth a sweep: those whose output score is highest, in that order.
 
-    Looked at are the latents with the largest mean maximum and, of every special token, the one that
-    answers to it most.
+    Looked at are the latents with the largest mean maximum that fire in enough dialogues, those of
+    special tokens among them.
 
     Raises:
         InputError: no latent fires often enough.
@@ -323,7 +336,9 @@ def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
         units = ask.units or ("raw" if ask.alphas or papers else "norm")
         default: Sequence[float] = PAPER_ALPHAS if units == "raw" and papers else NORM_ALPHAS
         if units != "norm" and not papers and not ask.alphas:
-            raise InputError(f"units '{units}': say which alphas; those of the paper fit its models only")
+            raise InputError(
+                f"units '{units}': say which alphas; those of the paper fit its models only"
+            )
     else:
         units = ask.units or "raw"
         default = ()
@@ -360,7 +375,10 @@ def _spot(
     if 0.0 not in alphas or len(alphas) < 2:
         return None
     rows: dict[str, Row] = {}
-    own = {arm: [s for c, s in zip(cells, scores, strict=True) if c.arm == arm] for arm in (LATENT, RANDOM, PROMPT)}
+    own = {
+        arm: [s for c, s in zip(cells, scores, strict=True) if c.arm == arm]
+        for arm in (LATENT, RANDOM, PROMPT)
+    }
     unsteered = [s for s in own[LATENT] if s.alpha == 0]
     for arm, found in own.items():
         if found:

@@ -19,6 +19,7 @@ from fastzoo.activations import decoder_layers
 from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
+from fastzoo.scores import Cell
 from fastzoo.steering import Edit, Steering, check_fits, make_edit
 
 LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
@@ -34,21 +35,6 @@ MEMORY_SHARE = 0.4
 MOST_ROWS = 512
 
 Turns = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One answer."""
-
-    arm: str
-    question: int
-    alpha: float
-    """As it was asked for; of the prompting baseline 0."""
-    tokens: tuple[int, ...]
-    """Up to and with the end of the turn, without padding."""
-    text: str
-    ended: bool
-    """Whether the turn was ended within ``max_new_tokens``."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,7 @@ class Sweep:
     settings: Settings = field(default_factory=Settings)
 
     def cells(self, watch: Callable[[list[tuple[int, int]]], None] | None = None) -> list[Cell]:
-        """All answers, by arm, question and alpha.
+        """All answers, by arm, question and alpha; of the prompting baseline alpha is 0.
 
         Args:
             watch: called after each step with (row, token) of the rows that go on; rows count as the
@@ -124,12 +110,12 @@ class Sweep:
         ends = self.ends()
         return [
             Cell(
-                row.arm,
                 row.question,
                 row.alpha,
                 tuple(tokens),
-                self.tokenizer.decode(tokens, skip_special_tokens=True),
                 bool(tokens) and tokens[-1] in ends,
+                self.tokenizer.decode(tokens, skip_special_tokens=True),
+                row.arm,
             )
             for row, tokens in zip(rows, answers, strict=True)
         ]

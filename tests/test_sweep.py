@@ -63,7 +63,7 @@ def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
                 input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1
             )
         tokens = out[0, ids.shape[1] :].tolist()
-        assert list(cell.tokens) == tokens and cell.ended == (tokens[-1] == 1)
+        assert list(cell.ids) == tokens and cell.ended == (tokens[-1] == 1)
     for rows in (1, 5):
         assert make(model, sae, mode=mode, control=False, settings={"rows": rows}).cells() == cells
 
@@ -74,7 +74,7 @@ def test_controls_run_beside_it(sae: Any) -> None:
     by = {arm: [c for c in cells if c.arm == arm] for arm in ("latent", "random", "prompt")}
     assert [len(found) for found in by.values()] == [12, 12, 3]
     for latent, other in zip(by["latent"], by["random"], strict=True):
-        assert (latent.tokens == other.tokens) == (latent.alpha == 0)
+        assert (latent.ids == other.ids) == (latent.alpha == 0)
     told = make(
         model,
         sae,
@@ -82,9 +82,9 @@ def test_controls_run_beside_it(sae: Any) -> None:
         alphas=[0.0],
         questions=[[{"role": "system", "content": "Say nothing but this"}, *q] for q in QUESTIONS],
     )
-    assert [c.tokens for c in by["prompt"]] == [c.tokens for c in told.cells()]
+    assert [c.ids for c in by["prompt"]] == [c.ids for c in told.cells()]
     clamped = make(model, sae, mode="clamp", wish="Say nothing but this").cells()
-    assert [c.tokens for c in clamped if c.arm == "prompt"] == [c.tokens for c in by["prompt"]]
+    assert [c.ids for c in clamped if c.arm == "prompt"] == [c.ids for c in by["prompt"]]
     length = float(sae.W_dec[7].norm())
     sweep = make(model, sae)
     rows = {row.alpha: row.edit.delta_RD[row.index] for row in sweep._rows() if row.arm == "random"}
@@ -111,7 +111,7 @@ def test_every_token_is_told_once(sae: Any) -> None:
             told.setdefault(row, []).append(token)
 
     cells = make(small_model("llama"), sae, settings={"rows": 7}).cells(watch)
-    assert [tuple(told[row]) for row in range(len(cells))] == [cell.tokens for cell in cells]
+    assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
 
 
 def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_units_reach_the_rows(sae: Any) -> None:
     length = float(sae.W_dec[7].norm())
     raw = make(model, sae, alphas=[6.0 / length]).cells()
     norm = make(model, sae, alphas=[1.0], units="norm", statistics=statistics).cells()
-    assert [c.tokens for c in norm] == [c.tokens for c in raw]
+    assert [c.ids for c in norm] == [c.ids for c in raw]
     maximum = make(model, sae, alphas=[3.0], units="max", statistics=statistics).cells()
-    assert [c.tokens for c in maximum] == [c.tokens for c in make(model, sae, alphas=[9.0]).cells()]
+    assert [c.ids for c in maximum] == [c.ids for c in make(model, sae, alphas=[9.0]).cells()]
 
 
 def test_the_embedded_model_answers(tokenizer: Any) -> None:

@@ -32,7 +32,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     sweep = a_sweep(model, load_tokenizer(source))
     one = sweep.cells()
     each = one_by_one(sweep)
-    if [cell.tokens for cell in one] != each:
+    if [cell.ids for cell in one] != each:
         raise RuntimeError("one call and single calls give other tokens")
     times = interleave(
         {"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds, most=9
