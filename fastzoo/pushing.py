@@ -107,7 +107,8 @@ def _push(
             except (InputError, IntegrityError, NotFoundError) as error:
                 entry |= {"status": "failed", "error": str(error)}
                 report.first_error = report.first_error or error
-                say(f"error: {error}")
+                if len(saes) > 1:  # of a single one the command itself says it
+                    say(f"error: {error}")
             else:
                 there[sae.name] = published
                 report.commits += commits

@@ -26,7 +26,7 @@ import fastzoo.pacing
 from fastzoo.publishable import candidates
 from fastzoo.push_report import Options
 from fastzoo.pushing import push
-fastzoo.pacing.SILENCE = 0.5
+fastzoo.pacing.SILENCE = 0.4
 for _ in range(20):
     error = push(candidates(sys.argv[1:]), Options("org")).first_error
     print(json.dumps([type(error).__name__, str(error)]))
@@ -109,11 +109,10 @@ def test_a_hub_that_answers_nonsense_or_not_at_all(person: Person) -> None:
     met = [hub.fail(pattern, how, method=method, times=1) for method, pattern, how in once]
 
     def silent(request: Request) -> Response:
-        time.sleep(1.5)
+        time.sleep(0.8)
         return Response(0)
 
     met.append(hub.fail("/api/models$", silent, times=1))
-    # Of a window that ends next year nobody waits for the end.
     answers = run(hub, person.where, PUSH_UNTIL_DONE, str(person.where / "zoo" / str(NAMES[0])))
     assert [len(requests) for requests in met] == [1] * len(met)
     assert answers[-1] == ["NoneType", "None"]
