@@ -174,7 +174,8 @@ def put(
             if path not in remote.files or not remote.files[path].holds(content)
         }
         if done or not missing:
-            # By Xet, a file that changes while it is sent is listed with the hash of what it was.
+            # hf_xet believes the hash that it is given: of a file that changes while it is sent, the
+            # Hub could list what it was.
             for content in files.values():
                 content.check_unchanged()
         if not missing:
