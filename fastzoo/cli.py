@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | eval | train``.
+"""The command line: ``fastzoo list | info | pull | eval | push | train``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.errors``). torch is loaded only by the commands that compute.
@@ -357,7 +357,9 @@ def push_saes(
 ) -> None:
     """Publish SAEs with cards and figures; the same command goes on where one was interrupted."""
     from fastzoo.publishable import candidates
-    from fastzoo.pushing import Options, push
+    from fastzoo.push_report import Options
+    from fastzoo.pushing import push
+    from fastzoo.ranks import obeying_signals
     from fastzoo.spaces import find_space
 
     folder = find_space(space) if space is not None else None
@@ -373,7 +375,8 @@ def push_saes(
     options = Options(
         namespace, private, public_at_end, collection, folder, overwrite_cards=overwrite_cards
     )
-    report = push(saes, options)
+    with obeying_signals():
+        report = push(saes, options)
     if as_json:
         _print_json(report.to_value())
     else:
