@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | eval | train``.
+"""The command line: ``fastzoo list | info | pull | eval | push | train``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.errors``). torch is loaded only by the commands that compute.
@@ -38,7 +38,18 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: runs a command and turns expected failures into one line."""
-    report_failures(lambda: app(_debug_first(sys.argv[1:]), prog_name="fastzoo"))
+    report_failures(_run)
+
+
+def _run() -> None:
+    try:
+        app(_debug_first(sys.argv[1:]), prog_name="fastzoo")
+    except SystemExit as end:
+        # Typer ends without a word what report_failures has one for.
+        for ended in (end.__context__, getattr(end.__context__, "__cause__", None)):
+            if isinstance(ended, KeyboardInterrupt | BrokenPipeError):
+                raise ended from None
+        raise
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
