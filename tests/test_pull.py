@@ -139,6 +139,7 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
     rows = json.loads(planned[1])
     assert sum(row["download_bytes"] for row in rows) == total
     assert not any(file["here"] for row in rows for file in row["files"])
+    assert planned[2].startswith("12 SAEs, ") and "of which" in planned[2]
 
     code, out, err = pulled
     folders = out.splitlines()
