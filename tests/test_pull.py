@@ -219,7 +219,10 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
         "https://example.com/x": (2, "no address of a collection"),
         "hf:collections/org": (2, "hf:collections/<namespace>/<slug>"),
         f"{NAME} --namespace ../x": (2, "not the name of a user"),
-        f"{NAME} --namespace other": (3, "other/fastzoo-results"),
+        f"{NAME} --namespace other": (
+            3,
+            "other publishes no SAEs: no dataset repository other/fastzoo-results",
+        ),
         # Others are finished; the code is that of the first.
         f"hf:org/missing hf:org/gated hf:org/huge {NAME}": (3, "is gated"),
     }
