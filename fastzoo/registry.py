@@ -242,9 +242,9 @@ def read_registry(
             failure = error
             if isinstance(error, NotFoundError):
                 failure = NotFoundError(f"{namespace} publishes no SAEs: {error}")
-            _keep(asked, f"{failure.exit_code} {failure}")
+            keep(asked, f"{failure.exit_code} {failure}")
         else:
-            _keep(cached, text)
+            keep(cached, text)
             with suppress(OSError):
                 asked.unlink()
             return registry
@@ -325,7 +325,8 @@ def _age(path: Path) -> float:
     return float("inf")
 
 
-def _keep(path: Path, text: str) -> None:
+def keep(path: Path, text: str) -> None:
+    """Write a file of ``state_folder``."""
     with suppress(OSError):  # a cache that cannot be written is none
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
