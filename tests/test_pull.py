@@ -422,7 +422,7 @@ HfApi().upload_file(path_or_fileobj=sys.argv[1].encode(), path_in_repo="a.bin", 
     )
     folders = xet[1].splitlines()
     assert [content(f) for f in folders] == [files[NAME], files[f"{NAME}-bt-f"]], xet
-    assert again == (0, xet[1], "")
+    assert xet[2].count("\n") == 1 and again == (0, xet[1], "")
     # What the registry pins is not listed again, and what is in the Xet store came from there.
     asked = [r for r in asked_since(hub, count) if "/api/models" in r and NAME in r]
     assert len(asked) == 1 and "xet-read-token" in asked[0]
