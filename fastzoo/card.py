@@ -6,11 +6,14 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastzoo.card_merge import PLAIN, mark_card
 from fastzoo.config import EMBEDDED_MODEL
 from fastzoo.licences import base_licence
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,8 @@ def render_card(
         return mark_card({"tags": ["sparse-autoencoder"]}, body)
 
 
-def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None) -> str:
+def template(name: str) -> Template:
+    """A template of ``cards_folder``; in Markdown, values go through its filter ``md``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -80,9 +84,13 @@ def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | 
         autoescape=False,  # noqa: S701  Markdown: values go through ``escape`` below
     )
     environment.filters |= {"md": escape, "figure": show, "count": count}
+    return environment.get_template(name)
+
+
+def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None) -> str:
     base = record["base_model"]
     on_hub = bool(HUB_ID.fullmatch(base["name"]))
-    return environment.get_template("sae.md.j2").render(
+    return template("sae.md.j2").render(
         record=record,
         figures=figures,
         repo_id=repo_id,

@@ -41,12 +41,24 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def main() -> None:
     """Entry point: runs a command and turns expected failures into one line."""
-    report_failures(lambda: app(_spread(_debug_first(sys.argv[1:])), prog_name="fastzoo"))
+    report_failures(_run)
+
+
+def _run() -> None:
+    try:
+        app(_spread(_debug_first(sys.argv[1:])), prog_name="fastzoo")
+    except SystemExit as end:
+        # Typer ends without a word what report_failures has one for.
+        for ended in (end.__context__, getattr(end.__context__, "__cause__", None)):
+            if isinstance(ended, KeyboardInterrupt | BrokenPipeError):
+                raise ended from None
+        raise
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
@@ -97,7 +109,7 @@ def _global(
     """Sparse autoencoders of instruct language models."""
     if debug:
         os.environ[DEBUG] = "1"
-    # A file's name need not be text: what cannot be printed is escaped, as JSON has it.
+    # A file's name need not be text, and not every terminal has UTF-8: the rest is escaped.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -127,15 +139,13 @@ def _complete_columns(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Source = Annotated[
-    str,
-    typer.Argument(
-        help=SOURCE_HELP,
-        autocompletion=complete_names,
-    ),
+    str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)
 ]
 Namespace = Annotated[
     str | None,
-    typer.Option(help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo)."),
+    typer.Option(
+        metavar="NAME", help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo)."
+    ),
 ]
 Refresh = Annotated[
     bool, typer.Option("--refresh", help="Ask the Hub even if it was asked within the hour.")
@@ -143,7 +153,9 @@ Refresh = Annotated[
 
 
 def _which(key: str, help: str) -> Any:
-    return typer.Option(help=help, autocompletion=_complete_values(key), show_default=False)
+    return typer.Option(
+        help=help, metavar=key.upper(), autocompletion=_complete_values(key), show_default=False
+    )
 
 
 Several = list[str] | None
@@ -154,7 +166,9 @@ def list_saes(
     pattern: Annotated[
         str,
         typer.Argument(
-            help="Wildcards, as in 'qwen2.5-*-jumprelu'.", autocompletion=complete_names
+            metavar="PATTERN",
+            help="Wildcards, as in 'qwen2.5-*-jumprelu'.",
+            autocompletion=complete_names,
         ),
     ] = "*",
     model: Annotated[Several, _which("model", "Of this language model (or its Hub id).")] = None,
@@ -280,8 +294,10 @@ def pull(
     sources: Annotated[
         list[str],
         typer.Argument(
+            metavar="SOURCE",
             help="A zoo name, a wildcard over the published ones, hf:org/repo[/folder][@revision], or "
-            "hf:collections/<namespace>/<slug>."
+            "hf:collections/<namespace>/<slug>.",
+            autocompletion=complete_names,
         ),
     ],
     local_dir: Annotated[
@@ -290,16 +306,17 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")
     ] = None,
-    namespace: Annotated[
-        str | None, typer.Option(help="Whose SAEs names mean (default: fastzoo).")
-    ] = None,
+    namespace: Namespace = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch SAEs from the Hub, verify every file, and print the folder of each."""
+    """Fetch SAEs from the Hub and verify every file.
+
+    Prints the folder of each.
+    """
     from fastzoo.pulling import dry_run as planned
     from fastzoo.pulling import pull_all
     from fastzoo.sae_files import in_words
@@ -323,6 +340,10 @@ def pull(
         for file in row["files"]:
             state = "here" if file["here"] else "to fetch"
             print(f"  {file['path']}  {in_words(file['size'])}  {state}")
+    if dry_run and not quiet:
+        size, missing = (sum(row[key] for row in rows) for key in ("bytes", "download_bytes"))
+        saes = f"{len(rows)} SAE{'s' if len(rows) != 1 else ''}"
+        _print_hints([f"{saes}, {in_words(size)}, of which {in_words(missing)} are to be fetched"])
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
@@ -331,7 +352,10 @@ def pull(
 
 @app.command("eval")
 def evaluate_saes(
-    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP, autocompletion=complete_names)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names),
+    ],
     data: Annotated[
         str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
     ] = "embedded",
@@ -456,9 +480,14 @@ def find_features(
 @app.command("push")
 def push_saes(
     sources: Annotated[
-        list[str], typer.Argument(help="Folders of SAEs or of runs, or names of local SAEs.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE", help="Folders of SAEs or of runs, or names of local SAEs."
+        ),
     ],
-    namespace: Annotated[str, typer.Option(help="Hub user or organisation to publish under.")],
+    namespace: Annotated[
+        str, typer.Option(metavar="NAME", help="Hub user or organisation to publish under.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make private repositories.")] = False,
     public_at_end: Annotated[
         bool,
@@ -476,9 +505,14 @@ def push_saes(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Publish SAEs with cards and figures; the same command goes on where one was interrupted."""
+    """Publish SAEs with cards and figures.
+
+    The same command goes on where one was interrupted.
+    """
     from fastzoo.publishable import candidates
-    from fastzoo.pushing import Options, push
+    from fastzoo.push_report import Options
+    from fastzoo.pushing import push
+    from fastzoo.ranks import obeying_signals
     from fastzoo.spaces import find_space
 
     folder = find_space(space) if space is not None else None
@@ -494,7 +528,8 @@ def push_saes(
     options = Options(
         namespace, private, public_at_end, collection, folder, overwrite_cards=overwrite_cards
     )
-    report = push(saes, options)
+    with obeying_signals():
+        report = push(saes, options)
     if as_json:
         _print_json(report.to_value())
     else:
@@ -653,7 +688,9 @@ def _print_hints(hints: list[str]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    # Python's escapes of what an encoding has not are none of JSON's.
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fastzoo.errors import HubError, NotFoundError
 from fastzoo.hub import hub_errors
 from fastzoo.progress import Progress
-from fastzoo.retries import TRIES, passes_by_itself, patiently, wait
+from fastzoo.retries import TRIES, TRIES_OF_LISTS, passes_by_itself, patiently, wait
 
 TITLE = "fastzoo: SAEs of instruct models"
 DESCRIPTION = (
@@ -23,7 +23,8 @@ DESCRIPTION = (
     "with what they measure."
 )
 """At most 150 characters."""
-LONGEST_NOTE = 500
+LONGEST_TITLE = 60
+"""Characters."""
 
 Result = TypeVar("Result")
 
@@ -40,31 +41,34 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
-        # A collection's slug changes with its title, the end of it never does.
-        return self.kind, self.id[-24:] if self.kind == "collection" else self.id
+        # A collection's slug changes with its title, the end of it never does. Names of repositories
+        # are found in upper or lower case.
+        return self.kind, self.id[-24:] if self.kind == "collection" else self.id.lower()
 
 
 class Full(Exception):
     """A collection that takes no more items."""
 
 
-def find_or_create(namespace: str, title: str, stored: str | None, *, private: bool) -> str:
-    """The slug of a collection: the one stored, else one of this title, else a new one.
+def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private: bool) -> str:
+    """The slug of a collection: the first of ``stored`` that is there, else one of this title, else
+    a new one.
 
     Raises:
         AccessError, HubError.
     """
     from huggingface_hub import HfApi
 
-    if stored is not None:
-        with suppress(NotFoundError):
-            return str(_get(stored).slug)
+    for slug in stored:
+        if _is_of(slug, namespace):
+            with suppress(NotFoundError):
+                return str(_get(slug).slug)
     failed = 0
     with hub_errors("collection", title):
         while True:
             # Looked for before each try: a request whose answer was lost may have made it.
-            if (slug := _owned(namespace).get(title)) is not None:
-                return slug
+            if (found := _owned(namespace).get(title)) is not None:
+                return found
             try:
                 made = HfApi().create_collection(
                     title,
@@ -73,12 +77,23 @@ def find_or_create(namespace: str, title: str, stored: str | None, *, private: b
                     private=private,
                     exists_ok=True,
                 )
-                return str(made.slug)
+                return _first_made(str(made.slug), namespace, title)
             except Exception as error:
                 failed += 1
                 if failed == TRIES or not passes_by_itself(error):
                     raise
                 wait(error, f"collection {title}", failed)
+
+
+def _first_made(slug: str, namespace: str, title: str) -> str:
+    """The one just made, or that of another machine that made one in the same moment."""
+    first = _owned(namespace).get(title, slug)
+    if first[-24:] < slug[-24:]:
+        from huggingface_hub import HfApi
+
+        _try(lambda: HfApi().delete_collection(slug, missing_ok=True), slug)
+        return first
+    return slug
 
 
 def arrange(
@@ -100,7 +115,8 @@ def arrange(
     """
     namespace = slug.partition("/")[0]
     held = _get(slug)
-    titles = {group: f"{title}: {group}" for item in wanted if (group := item.group)}
+    groups = dict.fromkeys(item.group for item in wanted if item.group)
+    titles = {group: f"{title}: {group}"[:LONGEST_TITLE] for group in groups}
     children: dict[str, str] = {}
     if any(item.item_type == "collection" for item in held.items):
         inside = {_key(item) for item in held.items}
@@ -116,7 +132,8 @@ def arrange(
     bar.begin_at(0)
     for group, name in titles.items():
         members = [item for item in wanted if item.group == group]
-        child = find_or_create(namespace, name, children.get(group), private=private)
+        stored = [children[group]] if group in children else []
+        child = find_or_create(namespace, name, stored, private=private)
         children[group] = child
         try:
             _fill(child, members, _get(child), bar)
@@ -159,14 +176,17 @@ def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
     left_out = []
     for item in wanted:
         if item.key not in there:
-            try:
+            with suppress(NotFoundError):
                 held = _add(slug, item, len(order))
-            except NotFoundError:
-                print(f"{item.kind} {item.id} is not on the Hub; left out", file=sys.stderr)
+            there = {_key(other): other for other in held.items}
+            if item.key not in there:
+                print(
+                    f"{item.kind} {item.id} is not on the Hub under this name; left out of the collection",
+                    file=sys.stderr,
+                )
                 left_out.append(item)
                 continue
             order.append(item.key)
-            there = {_key(other): other for other in held.items}
         bar.advance(note="items of the collection")
     wanted = [item for item in wanted if item not in left_out]
     with hub_errors("collection", slug):
@@ -259,13 +279,25 @@ def _get(slug: str) -> Any:
 
 
 def _owned(namespace: str) -> dict[str, str]:
-    """Title to slug of a namespace's collections; of equal titles the first that is listed."""
+    """Title to slug of a namespace's collections; of equal titles the first that was made."""
     from huggingface_hub import HfApi
 
     with hub_errors("collection", namespace):
-        listed = _try(lambda: list(HfApi().list_collections(owner=namespace)), namespace)
-    own = [found for found in listed if found.slug.startswith(f"{namespace}/")]
-    return {found.title: str(found.slug) for found in reversed(own)}
+        listed = patiently(
+            lambda: [
+                (str(found.slug), found.title)
+                for found in HfApi().list_collections(owner=namespace)
+            ],
+            f"collections of {namespace}",
+            TRIES_OF_LISTS,
+        )
+    # The ids begin with the time.
+    own = sorted((x for x in listed if _is_of(x[0], namespace)), key=lambda x: x[0][-24:])
+    return {title: slug for slug, title in reversed(own)}
+
+
+def _is_of(slug: str, namespace: str) -> bool:
+    return slug.partition("/")[0].lower() == namespace.lower()
 
 
 def _try(call: Callable[[], Result], slug: str) -> Result:

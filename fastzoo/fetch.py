@@ -319,11 +319,20 @@ def _bar_class(received: Callable[[int], None]) -> type:
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
+            self.thread = threading.get_ident()
 
         def update(self, n: float | None = 1) -> None:
-            received(int(n or 0))
+            try:
+                received(int(n or 0))
+            except (_Abandoned, IntegrityError):
+                # Xet tells from a thread of its own, where it would only print what is raised.
+                if threading.get_ident() == self.thread:
+                    raise
 
         def update_transfer(self, n: int) -> None:
             """Xet's bytes on the wire, which are not those of the file."""
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
+            """Their speed."""
 
     return Bar

@@ -129,11 +129,18 @@ def remove_partial(folder: Path) -> None:
 _claims: list[int] = []
 
 
-def claim(folder: Path, say: Callable[[str], None]) -> None:
+def claim(
+    folder: Path,
+    say: Callable[[str], None],
+    by: str = "another process; give another folder, or let it end",
+) -> None:
     """Keep other processes from using ``folder`` until ``release_claims`` or this process's end.
 
     It is made if it is not there. What is left of a run that was killed a moment ago is waited for,
     and ``say`` told so.
+
+    Args:
+        by: who else would use it, and what to do then.
 
     Raises:
         OutputError: another process uses it.
@@ -157,9 +164,7 @@ def claim(folder: Path, say: Callable[[str], None]) -> None:
                     say(f"'{folder}' is in use by another process, which may be ending; waiting")
                     until = time.monotonic() + WAIT_SECONDS
                 if time.monotonic() > until:
-                    raise OutputError(
-                        f"'{folder}' is in use by another process; give another folder, or let it end"
-                    ) from None
+                    raise OutputError(f"'{folder}' is in use by {by}") from None
                 time.sleep(0.1)
             except OSError:  # a file system without locks
                 break

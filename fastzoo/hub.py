@@ -141,20 +141,17 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
     hub = constants.ENDPOINT
     noun = kind if kind in ("collection", "namespace") else f"{kind} repository"
     what = f"{noun} {one_line(repo_id, 100)}"
+    instead = "" if kind == "namespace" else ", or name a local folder instead"
 
     def unreachable(error: Exception) -> HubError:
         reason = one_line(error.__cause__ or error, 100)
-        return HubError(
-            f"cannot reach {hub} for {what} ({reason}); check the network, or name a local folder "
-            "instead"
-        )
+        return HubError(f"cannot reach {hub} for {what} ({reason}); check the network{instead}")
 
     try:
         yield
     except errors.OfflineModeIsEnabled:
         raise HubError(
-            f"{what} is needed from {hub}, but offline mode is on; unset HF_HUB_OFFLINE, or name a "
-            "local folder instead"
+            f"{what} is needed from {hub}, but offline mode is on; unset HF_HUB_OFFLINE{instead}"
         ) from None
     except errors.GatedRepoError:
         page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
@@ -198,3 +195,9 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
             "the access token (HF_TOKEN, or the one that 'hf auth login' saved) is none: it holds "
             "characters that no token has; log in again with 'hf auth login'"
         ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # huggingface_hub believes that every answer is the JSON that it should be.
+        raise HubError(
+            f"{hub} gave an answer for {what} that is no Hub's ({type(error).__name__}: "
+            f"{one_line(error, 100)}); check HF_ENDPOINT, and whether a proxy answers in its place"
+        ) from error

@@ -10,16 +10,14 @@ import hashlib
 import json
 import re
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from fastzoo.errors import AccessError, HubError, InputError, NotFoundError, one_line
-from fastzoo.files import read_json, write_text
+from fastzoo.files import read_json
 from fastzoo.hub import hub_errors, is_plain, resolve_model
-from fastzoo.registry import state_folder
+from fastzoo.registry import keep, state_folder
 from fastzoo.retries import patiently
 
 TRIES = 5
@@ -66,7 +64,8 @@ def read_listing(repo_id: str, revision: str | None) -> tuple[str, dict[str, Rem
     files = _remembered_files(kept)
     if files is None:
         files = patiently(lambda: _ask(repo_id, sha, revision), f"the files of {repo_id}", TRIES)
-        _keep(kept, {path: [file.size, file.digest] for path, file in files.items()})
+        listed = {path: [file.size, file.digest] for path, file in files.items()}
+        keep(kept, json.dumps(listed))
     return sha, files
 
 
@@ -89,7 +88,7 @@ def _resolve(repo_id: str, revision: str) -> str:
         )
         return remembered
     if sha != remembered:
-        _keep(kept, {"revision": revision, "sha": sha})
+        keep(kept, json.dumps({"revision": revision, "sha": sha}))
     return sha
 
 
@@ -139,9 +138,3 @@ def _remembered_files(path: Path) -> dict[str, RemoteFile] | None:
             case _:
                 return None
     return files
-
-
-def _keep(path: Path, value: dict[str, Any]) -> None:
-    with suppress(OSError):  # a cache that cannot be written is none
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(value))

@@ -32,7 +32,8 @@ class Ledger:
 
     def published(self, sae: Published) -> None:
         """Note an SAE whose files were found on the Hub."""
-        self._append(Registry(self.known.namespace, saes={sae.name: sae}))
+        if sae != self.known.saes.get(sae.name):
+            self._append(Registry(self.known.namespace, saes={sae.name: sae}))
 
     def collection(self, slug: str) -> None:
         """Note the collection."""

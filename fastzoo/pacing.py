@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastzoo.ranks import nap
+from fastzoo.retries import LONGEST_RETRY_AFTER
 
 RESERVE = 3
 """Requests that are left to others with the same token."""
+SILENCE = 300.0
+"""Seconds without a byte after which a connection counts as dropped; huggingface_hub has no limit."""
 
 
 class Pace:
@@ -26,12 +29,16 @@ class Pace:
         self._left: dict[str, tuple[int, float]] = {}
 
     def before(self, request: Any) -> None:
-        """Wait until the next window where this one's requests are used up."""
+        """Wait until the next window where this one's requests are used up, five minutes at most."""
+        limits = request.extensions.setdefault("timeout", {})
+        for kind in ("connect", "read", "write", "pool"):
+            if limits.get(kind) is None:
+                limits[kind] = SILENCE
         # The Hub counts reading of files apart from everything else.
         left, until = self._left.get(
             "resolvers" if "/resolve/" in request.url.path else "api", (0, 0)
         )
-        seconds = until - time.monotonic()
+        seconds = min(until - time.monotonic(), LONGEST_RETRY_AFTER)
         if left <= RESERVE and seconds > 0:
             print(f"the Hub's rate limit is reached; waiting {seconds:.0f} s", file=sys.stderr)
             nap(seconds)

@@ -8,7 +8,9 @@ the file names known here a repository has. Importing this module does not load 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -32,6 +34,7 @@ from fastzoo.registry import (
     Registry,
     known_files,
     known_files_with,
+    last_seen,
     read_registry,
 )
 from fastzoo.retries import patiently
@@ -42,27 +45,6 @@ _COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", r
 _HOOK_FOLDER = re.compile(r"blocks\.\d{1,4}\.hook_resid_post", re.ASCII)
 
 Item = TypeVar("Item")
-
-
-def plan(
-    sources: Sequence[str], *, revision: str | None, namespace: str
-) -> tuple[list[SAEFiles], list[FastzooError]]:
-    """The files that sources mean, and what befell those of which that cannot be told.
-
-    Raises:
-        InputError: a source that is none.
-    """
-    planner = Planner(namespace, revision)
-    saes: dict[tuple[str, str, str], SAEFiles] = {}
-    for source in sources:
-        try:
-            found = planner.expand(source)
-        except HubError as error:
-            planner.failures.append(error)
-            continue
-        for sae in found:
-            saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
-    return list(saes.values()), planner.failures
 
 
 def _is_pattern(text: str) -> bool:
@@ -78,6 +60,27 @@ class Planner:
     failures: list[FastzooError] = field(default_factory=list)
     """Of single SAEs of a source of several."""
     registries: dict[str, Registry] = field(default_factory=dict)
+    newest: set[str] = field(default_factory=set)
+    """Namespaces whose registry the Hub was asked for."""
+    without: dict[str, HubError] = field(default_factory=dict)
+    """Namespaces of which there is no registry to be had, and why."""
+
+    def plan(self, sources: Iterable[str]) -> list[SAEFiles]:
+        """The files that sources mean; ``failures`` has what befell those of which that cannot be told.
+
+        Raises:
+            InputError: a source that is none.
+        """
+        saes: dict[tuple[str, str, str], SAEFiles] = {}
+        for source in sources:
+            try:
+                found = self.expand(source)
+            except HubError as error:
+                self.failures.append(error)
+                continue
+            for sae in found:
+                saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
+        return list(saes.values())
 
     def expand(self, source: str) -> list[SAEFiles]:
         slug = collection_slug(source)
@@ -89,6 +92,11 @@ class Planner:
             pattern = parts[2] if len(parts) == 3 and _is_pattern(parts[2]) else None
             reference = parse_reference("/".join(parts[:2]) + at + revision if pattern else source)
             return self.from_reference(reference, pattern)
+        if "/" in source or "\\" in source:
+            raise InputError(
+                f"'{one_line(source, 100)}' is no SAE on the Hub, which is given by its name, or as "
+                "hf:org/repo[/folder][@revision]"
+            )
         if _is_pattern(source):
             return self.matching(source)
         return [self.named(parse_name(source))]
@@ -96,8 +104,18 @@ class Planner:
     # --- names ---------------------------------------------------------------------------------
 
     def registry(self, namespace: str, newest: bool = False) -> Registry:
-        if newest or namespace not in self.registries:
-            self.registries[namespace] = read_registry(namespace, newest=newest)
+        if namespace in self.without:
+            raise self.without[namespace]
+        if namespace not in self.registries or (newest and namespace not in self.newest):
+            # Where nothing is known the Hub is asked, even if it has just refused: to another token.
+            newest = newest or last_seen(namespace) is None
+            try:
+                self.registries[namespace] = read_registry(namespace, newest=newest)
+            except HubError as error:
+                self.without[namespace] = error
+                raise
+            if newest:
+                self.newest.add(namespace)
         return self.registries[namespace]
 
     def named(self, name: SAEName) -> SAEFiles:
@@ -112,9 +130,22 @@ class Planner:
             )
         hint = did_you_mean(str(name), map(str, self.registry(self.namespace).saes))
         raise NotFoundError(
-            f"{name} is not published by {self.namespace}, nor on this machine (looked in . and "
-            f"runs/*/).{hint}"
+            f"{name} is not published by {self.namespace}; 'fastzoo list' shows what is, and "
+            f"--namespace or FASTZOO_NAMESPACE says by whom.{hint}"
         )
+
+    def renewed(self, sae: SAEFiles) -> SAEFiles | None:
+        """What the Hub's registry pins for an SAE of which the one kept here pins what is gone."""
+        if self.revision is not None:
+            return None
+        for namespace, registry in list(self.registries.items()):
+            for name, published in registry.saes.items():
+                if (published.repo_id, published.sha) == (sae.repo_id, sae.sha):
+                    with suppress(HubError):
+                        newest = self.registry(namespace, newest=True).saes.get(name)
+                        if newest is not None and newest != published:
+                            return from_registry(newest)
+        return None
 
     def matching(self, pattern: str) -> list[SAEFiles]:
         def matches(name: SAEName) -> bool:
@@ -129,7 +160,7 @@ class Planner:
             grid = sum(map(matches, zoo_names()))
             raise NotFoundError(
                 f"none of the {len(saes)} SAEs that {self.namespace} has published matches "
-                f"'{one_line(pattern, 60)}'; of the paper's grid of {len(zoo_names())} {grid} do"
+                f"'{one_line(pattern, 60)}'; {grid} of the {len(zoo_names())} of the paper's grid do"
             )
         return self.each(found, self.at_revision)
 
@@ -152,17 +183,7 @@ class Planner:
         if ref.revision and self.revision and ref.revision != self.revision:
             raise InputError(f"{ref} and --revision name different revisions; give one of them")
         sha, listing = read_listing(ref.repo_id, ref.revision or self.revision)
-        saes = sae_folders(listing)
-        if pattern is None:
-            folders = [_choose(ref, saes, listing)]
-        else:
-            folders = [f for f in saes if f == pattern or fnmatchcase(f, pattern)]
-            if not folders:
-                raise NotFoundError(
-                    f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches "
-                    f"'{one_line(pattern, 60)}'"
-                )
-        return [_in_folder(ref.repo_id, sha, folder, saes, listing) for folder in folders]
+        return _of_repository(ref, pattern, sha, listing)
 
     # --- collections ---------------------------------------------------------------------------
 
@@ -175,10 +196,15 @@ class Planner:
         repos = list(dict.fromkeys(item for kind, item in items if kind == "model"))
         if not repos:
             raise NotFoundError(f"collection {slug} holds no model repository")
-        return self.each(repos, self.of_collection)
+        failed = len(self.failures)
+        found = self.each(repos, self.of_collection)
+        if not found and len(self.failures) == failed:
+            raise NotFoundError(f"collection {slug} holds no SAE")
+        return found
 
-    def of_collection(self, repo_id: str) -> SAEFiles:
-        """What the registry pins, which costs no request; else what the repository has."""
+    def of_collection(self, repo_id: str) -> SAEFiles | None:
+        """What the registry pins, which costs no request; else what the repository has, if that is an
+        SAE."""
         reference = parse_reference(f"hf:{repo_id}")
         owner, _, name = reference.repo_id.partition("/")
         try:
@@ -187,19 +213,45 @@ class Planner:
             published = None
         if published is not None and published.repo_id == repo_id:
             return self.at_revision(published)
-        (sae,) = self.from_reference(reference)
+        sha, listing = read_listing(repo_id, self.revision)
+        try:
+            (sae,) = _of_repository(reference, None, sha, listing)
+        except (InputError, NotFoundError) as error:
+            if sae_folders(listing):
+                raise
+            print(f"note: left out: {error}", file=sys.stderr)
+            return None
         return sae
 
-    def each(self, items: Iterable[Item], meaning: Callable[[Item], SAEFiles]) -> list[SAEFiles]:
+    def each(
+        self, items: Iterable[Item], meaning: Callable[[Item], SAEFiles | None]
+    ) -> list[SAEFiles]:
         found = []
         for item in items:
             try:
-                found.append(meaning(item))
+                if (sae := meaning(item)) is not None:
+                    found.append(sae)
             except FastzooError as error:
                 if type(error) is HubError:  # no connection: nor will there be for the others
                     raise
                 self.failures.append(error)
         return found
+
+
+def _of_repository(
+    ref: Reference, pattern: str | None, sha: str, listing: Mapping[str, RemoteFile]
+) -> list[SAEFiles]:
+    saes = sae_folders(listing)
+    if pattern is None:
+        folders = [_choose(ref, saes, listing)]
+    else:
+        folders = [f for f in saes if f == pattern or fnmatchcase(f, pattern)]
+        if not folders:
+            raise NotFoundError(
+                f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches "
+                f"'{one_line(pattern, 60)}'"
+            )
+    return [_in_folder(ref.repo_id, sha, folder, saes, listing) for folder in folders]
 
 
 def from_registry(published: Published) -> SAEFiles:

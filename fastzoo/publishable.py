@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastzoo.errors import InputError, one_line
-from fastzoo.files import read_json
-from fastzoo.local import find_local, local_results
+from fastzoo.files import MAX_JSON_BYTES, read_json
+from fastzoo.local import find_local, local_results, text_at
 from fastzoo.names import SAEName, parse_name
 from fastzoo.registry import NEEDED, known_files
 from fastzoo.results_dataset import result_row, with_grid
@@ -79,20 +81,64 @@ def check(folder: Path) -> Candidate:
     record, figures = read_json(folder / "config.json"), read_json(folder / "metrics.json")
     if record.get("library") != "fastzoo" or record.get("name") != str(name):
         raise InputError(f"'{folder}' cannot be published: config.json is not the record of {name}")
-    try:
-        row = result_row(record, figures)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"'{folder}' cannot be published: its record or metrics lack {one_line(error, 80)}"
-        ) from None
+    if text_at(record, "base_model", "name") is None:
+        raise InputError(f"'{folder}' cannot be published: config.json names no base model")
+    for path, value in (("config.json", record), ("metrics.json", figures)):
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise InputError(
+                f"'{folder}' cannot be published: {path} holds NaN or infinity, which JSON lacks"
+            ) from None
+    row = result_row(record, figures)
     if any(row.get(metric) is None for metric in ("mse", "l0")):
         raise InputError(f"'{folder}' cannot be published: metrics.json has no MSE or no L0")
+    read_card(folder)
     for path in known_files(name):
-        if (folder / path).is_file() and not path.endswith((".safetensors", ".png")):
-            text = (folder / path).read_text(encoding="utf-8", errors="replace")
-            if (secret := find_secret(text, get_token())) is not None:
-                raise InputError(
-                    f"'{folder}' cannot be published: {path} holds {secret}; remove it, and revoke it "
-                    "if others have seen it"
-                )
+        if path.endswith((".safetensors", ".png")) or not (folder / path).is_file():
+            continue
+        if (secret := _secret_in(folder / path, get_token())) is not None:
+            raise InputError(
+                f"'{folder}' cannot be published: {path} holds {secret}; remove it, and revoke it "
+                "if others have seen it"
+            )
     return Candidate(name, folder, record, figures)
+
+
+def read_card(folder: Path) -> str:
+    """The text of an SAE's card.
+
+    Raises:
+        InputError: it is too long, no text in UTF-8, or cannot be read.
+    """
+    path = folder / "README.md"
+    with readable(folder):
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(
+                f"'{folder}' cannot be published: README.md has more than {MAX_JSON_BYTES} bytes, "
+                "which is no card"
+            )
+        try:
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError(
+                f"'{folder}' cannot be published: README.md is not text in UTF-8"
+            ) from None
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Raise InputError where the system refuses to read from ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be published: {one_line(error, 200)}") from None
+
+
+def _secret_in(path: Path, token: str | None) -> str | None:
+    """The kind of the first secret in a text file, of which a part at a time is in memory."""
+    with readable(path.parent), path.open(encoding="utf-8", errors="replace") as file:
+        while lines := file.readlines(1 << 22):
+            if (secret := find_secret("".join(lines), token)) is not None:
+                return secret
+    return None

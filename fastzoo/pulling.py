@@ -6,16 +6,16 @@ Importing this module does not load huggingface_hub.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastzoo.errors import FastzooError, InputError, one_line
+from fastzoo.errors import FastzooError, InputError, NotFoundError, one_line
 from fastzoo.fetch import fetch
 from fastzoo.hub import parse_reference
 from fastzoo.names import SAEName, parse_name
-from fastzoo.plan import Planner, collection_slug, from_registry, plan
+from fastzoo.plan import Planner, collection_slug, from_registry
 from fastzoo.registry import default_namespace, last_seen
 from fastzoo.sae_files import Fetched, SAEFiles, here
 
@@ -65,12 +65,36 @@ def pull_all(
     shown: bool = True,
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and what befell the others."""
-    saes, failures = plan(sources, revision=revision, namespace=namespace or default_namespace())
-    results = fetch(
-        saes, local_dir=Path(local_dir).expanduser() if local_dir else None, shown=shown
-    )
+    planner = Planner(namespace or default_namespace(), revision)
+    saes = planner.plan(sources)
+    results = _fetch(planner, saes, Path(local_dir).expanduser() if local_dir else None, shown)
     done = [result for result in results if isinstance(result, Fetched)]
-    return done, [*failures, *(r for r in results if isinstance(r, FastzooError))]
+    return done, [*planner.failures, *(r for r in results if isinstance(r, FastzooError))]
+
+
+def _fetch(
+    planner: Planner,
+    saes: Sequence[SAEFiles],
+    folder: Path | None = None,
+    shown: bool = True,
+    part: Callable[[SAEFiles], SAEFiles] = lambda sae: sae,
+) -> list[Fetched | FastzooError]:
+    """As ``fetch``; what is gone since the registry was last read is fetched as it is published now.
+
+    Args:
+        part: what of an SAE is to be fetched.
+    """
+    results = fetch([part(sae) for sae in saes], local_dir=folder, shown=shown)
+    renewed = {
+        i: now
+        for i, (sae, result) in enumerate(zip(saes, results, strict=True))
+        if type(result) is NotFoundError and (now := planner.renewed(sae))
+    }
+    if renewed:
+        again = fetch([part(sae) for sae in renewed.values()], local_dir=folder, shown=shown)
+        for i, result in zip(renewed, again, strict=True):
+            results[i] = result
+    return results
 
 
 def dry_run(
@@ -81,10 +105,10 @@ def dry_run(
     namespace: str | None = None,
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
     """What ``pull_all`` would fetch, with what is ``here`` already, and what it would fail for."""
-    saes, failures = plan(sources, revision=revision, namespace=namespace or default_namespace())
+    planner = Planner(namespace or default_namespace(), revision)
     folder = Path(local_dir).expanduser() if local_dir else None
     rows = []
-    for sae in saes:
+    for sae in planner.plan(sources):
         present = {file: here(sae, file, folder) is not None for file in sae.files}
         rows.append(
             {
@@ -104,7 +128,7 @@ def dry_run(
                 "download_bytes": sum(file.size for file in sae.files if not present[file]),
             }
         )
-    return rows, failures
+    return rows, planner.failures
 
 
 def fetch_to_load(source: str) -> Path:
@@ -124,7 +148,7 @@ def fetch_to_load(source: str) -> Path:
         (sae,) = planner.from_reference(parse_reference(source))
     else:
         sae = planner.named(parse_name(source))
-    (result,) = fetch([_to_load(sae)])
+    (result,) = _fetch(planner, [sae], part=_to_load)
     if isinstance(result, FastzooError):
         raise result
     return result.path

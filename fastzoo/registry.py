@@ -240,9 +240,11 @@ def read_registry(
             registry = parse_registry(text, f"{DATASET} of {namespace}")
         except HubError as error:
             failure = error
-            _keep(asked, f"{error.exit_code} {error}")
+            if isinstance(error, NotFoundError):
+                failure = NotFoundError(f"{namespace} publishes no SAEs: {error}")
+            keep(asked, f"{failure.exit_code} {failure}")
         else:
-            _keep(cached, text)
+            keep(cached, text)
             with suppress(OSError):
                 asked.unlink()
             return registry
@@ -280,7 +282,9 @@ def _kept_failure(asked: Path) -> HubError:
     kinds = {kind.exit_code: kind for kind in (NotFoundError, AccessError, IntegrityError)}
     try:
         code, _, message = asked.read_text(encoding="utf-8")[:2000].partition(" ")
-        return kinds.get(int(code), HubError)(f"{message} (asked within the last ten minutes)")
+        return kinds.get(int(code), HubError)(
+            f"{message} (asked within the last ten minutes; --refresh asks again)"
+        )
     except (OSError, ValueError):
         return HubError("the Hub failed within the last ten minutes; ask again with --refresh")
 
@@ -321,7 +325,8 @@ def _age(path: Path) -> float:
     return float("inf")
 
 
-def _keep(path: Path, text: str) -> None:
+def keep(path: Path, text: str) -> None:
+    """Write a file of ``state_folder``."""
     with suppress(OSError):  # a cache that cannot be written is none
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)

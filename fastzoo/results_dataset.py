@@ -207,19 +207,9 @@ def _parquet(rows: list[Row]) -> bytes:
 
 def _card(registry: Registry) -> str:
     import yaml
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from fastzoo.card import cards_folder, escape
+    from fastzoo.card import template
 
-    environment = Environment(
-        loader=FileSystemLoader(cards_folder()),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  Markdown: values go through ``escape``
-    )
-    environment.filters["md"] = escape
     front = {
         "pretty_name": "fastzoo results",
         "license": "apache-2.0",
@@ -228,7 +218,7 @@ def _card(registry: Registry) -> str:
         "size_categories": ["n<1K"],
         "configs": [{"config_name": "default", "data_files": "results.parquet"}],
     }
-    body = environment.get_template("results.md.j2").render(
+    body = template("results.md.j2").render(
         registry=registry,
         repo_id=f"{registry.namespace}/{DATASET}",
         grid=len(zoo_names()),

@@ -20,6 +20,9 @@ from fastzoo.ranks import label, nap
 TRIES = 12
 """Tries without any progress before giving up: some six minutes, longer than most outages."""
 
+TRIES_OF_LISTS = 8
+"""The same for listings: huggingface_hub itself tries each page six times, which takes 23 seconds."""
+
 FIRST_PAUSE = float(os.environ.get("FASTZOO_RETRY_SECONDS", "1"))
 """Seconds before the first further try; all other pauses are in proportion. Tests make it short."""
 

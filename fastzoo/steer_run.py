@@ -33,8 +33,12 @@ from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
 CANDIDATES = 12
 """Latents that ``--auto`` sweeps."""
-POOL = 256
-"""Latents that are ranked by output score for it: those with the largest mean maximum."""
+FIRING = 512
+"""Latents whose output score it takes: those with the largest mean maximum."""
+POOL = 128
+"""Latents that it tries on two questions: those with the highest output scores."""
+TOGETHER = 16
+"""Latents in one call, at most."""
 FEWEST_DIALOGUES = 0.02
 """Share of the dialogues in which a latent must fire to be in the pool."""
 STARTS = 16
@@ -162,8 +166,9 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     candidates: list[dict[str, Any]] = []
     if ask.auto:
         assert known is not None
-        pool = list(ask.latents) or find_candidates(assembly, known, sequences)
-        candidates = try_candidates(sweep, pool, concept)
+        pool = list(ask.latents) or find_candidates(assembly, known, sequences, sweep, concept)
+        half = replace(sweep, questions=sweep.questions[::2])
+        candidates = try_latents(half, pool, concept)
         sweep = replace(sweep, latents={candidates[0]["latent"]: 1.0})
     if sweep.wish is None:
         sweep = replace(sweep, wish=_wish(assembly, sweep))
@@ -232,12 +237,16 @@ def score(sweep: Sweep, cells: Sequence[Cell], concept: Concept | None) -> list[
 
 
 def find_candidates(
-    assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence]
+    assembly: Assembly,
+    known: LatentStatistics,
+    sequences: Sequence[TokenSequence],
+    sweep: Sweep,
+    concept: Concept | None,
 ) -> list[int]:
-    """Latents that are worth a sweep: those whose output score is highest, in that order.
+    """Latents that are worth a sweep, in the order of what they do to two questions.
 
-    Looked at are the latents with the largest mean maximum that fire in enough dialogues, those of
-    special tokens among them.
+    Tried in this way are the latents that fire in enough dialogues and have the highest output
+    scores: what a latent does to the output selects better than how strongly it fires.
 
     Raises:
         InputError: no latent fires often enough.
@@ -245,60 +254,64 @@ def find_candidates(
     ((layer, sae),) = assembly.saes.values()
     often_F = known.dialogue_frequency_F >= FEWEST_DIALOGUES
     strength_F = torch.where(often_F, known.mean_max_F, 0.0)
-    pool = [int(k) for k in strength_F.topk(min(POOL, sae.d_sae)).indices if strength_F[k] > 0]
-    if not pool:
+    firing = [int(k) for k in strength_F.topk(min(FIRING, sae.d_sae)).indices if strength_F[k] > 0]
+    if not firing:
         raise InputError(f"no latent fires in {FEWEST_DIALOGUES:.0%} of the dialogues")
     starts = answer_starts(assembly.chat, sequences, STARTS)
-    with Progress("trying latents", len(pool) * len(starts)) as bar:
+    with Progress("output scores", len(firing) * len(starts)) as bar:
         found = output_scores(
             assembly.reader,
             sae,
             layer,
-            pool,
+            firing,
             starts,
             1.0,
             residual_norm=known.residual_norm,
             progress=lambda rows: bar.advance(rows, "prompts"),
         )
-    ranked = sorted(zip(found, pool, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    return [latent for _, latent in ranked[:CANDIDATES]]
+    ranked = sorted(zip(found, firing, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    pool = [latent for _, latent in ranked[:POOL]]
+    short = replace(
+        sweep,
+        questions=[sweep.questions[i] for i in range(0, len(sweep.questions), 2)][:2],
+        settings=replace(sweep.settings, max_new_tokens=min(24, sweep.settings.max_new_tokens)),
+    )
+    return [entry["latent"] for entry in try_latents(short, pool, concept)[:CANDIDATES]]
 
 
-def try_candidates(
-    sweep: Sweep, pool: Sequence[int], concept: Concept | None
+def try_latents(
+    sweep: Sweep, latents: Sequence[int], concept: Concept | None
 ) -> list[dict[str, Any]]:
-    """Sweep latents over the questions of even index; what came of each, the best first."""
-    chosen = list(range(0, len(sweep.questions), 2))
+    """Sweep latents one by one; what came of each, the best first.
+
+    Where no alpha is good (see ``window``) the best product of effect and quality still orders them.
+    """
     found = []
-    with Progress("sweeping latents", len(pool)) as bar:
-        for latent in pool:
-            small = replace(
-                sweep,
-                latents={latent: 1.0},
-                questions=[sweep.questions[i] for i in chosen],
-                control=False,
-                wish=None,
-            )
-            cells = small.cells()
-            scores = score(small, cells, concept)
-            row = row_of(scores, [s for s in scores if s.alpha == 0])
-            entry: dict[str, Any] = {"latent": latent, "alpha": None, "effect": 0.0, "quality": 0.0}
-            entry |= _best(row)
-            found.append(entry)
-            bar.advance(note=f"latent {latent}: score {entry['score']:.2f}")
-    return sorted(found, key=lambda entry: (-entry["score"], entry["latent"]))
+    with Progress("trying latents", len(latents)) as bar:
+        for start in range(0, len(latents), TOGETHER):
+            part = latents[start : start + TOGETHER]
+            for latent, cells in sweep.many(part).items():
+                own = [replace(cell, arm=LATENT) for cell in cells]
+                scores = score(sweep, own, concept)
+                row = row_of(scores, [s for s in scores if s.alpha == 0])
+                found.append({"latent": latent, **_best(row)})
+            bar.advance(len(part), "latents")
+    found.sort(key=lambda entry: (-entry["score"], -entry["promise"], entry["latent"]))
+    return found
 
 
 def _best(row: Row) -> dict[str, Any]:
     """The good alpha with the highest score, as ``window`` has it; a score of 0 where there is none."""
     floor = window.LEAST_QUALITY * row.quality[row.alphas.index(0.0)].mean()
-    best: dict[str, Any] = {"score": 0.0}
+    best: dict[str, Any] = {"score": 0.0, "alpha": None, "effect": None, "quality": None}
+    promise = 0.0
     for alpha, effects, qualities in zip(row.alphas, row.effect, row.quality, strict=True):
         effect, quality = float(effects.mean()), float(qualities.mean())
         value = window.harmonic_mean(effect, quality)
+        promise = max(promise, effect * quality)
         if effect >= window.LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
             best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
-    return best
+    return {**best, "promise": promise}
 
 
 def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:

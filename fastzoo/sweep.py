@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ ARMS = (LATENT, RANDOM, PROMPT)
 
 PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
 """Raw, as in arXiv 2506.07691; they fit its models and no others."""
-NORM_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 """In units of the mean norm of the residual stream."""
 
 MEMORY_SHARE = 0.4
@@ -84,7 +84,21 @@ class Sweep:
             DataError: the chat template refuses a question, or it is too long for the model.
             ModelError: a width or layer that is not the model's.
         """
-        rows = self._rows()
+        return self._answers(self._rows(), watch)
+
+    def many(self, latents: Sequence[int]) -> dict[int, list[Cell]]:
+        """The cells of several latents, each alone and without controls, in as few calls."""
+        if self.mode != "add":  # a row of a batch can be clamped by its own latent only
+            each = (replace(self, latents={k: 1.0}, control=False, wish=None) for k in latents)
+            return {k: sweep.cells() for k, sweep in zip(latents, each, strict=True)}
+        prompts = self.prompts()
+        rows = [row for k in latents for row in self._arm(str(k), self._edit({k: 1.0}), prompts)]
+        found: dict[int, list[Cell]] = {k: [] for k in latents}
+        for cell in self._answers(rows, None):
+            found[int(cell.arm)].append(cell)
+        return found
+
+    def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
         answers: list[list[int]] = [[] for _ in rows]
         # Rows of like length lie together, so that little is padding. A latent cannot be clamped in
         # some rows only.
@@ -129,28 +143,35 @@ class Sweep:
     def _rows(self) -> list[_Row]:
         if not self.questions or not self.alphas:
             raise InputError("a sweep needs at least one question and one alpha")
-        edit = make_edit(
-            self.sae,
-            {k: [weight * a for a in self.alphas] for k, weight in self.latents.items()},
-            layer=self.layer,
-            mode=self.mode,
-            units=self.units,
-            statistics=self.statistics,
-        )
-        check_fits(self.model, self.sae, self.layer)
-        prompts = self.prompts()
-        controls = self._random(edit) if self.control and self.mode == "add" else None
-        rows = []
-        for arm in ARMS[:2] if controls is not None else ARMS[:1]:
-            for question, prompt in enumerate(prompts):
-                for i, alpha in enumerate(self.alphas):
-                    own = edit if arm == LATENT else controls
-                    rows.append(_Row(arm, question, float(alpha), prompt, own, i))
+        edit, prompts = self._edit(self.latents), self.prompts()
+        rows = self._arm(LATENT, edit, prompts)
+        if self.control and self.mode == "add":
+            rows += self._arm(RANDOM, self._random(edit), prompts)
         if self.wish is not None:
             for question, turns in enumerate(self.questions):
                 told = self._prompt(question, [{"role": "system", "content": self.wish}, *turns])
                 rows.append(_Row(PROMPT, question, 0.0, told, None, 0))
         return rows
+
+    def _edit(self, latents: Mapping[int, float]) -> Edit:
+        """One row for each alpha. Raises InputError, ModelError."""
+        check_fits(self.model, self.sae, self.layer)
+        return make_edit(
+            self.sae,
+            {k: [weight * alpha for alpha in self.alphas] for k, weight in latents.items()},
+            layer=self.layer,
+            mode=self.mode,
+            units=self.units,
+            statistics=self.statistics,
+        )
+
+    def _arm(self, arm: str, edit: Edit, prompts: Sequence[list[int]]) -> list[_Row]:
+        """Every question at every alpha."""
+        return [
+            _Row(arm, question, float(alpha), prompt, edit, i)
+            for question, prompt in enumerate(prompts)
+            for i, alpha in enumerate(self.alphas)
+        ]
 
     def _prompt(self, index: int, turns: Turns) -> list[int]:
         try:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastzoo.errors import InputError, IntegrityError, one_line
+from fastzoo.errors import InputError, IntegrityError, NotFoundError, one_line
 from fastzoo.files import sha256_of
 from fastzoo.hub import hub_errors
 from fastzoo.registry import FileFacts
@@ -28,6 +28,27 @@ class Content:
     """What a file is to hold: the bytes of a local one, or these."""
 
     source: Path | bytes
+
+    def __post_init__(self) -> None:
+        self._as_found = self._state()
+
+    def _state(self) -> tuple[int, int] | None:
+        if isinstance(self.source, bytes):
+            return None
+        found = self.source.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file is not as it was when this was made."""
+        try:
+            same = self._state() == self._as_found
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(
+                f"'{self.source!s}' was changed while it was being published; push it again once "
+                "nothing writes to it"
+            )
 
     @cached_property
     def size(self) -> int:
@@ -87,6 +108,20 @@ def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
         return patiently(lambda: _look(kind, repo_id, revision), f"{kind} {repo_id}")
 
 
+def look_or_make(kind: str, repo_id: str, *, private: bool, sdk: str | None = None) -> Remote:
+    """What a repository holds, which is made if it is not there.
+
+    Raises:
+        AccessError, HubError.
+    """
+    try:
+        return look(kind, repo_id)
+    except NotFoundError:
+        make_repo(kind, repo_id, private=private, sdk=sdk)
+        # Somebody else may have made it, and written to it, in the same moment.
+        return look(kind, repo_id)
+
+
 def make_repo(kind: str, repo_id: str, *, private: bool, sdk: str | None = None) -> bool:
     """Make a repository; False if it is there already.
 
@@ -126,39 +161,65 @@ def put(
         What it holds in the end, and the files that were wanted of that.
 
     Raises:
-        InputError: the Hub refuses the card's metadata.
+        InputError: the Hub refuses the card's metadata or a file; a file was changed meanwhile.
         IntegrityError: it goes on holding other bytes than were sent.
         AccessError, HubError.
     """
     failed = done = 0
-    with hub_errors(kind, repo_id):
-        while True:
-            files = wanted(remote)
-            missing = {
-                path: content
-                for path, content in files.items()
-                if path not in remote.files or not remote.files[path].holds(content)
-            }
-            if not missing:
-                return remote, files
-            if done == MOST_COMMITS:
-                raise IntegrityError(
-                    f"{repo_id}: {one_line(', '.join(missing), 200)} is on the Hub with other bytes "
-                    f"than were sent, {done} times"
-                )
-            revision = None
-            try:
-                revision = _commit(kind, repo_id, missing, remote.sha, message)
-                done += 1
-            except Exception as error:
-                overtaken = getattr(getattr(error, "response", None), "status_code", None) == 412
-                failed += 1
-                if failed == TRIES or not (overtaken or passes_by_itself(error)):
+    while True:
+        files = wanted(remote)
+        missing = {
+            path: content
+            for path, content in files.items()
+            if path not in remote.files or not remote.files[path].holds(content)
+        }
+        if done or not missing:
+            # hf_xet believes the hash that it is given: of a file that changes while it is sent, the
+            # Hub could list what it was.
+            for content in files.values():
+                content.check_unchanged()
+        if not missing:
+            return remote, files
+        if done == MOST_COMMITS:
+            raise IntegrityError(
+                f"{repo_id}: the Hub took {one_line(', '.join(missing), 200)} {done} times and does not "
+                "hold the bytes that were sent; push again later"
+            )
+        revision = None
+        try:
+            revision = _commit(kind, repo_id, missing, remote.sha, message)
+            done += 1
+        except Exception as error:
+            overtaken = _status(error) == 412
+            failed += 1
+            if failed == TRIES or not (overtaken or passes_by_itself(error)):
+                for content in missing.values():
+                    content.check_unchanged()
+                with hub_errors(kind, repo_id):
                     raise
-                if not overtaken:
-                    wait(error, f"{kind} {repo_id}", failed)
-            # Of a commit whose answer was lost only this tells.
-            remote = look(kind, repo_id, revision)
+            if failed > 1 or not overtaken:
+                wait(error, f"{kind} {repo_id}", failed)
+        # Of a commit whose answer was lost only this tells.
+        remote = look(kind, repo_id, revision)
+
+
+def read_text(repo_id: str, path: str, kind: str, revision: str | None) -> str:
+    """A small file of the Hub.
+
+    Raises:
+        NotFoundError, AccessError, HubError.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    def get() -> str:
+        url = hf_hub_url(repo_id, path, repo_type=kind, revision=revision)
+        response = get_session().get(url, headers=build_hf_headers(), timeout=60)
+        hf_raise_for_status(response)
+        return response.text
+
+    with hub_errors(kind, repo_id, revision):
+        return patiently(get, f"{kind} {repo_id}, {path}")
 
 
 def _commit(
@@ -166,6 +227,7 @@ def _commit(
 ) -> str:
     """The commit's sha."""
     from huggingface_hub import CommitOperationAdd, create_commit
+    from huggingface_hub.errors import HfHubHTTPError
 
     operations = []
     for path, content in files.items():
@@ -181,8 +243,20 @@ def _commit(
             parent_commit=parent,
         )
     except ValueError as error:
+        if "metadata" not in str(error):  # an answer that is no JSON is a ValueError, too
+            raise
         raise InputError(f"{repo_id}: its card is refused: {one_line(error, 300)}") from None
+    except HfHubHTTPError as error:
+        if _status(error) not in (400, 413, 422):
+            raise
+        for content in files.values():
+            content.check_unchanged()
+        raise InputError(f"{repo_id}: the Hub refuses it: {one_line(error, 300)}") from error
     return commit.oid
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _look(kind: str, repo_id: str, revision: str | None) -> Remote:

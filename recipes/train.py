@@ -47,10 +47,9 @@ def main(arguments: list[str]) -> None:
     if recipe.push.namespace:
         warn_without_token()
     with obeying_signals():
-        main_process = train(recipe, fresh="--fresh" in options)
-    if main_process and recipe.push.namespace:
-        # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
-        push_run(recipe.folder, recipe.push)
+        if train(recipe, fresh="--fresh" in options) and recipe.push.namespace:
+            # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
+            push_run(recipe.folder, recipe.push)
 
 
 def train(recipe: Recipe, *, fresh: bool = False) -> bool:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from fastzoo.config import Recipe, TrainingSection, preset_values, resolve
 from fastzoo.streams import TokenSequence
+
+if TYPE_CHECKING:
+    from publisher import Person
 
 settings.register_profile("fastzoo", deadline=None, derandomize=True, database=None)
 settings.load_profile("fastzoo")
@@ -198,3 +201,27 @@ def tokenizer() -> Any:
     from fastzoo import tiny
 
     return AutoTokenizer.from_pretrained(tiny.MODEL)
+
+
+# --- publishing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run's folder, of which zoos can be made."""
+    from zoo_folders import train_small
+
+    return train_small(tmp_path_factory.mktemp("model") / "run")
+
+
+@pytest.fixture
+def person(model_run: Path, tmp_path: Path) -> Iterator[Person]:
+    """Someone with a zoo of four SAEs, and an empty Hub."""
+    from loopback_hub import LoopbackHub
+    from publisher import NAMES, Person
+    from zoo_folders import make_zoo
+
+    make_zoo(tmp_path / "zoo", NAMES, model_run)
+    with LoopbackHub() as hub:
+        yield Person(hub, tmp_path)
+        assert hub.foreign == []

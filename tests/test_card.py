@@ -180,10 +180,9 @@ def test_latents_of_special_tokens_are_shown_where_they_were_measured() -> None:
     assert "Latents of the special tokens" not in render_card(record, figures)
     latents = [{"latent": 5, "mean_max": 3.21987, "dialogues": 1200}]
     token = {"token_id": 1, "token": "<|im_start|>", "dialogues": 2000, "latents": latents}
-    figures["special_latents"] = {"definition": "a mean | of maxima", "tokens": [token]}
+    figures["special_latents"] = {"definition": "a mean of maxima", "tokens": [token]}
     card = render_card(record, figures)
     assert r"| &lt;\|im\_start\|&gt; | 1 | 2,000 | **5** (3.22, 1,200) |" in card
-    assert r"a mean \| of maxima" in card
     figures["special_latents"]["tokens"][0]["latents"] = []
     assert "| 2,000 | none |" in render_card(record, figures)
 

@@ -5,86 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from loopback_hub import READ_TOKEN, ROOT, LoopbackHub, hang_up, run
-from zoo_folders import make_zoo, train_small
+from loopback_hub import READ_TOKEN, ROOT, hang_up, run
+from publisher import NAMES, Person
+from zoo_folders import make_zoo
 
 from fastzoo.collection import TITLE, moves
 from fastzoo.names import SAEName, parse_name
 from fastzoo.registry import DATASET
 
-NAMES = tuple(
-    parse_name(f"qwen2.5-0.5b-L{layer}-8x-{kind}")
-    for layer in (4, 12)
-    for kind in ("standard", "jumprelu")
-)
 LLAMA = parse_name("llama-3.2-1b-L9-8x-jumprelu")
-
-
-@pytest.fixture(scope="module")
-def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_small(tmp_path_factory.mktemp("model") / "run")
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-        assert hub.foreign == []
-
-
-class Person:
-    """Someone at a machine of their own (``home``), with a zoo to publish."""
-
-    def __init__(self, hub: LoopbackHub, where: Path) -> None:
-        self.hub, self.where, self.home, self.stderr = hub, where, "home", ""
-
-    def push(self, *arguments: str, code: int = 0, **env: str) -> dict[str, Any]:
-        """``fastzoo push``; what it prints as JSON, if it is to end well."""
-        command = ["push", *(arguments or ["zoo"]), "--json"]
-        if "--namespace" not in arguments:
-            command += ["--namespace", "org"]
-        more = {"PYTHONPATH": str(ROOT), "FASTZOO_RETRY_SECONDS": "0.01", **env}
-        done = subprocess.run(
-            [sys.executable, "-m", "fastzoo.cli", *command],
-            cwd=self.where,
-            env=self.hub.env(self.where / self.home, **more),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        self.stderr = done.stderr
-        assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) if done.stdout else {}
-
-    def commits(self, kind: str | None = None, name: str | None = None) -> int:
-        return len(self.hub.commits(kind, f"org/{name}" if name else None))
-
-    def held(self, kind: str, name: str) -> dict[str, bytes]:
-        repo = self.hub.repos[kind, f"org/{name}"]
-        return repo.commits[repo.branches["main"]]
-
-    def items(self, title: str = TITLE) -> list[tuple[str, str]]:
-        (found,) = (c for c in self.hub.collections.values() if c.title == title)
-        return [(item.type, item.id) for item in found.items]
-
-    def edit(self, name: SAEName, old: str, new: str) -> None:
-        """Change a card in the Hub's own editor."""
-        files = self.held("model", str(name))
-        card = files["README.md"].decode()
-        assert old in card
-        files = {**files, "README.md": card.replace(old, new).encode()}
-        self.hub.add("model", f"org/{name}", files)
-
-
-@pytest.fixture
-def person(hub: LoopbackHub, model_run: Path, tmp_path: Path) -> Person:
-    make_zoo(tmp_path / "zoo", NAMES, model_run)
-    return Person(hub, tmp_path)
 
 
 def models(*names: SAEName) -> list[tuple[str, str]]:
@@ -195,8 +127,9 @@ def test_the_collection_is_found_kept_and_put_in_order(person: Person, model_run
 def test_a_full_collection_gets_children(person: Person, model_run: Path) -> None:
     make_zoo(person.where / "zoo", [LLAMA], model_run)
     person.hub.most_items = 5
-    report = person.push("zoo")
+    report = person.push("zoo", "--public-at-end")
     assert len(person.hub.collections) == 3
+    assert not any(collection.private for collection in person.hub.collections.values())
     assert person.items(f"{TITLE}: qwen2.5-0.5b") == models(*NAMES)
     assert person.items(f"{TITLE}: llama-3.2-1b") == models(LLAMA)
     kinds = [kind for kind, _ in person.items()]
