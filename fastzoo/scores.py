@@ -49,10 +49,13 @@ BABBLE_WINDOW, BABBLE_LENGTH, BABBLE_DISTINCT = 64, 16, 0.125
 """Half of the windows of an answer of at least so many tokens have at most this distinct-1: a handful
 of tokens over and over in no fixed order."""
 
-SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.3, 3
+SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.25, 3
 """Share, and least number, of tokens to each of which the unsteered model gives less than exp(-5): word
 salad. Another language or style surprises only where it begins: at most 0.17 of the tokens of the
 embedded model's French, pirate and excited answers, of as few as six tokens."""
+
+SALAD_TOKENS, SALAD_SURPRISING = 12, 6
+"""So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
 
 BROKEN_SHARE = 0.05
 """Share of characters that are no text: control characters, and U+FFFD for bytes that are no UTF-8."""
@@ -205,18 +208,18 @@ def score_cell(
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
         concept=None if concept is None else concept(cell.text),
-        fault=find_fault(cell.text, ids, cell.ended, surprising),
+        fault=find_fault(cell.text, ids, cell.ended, nlls),
     )
 
 
 def find_fault(
-    text: str, ids: Sequence[int], ended: bool, surprising: float | None = None
+    text: str, ids: Sequence[int], ended: bool, nlls: np.ndarray | None = None
 ) -> str | None:
     """Why an answer is degenerate, in a word or two; None if it is not.
 
     Args:
         ids: without the end of turn.
-        surprising: share of surprising tokens; None leaves word salad unseen.
+        nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
     """
     if not text.strip():
         return "empty"
@@ -237,9 +240,8 @@ def find_fault(
         return "babble"
     if scripts_jumble(text):
         return "jumbled scripts"
-    if surprising is not None and surprising >= SURPRISING_SHARE:
-        # A share of a few tokens, back to their number.
-        return "word salad" if round(surprising * len(ids)) >= SURPRISING_TOKENS else None
+    if nlls is not None and _salad(nlls > SURPRISING_NATS):
+        return "word salad"
     return None
 
 
@@ -295,6 +297,13 @@ def _babble(ids: Sequence[int]) -> bool:
     starts = range(0, len(ids) - size + 1, max(1, size // 2))
     few = [len(set(ids[start : start + size])) <= BABBLE_DISTINCT * size for start in starts]
     return 2 * sum(few) >= len(few)
+
+
+def _salad(surprising: np.ndarray) -> bool:
+    if surprising.sum() < SURPRISING_TOKENS:
+        return False
+    in_a_row = np.convolve(surprising, np.ones(SALAD_TOKENS, dtype=np.int64))
+    return _share(surprising) >= SURPRISING_SHARE or int(in_a_row.max()) >= SALAD_SURPRISING
 
 
 def _without_end(ids: Sequence[int], end_ids: Collection[int]) -> tuple[int, ...]:
