@@ -39,11 +39,13 @@ ANY_LOOP_SHARE, ANY_LOOP_CHARACTERS = 0.7, 24
 """Share of all characters (line breaks, digits, signs) in loops, of which one has at least so many:
 "1000000" is no loop, and the line under a heading is none that matters."""
 
-ENDLESS_TOKENS = 24
-"""A loop this long at the end of an answer that did not end its turn: it was cut off looping."""
+ENDLESS_CHARACTERS, ENDLESS_SIGNS = 40, 200
+"""A loop of so many characters at the end of an answer that did not end its turn: it was cut off looping.
+The second is for loops without a letter or digit, which may be a rule."""
 
-REPEATED_SPAN, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 48
-"""Of an answer of at least so many tokens, the share in spans of so many that it had said before."""
+REPEATED_WORDS, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 40
+"""Of an answer of at least REPEATED_LENGTH words, the share in spans of REPEATED_WORDS that it had said
+before. Words, since tokens of one tokenizer are as short as letters: there, plain code repeats half."""
 
 BABBLE_WINDOW, BABBLE_LENGTH, BABBLE_DISTINCT = 64, 16, 0.125
 """Half of the windows of an answer of at least so many tokens have at most this distinct-1: a handful
@@ -98,8 +100,7 @@ class CellScores:
     longest_repeated: int
     """Longest span that stands at two places, which may overlap."""
     repeated: float
-    """Share of the tokens in spans of REPEATED_SPAN tokens that stood before; a run of one token counts as
-    one."""
+    """Share of the words in spans of REPEATED_WORDS words that stood before."""
     longest_same: int
     """Longest run of one and the same token."""
     looping: float
@@ -201,7 +202,7 @@ def score_cell(
         distinct_2=distinct(ids, 2),
         distinct_3=distinct(ids, 3),
         longest_repeated=longest_repeated_span(ids),
-        repeated=_repeated(ids),
+        repeated=_share(_repeated(cell.text)),
         longest_same=longest_immediate_repetition(ids),
         looping=_letters_looping(cell.text),
         switched=switched,
@@ -232,9 +233,10 @@ def find_fault(
         return "no words"
     if _letters_looping(text) >= LOOP_SHARE or _all_looping(text):
         return "loop"
-    if not ended and _loop_at_end(ids) >= ENDLESS_TOKENS:
+    if not ended and _cut_off_looping(text):
         return "loop"
-    if len(ids) >= REPEATED_LENGTH and _repeated(ids) >= REPEATED_SHARE:
+    said_before = _repeated(text)
+    if len(said_before) >= REPEATED_LENGTH and _share(said_before) >= REPEATED_SHARE:
         return "repeats"
     if len(ids) >= BABBLE_LENGTH and _babble(ids):
         return "babble"
@@ -249,17 +251,21 @@ def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def _repeated(ids: Sequence[int]) -> float:
-    """Share of the tokens in spans that stood before. A run of one token counts as one: a rule of
-    hyphens says nothing twice."""
-    array = np.asarray(ids, dtype=np.int64)
-    return _share(repeated_mask(array[np.diff(array, prepend=-1) != 0], REPEATED_SPAN))
+def _repeated(text: str) -> np.ndarray:
+    """Which words of a text lie in spans that stood before. A number is a word, and a letter of a script
+    that is written without spaces."""
+    words = re.findall(
+        r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.casefold()
+    )
+    numbers: dict[str, int] = {}
+    return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
 
 
-def _loop_at_end(ids: Sequence[int]) -> int:
-    """Tokens of the loop that an answer ends in."""
-    mask = loop_mask(ids)
-    return int(np.argmin(mask[::-1])) if not mask.all() else len(mask)
+def _cut_off_looping(text: str) -> bool:
+    mask = loop_mask(_codes(text))
+    length = len(mask) if mask.all() else int(np.argmin(mask[::-1]))
+    signs_only = not any(map(str.isalnum, text[len(text) - length :]))
+    return length >= (ENDLESS_SIGNS if signs_only else ENDLESS_CHARACTERS)
 
 
 def _letters_looping(text: str) -> float:
