@@ -39,20 +39,25 @@ ANY_LOOP_SHARE, ANY_LOOP_CHARACTERS = 0.7, 24
 """Share of all characters (line breaks, digits, signs) in loops, of which one has at least so many:
 "1000000" is no loop, and the line under a heading is none that matters."""
 
-ENDLESS_TOKENS = 24
-"""A loop this long at the end of an answer that did not end its turn: it was cut off looping."""
+ENDLESS_CHARACTERS, ENDLESS_SIGNS = 40, 200
+"""A loop of so many characters at the end of an answer that did not end its turn: it was cut off looping.
+The second is for loops without a letter or digit, which may be a rule."""
 
-REPEATED_SPAN, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 48
-"""Of an answer of at least so many tokens, the share in spans of so many that it had said before."""
+REPEATED_WORDS, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 40
+"""Of an answer of at least REPEATED_LENGTH words, the share in spans of REPEATED_WORDS that it had said
+before. Words, since tokens of one tokenizer are as short as letters: there, plain code repeats half."""
 
 BABBLE_WINDOW, BABBLE_LENGTH, BABBLE_DISTINCT = 64, 16, 0.125
 """Half of the windows of an answer of at least so many tokens have at most this distinct-1: a handful
 of tokens over and over in no fixed order."""
 
-SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.3, 3
+SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.25, 3
 """Share, and least number, of tokens to each of which the unsteered model gives less than exp(-5): word
 salad. Another language or style surprises only where it begins: at most 0.17 of the tokens of the
 embedded model's French, pirate and excited answers, of as few as six tokens."""
+
+SALAD_TOKENS, SALAD_SURPRISING = 12, 6
+"""So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
 
 BROKEN_SHARE = 0.05
 """Share of characters that are no text: control characters, and U+FFFD for bytes that are no UTF-8."""
@@ -97,8 +102,7 @@ class CellScores:
     longest_repeated: int
     """Longest span that stands at two places, which may overlap."""
     repeated: float
-    """Share of the tokens in spans of REPEATED_SPAN tokens that stood before; a run of one token counts as
-    one."""
+    """Share of the words in spans of REPEATED_WORDS words that stood before."""
     longest_same: int
     """Longest run of one and the same token."""
     looping: float
@@ -200,25 +204,25 @@ def score_cell(
         distinct_2=distinct(ids, 2),
         distinct_3=distinct(ids, 3),
         longest_repeated=longest_repeated_span(ids),
-        repeated=_repeated(ids),
+        repeated=_share(_repeated(cell.text)),
         longest_same=longest_immediate_repetition(ids),
         looping=_letters_looping(cell.text),
         switched=switched,
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
         concept=None if concept is None else concept(cell.text),
-        fault=find_fault(cell.text, ids, cell.ended, surprising),
+        fault=find_fault(cell.text, ids, cell.ended, nlls),
     )
 
 
 def find_fault(
-    text: str, ids: Sequence[int], ended: bool, surprising: float | None = None
+    text: str, ids: Sequence[int], ended: bool, nlls: np.ndarray | None = None
 ) -> str | None:
     """Why an answer is degenerate, in a word or two; None if it is not.
 
     Args:
         ids: without the end of turn.
-        surprising: share of surprising tokens; None leaves word salad unseen.
+        nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
     """
     if not text.strip():
         return "empty"
@@ -231,17 +235,17 @@ def find_fault(
         return "no words"
     if _letters_looping(text) >= LOOP_SHARE or _all_looping(text):
         return "loop"
-    if not ended and _loop_at_end(ids) >= ENDLESS_TOKENS:
+    if not ended and _cut_off_looping(text):
         return "loop"
-    if len(ids) >= REPEATED_LENGTH and _repeated(ids) >= REPEATED_SHARE:
+    said_before = _repeated(text)
+    if len(said_before) >= REPEATED_LENGTH and _share(said_before) >= REPEATED_SHARE:
         return "repeats"
     if len(ids) >= BABBLE_LENGTH and _babble(ids):
         return "babble"
     if scripts_jumble(text):
         return "jumbled scripts"
-    if surprising is not None and surprising >= SURPRISING_SHARE:
-        # A share of a few tokens, back to their number.
-        return "word salad" if round(surprising * len(ids)) >= SURPRISING_TOKENS else None
+    if nlls is not None and _salad(nlls > SURPRISING_NATS):
+        return "word salad"
     return None
 
 
@@ -249,17 +253,21 @@ def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def _repeated(ids: Sequence[int]) -> float:
-    """Share of the tokens in spans that stood before. A run of one token counts as one: a rule of
-    hyphens says nothing twice."""
-    array = np.asarray(ids, dtype=np.int64)
-    return _share(repeated_mask(array[np.diff(array, prepend=-1) != 0], REPEATED_SPAN))
+def _repeated(text: str) -> np.ndarray:
+    """Which words of a text lie in spans that stood before. A number is a word, and a letter of a script
+    that is written without spaces."""
+    words = re.findall(
+        r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.casefold()
+    )
+    numbers: dict[str, int] = {}
+    return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
 
 
-def _loop_at_end(ids: Sequence[int]) -> int:
-    """Tokens of the loop that an answer ends in."""
-    mask = loop_mask(ids)
-    return int(np.argmin(mask[::-1])) if not mask.all() else len(mask)
+def _cut_off_looping(text: str) -> bool:
+    mask = loop_mask(_codes(text))
+    length = len(mask) if mask.all() else int(np.argmin(mask[::-1]))
+    signs_only = not any(map(str.isalnum, text[len(text) - length :]))
+    return length >= (ENDLESS_SIGNS if signs_only else ENDLESS_CHARACTERS)
 
 
 def _letters_looping(text: str) -> float:
@@ -297,6 +305,13 @@ def _babble(ids: Sequence[int]) -> bool:
     starts = range(0, len(ids) - size + 1, max(1, size // 2))
     few = [len(set(ids[start : start + size])) <= BABBLE_DISTINCT * size for start in starts]
     return 2 * sum(few) >= len(few)
+
+
+def _salad(surprising: np.ndarray) -> bool:
+    if surprising.sum() < SURPRISING_TOKENS:
+        return False
+    in_a_row = np.convolve(surprising, np.ones(SALAD_TOKENS, dtype=np.int64))
+    return _share(surprising) >= SURPRISING_SHARE or int(in_a_row.max()) >= SALAD_SURPRISING
 
 
 def _without_end(ids: Sequence[int], end_ids: Collection[int]) -> tuple[int, ...]:

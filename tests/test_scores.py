@@ -387,6 +387,17 @@ def test_random_tokens_are_word_salad(
     assert sum(s.fault == "word salad" for s in scores) > 45
 
 
+def test_salad_is_found_within_a_fluent_answer() -> None:
+    text = "one two three four five six seven eight nine ten"
+    fluent = np.full(100, 0.2)
+    assert find_fault(text, range(100), True, fluent) is None
+    fluent[[0, 1, 30, 31, 60, 61, 90]] = 9  # where something new begins
+    assert find_fault(text, range(100), True, fluent) is None
+    fluent[50:62:2] = 9
+    assert find_fault(text, range(100), True, fluent) == "word salad"
+    assert find_fault("Oui !", [1, 2], True, np.array([9.0, 9.0])) is None  # too short to tell
+
+
 PIRATE = "arr ahoy matey shiver timbers aye yo ho be ye yer".split()
 
 

@@ -164,4 +164,4 @@ def test_the_embedded_model_answers(tokenizer: Any) -> None:
     )
     answers = {(c.question, c.alpha): c for c in sweep.cells() if c.arm == "latent"}
     assert answers[0, 0.0].ended and answers[0, 0.0].text.strip()
-    assert all(answers[q, 0.0].tokens != answers[q, 50.0].tokens for q in range(3))
+    assert all(answers[q, 0.0].ids != answers[q, 50.0].ids for q in range(3))
