@@ -397,7 +397,8 @@ def find_features(
         bool, typer.Option("--raw", help="--text as it is, without the chat template.")
     ] = False,
     token: Annotated[
-        str | None, typer.Option(help="What fires most on this token: its text, or its id.")
+        str | None,
+        typer.Option(help="What fires most on this token: its text, or its id (any number)."),
     ] = None,
     latent: Annotated[
         list[int] | None,

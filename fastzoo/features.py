@@ -23,6 +23,13 @@ from fastzoo.zoo import paper_special_latents
 
 Report = dict[str, Any]
 
+DEFINITION = (
+    "the latents with the largest mean_max: a latent's largest activation over the token's positions "
+    "in a dialogue, wherever it stands there, averaged over the dialogues that contain it (dialogues, "
+    "zeros included; a latent's own dialogues: those in which it fires on the token). As for special "
+    "tokens, position 0 counts only in with_position_0, unless the token stands nowhere else"
+)
+
 
 # --- of tokens ---------------------------------------------------------------------------------
 
@@ -53,6 +60,8 @@ def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Rep
         text=assembly.chat.tokenizer.convert_ids_to_tokens, ids=frozenset({number})
     )
     report = _of_tokens(assembly, chosen, dialogues, top)
+    for found in report["saes"].values():
+        found["definition"] = DEFINITION
     if not all(found["tokens"] for found in report["saes"].values()):
         raise InputError(
             f"--token: '{one_line(token, 80)}' (id {number}) stands in none of the "
