@@ -121,7 +121,7 @@ def draw_curves(outcome: Outcome) -> str:
     colours = {"effect": "#d1495b", "quality": "#2a6f97", "score": "#333333"}
     for axis, (title, curve) in zip(axes[0], halves, strict=False):
         if spot.low is not None and spot.high is not None:
-            axis.axvspan(spot.low, spot.high, color="#cfe8cf", alpha=0.6, linewidth=0)
+            axis.axvspan(spot.low, spot.high, color="#a8d5a8", alpha=0.6, linewidth=4)
         for key, colour in colours.items():
             values = [getattr(rates, key) for rates in curve]
             middle = [estimate.value for estimate in values]

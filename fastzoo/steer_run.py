@@ -14,6 +14,7 @@ from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from fastzoo.errors import InputError, one_line
 from fastzoo.judge import Judge, Verdict
+from fastzoo.language import FUNCTION_WORDS
 from fastzoo.latent_statistics import LatentStatistics, statistics
 from fastzoo.output_score import answer_starts, output_scores, refuse_missing
 from fastzoo.progress import Progress
@@ -36,7 +37,9 @@ CANDIDATES = 12
 FIRING = 512
 """Latents whose output score it takes: those with the largest mean maximum."""
 POOL = 128
-"""Latents that it tries on two questions: those with the highest output scores."""
+"""Latents that it tries on a few questions: those with the highest output scores."""
+SHORT_QUESTIONS, SHORT_ANSWER = 4, 24
+"""These questions, and the tokens of their answers."""
 TOGETHER = 16
 """Latents in one call, at most."""
 FEWEST_DIALOGUES = 0.02
@@ -243,7 +246,7 @@ def find_candidates(
     sweep: Sweep,
     concept: Concept | None,
 ) -> list[int]:
-    """Latents that are worth a sweep, in the order of what they do to two questions.
+    """Latents that are worth a sweep, in the order of what they do to a few questions.
 
     Tried in this way are the latents that fire in enough dialogues and have the highest output
     scores: what a latent does to the output selects better than how strongly it fires.
@@ -273,8 +276,10 @@ def find_candidates(
     pool = [latent for _, latent in ranked[:POOL]]
     short = replace(
         sweep,
-        questions=[sweep.questions[i] for i in range(0, len(sweep.questions), 2)][:2],
-        settings=replace(sweep.settings, max_new_tokens=min(24, sweep.settings.max_new_tokens)),
+        questions=sweep.questions[::2][:SHORT_QUESTIONS],
+        settings=replace(
+            sweep.settings, max_new_tokens=min(SHORT_ANSWER, sweep.settings.max_new_tokens)
+        ),
     )
     return [entry["latent"] for entry in try_latents(short, pool, concept)[:CANDIDATES]]
 
@@ -367,6 +372,10 @@ def _concept(ask: Ask) -> Concept | None:
     if ask.concept and ask.language:
         raise InputError("give a concept's words or a language, not both")
     if ask.language:
+        if ask.language not in FUNCTION_WORDS:
+            raise InputError(
+                f"language '{one_line(ask.language, 20)}' is none of {', '.join(FUNCTION_WORDS)}"
+            )
         return concept_of_language(ask.language)
     return concept_of_words(ask.concept) if ask.concept else None
 

@@ -1,0 +1,187 @@
+"""``fastzoo steer`` on the embedded model: sweep, scores, window, report; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback_hub import ROOT
+from typer.testing import CliRunner
+from zoo_folders import train_small
+
+from fastzoo.cli import _spread, app
+from fastzoo.errors import FastzooError, InputError, OutputError
+
+NAME = "tiny-chat-L1-2x-jumprelu"
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(train_small(tmp_path_factory.mktemp("steer") / "run") / NAME)
+
+
+def steer(sae: str, *arguments: str) -> Any:
+    """What the command prints as JSON."""
+    line = _spread(["steer", sae, *arguments, "--max-new-tokens", "30", "--json"])
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def test_numbers_after_one_option() -> None:
+    line = "steer x --alpha 0 -1.5 2e1 --latent 3 4 --auto --alpha=7 -- --alpha 1".split()
+    expected = (
+        "steer x --alpha=0 --alpha=-1.5 --alpha=2e1 --latent=3 --latent=4 --auto --alpha=7 --"
+    )
+    assert _spread(line) == [*expected.split(), "--alpha=1"]
+    assert _spread(["steer", "--alpha"]) == ["steer", "--alpha"]
+
+
+def test_a_sweep_with_everything(sae: str, tmp_path: Path) -> None:
+    page, saved = tmp_path / "report.html", tmp_path / "cells.json"
+    alphas = ("--alpha", "0", "0.5", "3", "--units", "norm")
+    more = ("--html", str(page), "--save", str(saved), "--concept", "le, la", "--wish", "Say le.")
+    report = steer(sae, "--latent", "5", *alphas, *more)
+    assert json.loads(saved.read_text()) == report
+    assert (
+        report["alphas"] == [0, 0.5, 3] and report["latents"] == [5] and report["units"] == "norm"
+    )
+    assert len(report["questions"]) == 24 and len(report["cells"]) == 24 * (3 + 3 + 1)
+    by = {(c["arm"], c["question"], c["alpha"]): c for c in report["cells"]}
+    for question in range(24):
+        free = by["latent", question, 0]
+        assert free["ids"] == by["random", question, 0]["ids"]
+        assert free["scores"]["kept"] == 1 and not free["scores"]["degenerate"], free["text"]
+    # Three times the residual stream's length is too much for any answer.
+    assert all(by["latent", q, 3]["scores"]["degenerate"] for q in range(24))
+    assert all(by["random", q, 3]["scores"]["degenerate"] for q in range(24))
+    spot = report["sweet_spot"]
+    assert spot["alphas"] == [0, 0.5, 3] and set(spot["controls"]) == {"random", "prompt"}
+    assert spot["low"] is None or 0 < spot["low"] <= spot["high"] < 3
+    assert len(report["writes"]["5"]) == 8 and report["residual_norm"] > 1
+
+    text = page.read_text(encoding="utf-8")
+    links: list[str] = []
+    tags: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            tags.append(tag)
+            links.extend(v for k, v in attrs if k in ("src", "href") and not v.startswith("#"))
+
+    Reader().feed(text)
+    assert links == [] and "script" not in tags and tags.count("svg") == 1 and "mark" in tags
+    # A second run writes the same page.
+    other = tmp_path / "again.html"
+    steer(sae, "--latent", "5", *alphas, "--html", str(other), *more[4:])
+    assert other.read_text(encoding="utf-8") == text
+
+
+def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
+    from fastzoo.questions import Question
+    from fastzoo.scores import Cell, find_fault, score_cell
+    from fastzoo.steer_report import render_report
+    from fastzoo.steer_run import Outcome
+
+    hostile = "<script>alert(1)</script> <img src=x onerror=alert(1)> {{ 7 * 7 }} </div>"
+
+    class Tokenizer:
+        def decode(self, ids: Any, **how: Any) -> str:
+            return hostile
+
+    cell = Cell(0, 0.0, (1, 2, 3), True, hostile)
+    score = score_cell(cell, cell.ids, None, hostile, cell.ids)
+    about = {
+        "sae": hostile,
+        "base_model": {"name": hostile},
+        "layer": 1,
+        "latents": [1],
+        "writes": {1: [hostile]},
+        "mode": "add",
+        "units": "raw",
+        "positions": "all",
+        "wish": hostile,
+        "definitions": {},
+    }
+    question = Question([{"role": "user", "content": hostile}])
+    outcome = Outcome(about, [question], [cell], [score], None, Tokenizer(), None, [])
+    page = render_report(outcome)
+    assert "<script" not in page and "<img" not in page and "{{ 7 * 7 }}" in page
+    assert find_fault(hostile, cell.ids, True) is None
+
+
+def test_latents_are_found_or_said_not_to_be(sae: str) -> None:
+    report = steer(sae, "--auto", "--dialogues", "60", "--alpha", "0", "0.4", "--units", "norm")
+    scores = [entry["score"] for entry in report["candidates"]]
+    assert scores == sorted(scores, reverse=True) and 1 <= len(scores) <= 12
+    assert report["latents"] == [report["candidates"][0]["latent"]]
+    spot = report["sweet_spot"]
+    assert spot["best"] == 0.4 or (spot["best"] is None and spot["reason"])
+    given = steer(sae, "--auto", "--latent", "5", "6", "--alpha", "0", "0.4", "--units", "norm")
+    assert {entry["latent"] for entry in given["candidates"]} == {5, 6}
+    one = steer(sae, "Hello there, who are you?", "--latent", "5", "--alpha", "4")
+    assert one["alphas"] == [0, 4] and one["units"] == "raw"
+    assert one["sweet_spot"]["best"] is None and "1 question" in one["sweet_spot"]["reason"]
+
+
+def test_other_modes_and_samples(sae: str) -> None:
+    clamped = steer(
+        sae, "Tell me of cats.", "--latent", "5", "--mode", "clamp", "--alpha", "0", "90"
+    )
+    assert {c["arm"] for c in clamped["cells"]} == {"latent", "prompt"}
+    drawn = [
+        steer(sae, "Tell me of cats.", "--latent", "5", "--alpha", "1", "--temperature", "3", *seed)
+        for seed in (("--seed", "1"), ("--seed", "1"), ("--seed", "2"))
+    ]
+    assert drawn[0]["cells"] == drawn[1]["cells"] != drawn[2]["cells"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        (("--alpha", "1"), InputError, "--latent, or let --auto"),
+        (("--latent", "9999", "--alpha", "1"), InputError, "latent 9999: .* has 256 latents"),
+        (("--latent", "1"), FastzooError, ""),
+        (("--latent", "1", "--units", "raw"), InputError, "say which alphas"),
+        (("--latent", "1", "--mode", "push", "--alpha", "1"), InputError, "mode 'push'"),
+        (("--latent", "1", "--positions", "some", "--alpha", "1"), InputError, "positions 'some'"),
+        (("--latent", "1", "--alpha", "1", "--questions", "gone.txt"), InputError, "gone.txt"),
+        (("--latent", "1", "--alpha", "nan"), InputError, "finite"),
+        (("", "--latent", "1", "--alpha", "1"), InputError, "a question is empty"),
+        (("--latent", "1", "--alpha", "1", "--language", "xx"), InputError, "xx"),
+        (("--latent", "1", "--alpha", "1", "--html", "no/such/x.html"), OutputError, "no/such"),
+        (("--latent", "1", "--alpha", "1", "--judge-url", "ftp://x"), InputError, "ftp://x"),
+    ],
+)
+def test_what_is_refused(
+    sae: str, arguments: tuple[str, ...], kind: type[FastzooError], says: str
+) -> None:
+    result = CliRunner().invoke(app, _spread(["steer", sae, *arguments, "--max-new-tokens", "2"]))
+    if arguments == ("--latent", "1"):  # the embedded model has alphas by default
+        assert result.exit_code == 0 and "window" in result.stdout
+        return
+    with pytest.raises(kind, match=says):
+        assert result.exception is not None, result.output
+        raise result.exception
+
+
+def test_on_the_terminal(sae: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fastzoo.cli", "steer", sae, "Hi!", "What is red?"),
+            *("--latent", "5", "--alpha", "0", "3", "--units", "norm", "--max-new-tokens", "20"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("> ")] == ["> Hi!", "> What is red?"]
+    assert any("a random direction" in line for line in lines) and "latent 5: " in lines[-1]
