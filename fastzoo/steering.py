@@ -15,8 +15,7 @@ import contextvars
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +29,14 @@ from fastzoo.config import EMBEDDED_MODEL
 from fastzoo.errors import InputError, ModelError, one_line
 from fastzoo.formats import LoadedSAE, open_sae
 from fastzoo.local import text_at
+from fastzoo.positions import Positions, Tracker
 from fastzoo.saes.base import SAE
 
 MODES = ("add", "clamp", "scale", "ablate")
-PLACES = ("all", "prompt", "generated")
 UNITS = ("raw", "max", "norm")
 
 Alpha = float | Sequence[float] | Tensor
 Latents = Mapping[int, Alpha]
-Positions = str | Iterable[int] | Callable[[Tensor], Tensor]
 
 _ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar(
     "fastzoo_steering", default=()
@@ -107,20 +105,18 @@ class Steering:
 
     def __init__(self, model: Any, edits: Sequence[Edit], positions: Positions = "all") -> None:
         self.model, self.edits = model, tuple(edits)
-        self.positions = _as_positions(positions)
+        self._tracker = Tracker(positions)
         self._layers = decoder_layers(model)
         self._handles: list[Any] = []
         self._token: contextvars.Token[tuple[Steering, ...]] | None = None
         self._live = self._acted = False
-        # What a forward pass tells its layers; each thread has passes of its own.
-        self._pass = threading.local()
 
     def __enter__(self) -> Steering:
         if self._token is not None:
             raise InputError("this steering was entered before; make another one with steer(...)")
         try:
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
-            if self.positions != "all":
+            if not self._tracker.everywhere:
                 self._handles.append(
                     self.model.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
                 )
@@ -171,68 +167,17 @@ class Steering:
             self._acted = True
             hidden_BTD = hidden_of(output)
             change_BTD = edit.change(hidden_BTD)
-            if self.positions != "all":
-                mask_BT = self._pass.mask_BT.to(hidden_BTD.device)
+            if not self._tracker.everywhere:
+                mask_BT = self._tracker.mask().to(hidden_BTD.device)
                 change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
             steered_BTD = hidden_BTD + change_BTD
             return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
 
         return hook
 
-    # --- positions ---
-
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note which tokens of the forward pass that begins are steered."""
-        if not self._acts():
-            return
-        ids_BT = kwargs.get("input_ids", args[0] if args else None)
-        if ids_BT is None:
-            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        known_BT = self._history(ids_BT, cache, past)
-        if self.positions == "prompt":
-            mask_BT = _from(known_BT, 0, self._pass.prompt)
-        elif self.positions == "generated":
-            mask_BT = _from(known_BT, self._pass.prompt, known_BT.shape[1])
-        elif callable(self.positions):
-            mask_BT = self.positions(known_BT).bool()
-            if mask_BT.shape != known_BT.shape:
-                raise InputError(
-                    f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
-                    f"{tuple(known_BT.shape)}"
-                )
-        else:
-            wanted = torch.tensor(sorted(self.positions), device=known_BT.device)
-            mask_BT = torch.isin(known_BT, wanted)
-        self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
-
-    def _history(self, ids_BT: Tensor, cache: Any, past: int) -> Tensor:
-        """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
-
-        A forward pass goes on with what came before it where the cache that it fills is the same or,
-        without a cache, where its tokens are those of before and one more.
-        """
-        before_BT = getattr(self._pass, "known_BT", None)
-        same = cache is not None and getattr(self._pass, "cache", None) is cache
-        if past and same and before_BT is not None and past <= before_BT.shape[1]:
-            # Beams exchange their pasts; their tokens before are those of the rows they came from.
-            known_BT = torch.cat([before_BT[:, :past].to(ids_BT.device), ids_BT], 1)
-        else:
-            known_BT = ids_BT
-            if past:  # a cache that was filled before this block
-                unknown = ids_BT.new_full((ids_BT.shape[0], past), -1)
-                known_BT = torch.cat([unknown, ids_BT], 1)
-            grown = (
-                not past
-                and before_BT is not None
-                and before_BT.shape == (ids_BT.shape[0], ids_BT.shape[1] - 1)
-                and bool((before_BT.to(ids_BT.device) == ids_BT[:, :-1]).all())
-            )
-            if not grown:
-                self._pass.prompt = known_BT.shape[1]
-        self._pass.known_BT, self._pass.cache = known_BT, cache
-        return known_BT
+        if self._acts():
+            self._tracker.begin(args, kwargs)
 
     # --- streaming ---
 
@@ -321,7 +266,7 @@ def steer(
             ``statistics``; ``clamp`` takes ``raw`` and ``max``.
         statistics: a ``LatentStatistics`` of the SAE.
         positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far
-            (B, T) to which of them are steered, such as ``roles`` returns.
+            (B, T) to which of them are steered, such as ``positions.roles`` returns.
         force: steer a model that the SAE was not trained on.
 
     Raises:
@@ -378,37 +323,6 @@ def make_edit(
     return Edit(layer, "add", values_RK @ rows_KD)
 
 
-def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Tensor]:
-    """Positions of the turns of ``user`` or ``assistant``, headers included, for ``steer``.
-
-    Raises:
-        InputError: another role, or a chat template whose turns cannot be told by their headers.
-    """
-    from fastzoo.config import DataSection
-    from fastzoo.special_latents import ROLE_WORDS, SpecialTokens
-    from fastzoo.streams import ChatTokenizer
-
-    names = {wanted} if isinstance(wanted, str) else set(wanted)
-    if not names or names - set(ROLE_WORDS):
-        raise InputError(f"roles are {' and '.join(ROLE_WORDS)}, not {one_line(sorted(names), 80)}")
-    chat = ChatTokenizer(tokenizer, DataSection(max_tokens=512), "the model", None)
-    headers = {pair: tokenizer.decode([pair[1]]).strip() for pair in SpecialTokens.of(chat).headers}
-    if set(headers.values()) != set(ROLE_WORDS):
-        raise InputError("the chat template does not write its roles as one token each")
-
-    def mask(known_BT: Tensor) -> Tensor:
-        turn_BT = torch.zeros_like(known_BT)  # 0: before any header; 1: not wanted; 2: wanted
-        for (special, word), name in headers.items():
-            at_BT = (known_BT[:, :-1] == special) & (known_BT[:, 1:] == word)
-            turn_BT[:, :-1][at_BT] = 2 if name in names else 1
-        place_BT = torch.where(
-            turn_BT > 0, torch.arange(known_BT.shape[1], device=known_BT.device), 0
-        )
-        return turn_BT.gather(1, place_BT.cummax(1).values) == 2
-
-    return mask
-
-
 # --- checks --------------------------------------------------------------------------------------
 
 
@@ -461,26 +375,3 @@ def _alphas(latents: Latents) -> Tensor:
         raise InputError(f"alphas for different numbers of rows: {sorted(sizes)}")
     rows = sizes.pop() if sizes else 1
     return torch.stack([column.expand(rows) for column in columns], 1)
-
-
-def _as_positions(positions: Positions) -> Positions:
-    if isinstance(positions, str):
-        if positions not in PLACES:
-            raise InputError(
-                f"positions '{one_line(positions, 40)}' is none of {', '.join(PLACES)}; token ids and "
-                "roles(...) can be given too"
-            )
-        return positions
-    if callable(positions):
-        return positions
-    with suppress(TypeError):
-        found = frozenset(positions)
-        if found and all(isinstance(token, int) and token >= 0 for token in found):
-            return found
-    raise InputError("positions are 'all', 'prompt', 'generated', token ids or a function")
-
-
-def _from(known_BT: Tensor, start: int, stop: int) -> Tensor:
-    """(B, T) bool: the columns from ``start`` up to ``stop``."""
-    column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
-    return ((column_T >= start) & (column_T < stop)).expand(known_BT.shape)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fastzoo.errors import InputError, ModelError
 from fastzoo.formats import LoadedSAE
+from fastzoo.positions import roles
 from fastzoo.saes import architecture
 from fastzoo.saes.topk import TopKSAE
-from fastzoo.steering import Steering, make_edit, roles, steer
+from fastzoo.steering import Steering, make_edit, steer
 
 LATENTS = 24
 KINDS = ("qwen2", "llama", "gemma2")

@@ -1,0 +1,262 @@
+"""Commands that run a language model: ``fastzoo eval | features | steer | train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastzoo.cli_app import SOURCE_HELP, Json, Source, app, complete_names, print_json
+from fastzoo.errors import InputError, OutputError
+
+
+@app.command("eval")
+def evaluate_saes(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
+    ] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, where the SAE does not say.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure SAEs of one language model, all in one pass."""
+    from fastzoo.local import evaluate_sources
+    from fastzoo.results import print_results
+
+    rows, report = evaluate_sources(
+        sources,
+        model_name=model,
+        revision=revision,
+        data=data,
+        dialogues=dialogues,
+        max_tokens=max_tokens,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        print_results(rows)
+
+
+@app.command("features")
+def find_features(
+    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP, autocompletion=complete_names)],
+    text: Annotated[
+        str | None, typer.Option(help="What fires on each token of this user message.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="--text as it is, without the chat template.")
+    ] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(help="What fires most on this token: its text, or its id (any number)."),
+    ] = None,
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, help="Where this latent fires, and what it writes; more than once: each."
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="activation|output",
+            help="The latents that fire most strongly, or that steering brings out most.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="For --rank output: how many, by activation, are tried.")
+    ] = 256,
+    alpha: Annotated[
+        float, typer.Option(help="For --rank output: steering strength, in mean residual norms.")
+    ] = 1.0,
+    top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
+    data: Annotated[
+        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
+    ] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues, at most.")] = 1000,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, where the SAE does not say.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Latents of SAEs of one language model: of special tokens (by default), or what is asked.
+
+    For each special token the latents with the highest per-sample maximum, averaged over dialogues,
+    as in arXiv 2506.07691, Appendix F.3.
+    """
+    asked = {"--text": text is not None, "--token": token is not None, "--rank": rank is not None}
+    asked["--latent"] = bool(latent) and rank is None
+    if sum(asked.values()) > 1:
+        raise InputError(f"{' and '.join(k for k, v in asked.items() if v)} do not go together")
+    if raw and text is None:
+        raise InputError("--raw goes with --text")
+    from fastzoo import feature_tables as tables
+    from fastzoo import features, latent_reports
+    from fastzoo.assembly import assemble
+
+    saes = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
+    if text is not None:
+        report = features.of_text(saes, text, raw=raw, top=top)
+        show = tables.print_text
+    elif token is not None:
+        report = features.of_token(saes, token, dialogues=dialogues, top=top)
+        show = tables.print_tokens
+    elif rank is not None:
+        report = latent_reports.ranking(
+            saes,
+            rank,
+            latents=latent or [],
+            candidates=candidates,
+            alpha=alpha,
+            dialogues=dialogues,
+            top=top,
+        )
+        show = tables.print_ranking
+    elif latent:
+        report = latent_reports.of_latents(saes, latent, dialogues=dialogues, top=top)
+        show = tables.print_latents
+    else:
+        report = features.of_special_tokens(saes, dialogues=dialogues, top=top)
+        show = tables.print_tokens
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+
+
+@app.command("steer")
+def steer_sae(
+    source: Source,
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="Questions; by default ten of fastzoo's own.")
+    ] = None,
+    latent: Annotated[
+        list[int] | None, typer.Option(help="Latents to steer with, all at once.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Strengths, several after one --alpha. By default those of the paper."),
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find the latent (of those given, or of all) and window.")
+    ] = False,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            help="Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's)."
+        ),
+    ] = None,
+    mode: Annotated[str, typer.Option(help="add, clamp, scale or ablate.")] = "add",
+    positions: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
+    file: Annotated[
+        Path | None, typer.Option("--questions", help="Questions from .txt, .jsonl or .yaml.")
+    ] = None,
+    concept: Annotated[
+        str | None, typer.Option(help="Words that the answer should turn to, by commas.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="A language that it should turn to, as in 'fr'.")
+    ] = None,
+    wish: Annotated[
+        str | None, typer.Option(help="The same, said in the baseline's system prompt.")
+    ] = None,
+    control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, where the SAE does not say.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    data: Annotated[str, typer.Option(help="Dialogues that latents are measured on.")] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and the random direction.")] = 0,
+    judge: Annotated[str | None, typer.Option(help="A chat model on the Hub that rates.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Or a server, as http://127.0.0.1:8000/v1.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write all answers and scores as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
+    from fastzoo.files import write_text
+    from fastzoo.steer_report import write_report
+    from fastzoo.steer_run import Ask
+    from fastzoo.steer_run import steer_sae as run
+    from fastzoo.steer_terminal import LiveAnswers, print_outcome
+    from fastzoo.sweep import Settings
+
+    outputs = [path for path in (html, save) if path is not None]
+    for path in outputs:
+        if path.is_dir() or not path.parent.is_dir():
+            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+    ask = Ask(
+        source,
+        questions=questions or (),
+        file=file,
+        latents=latent or (),
+        auto=auto,
+        alphas=alpha or (),
+        units=units,
+        mode=mode,
+        positions=positions,
+        concept=[word.strip() for word in (concept or "").split(",") if word.strip()],
+        language=language,
+        wish=wish,
+        control=control,
+        model=model,
+        revision=revision,
+        data=data,
+        dialogues=dialogues,
+        judge=judge,
+        judge_url=judge_url,
+        settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+    )
+    with LiveAnswers() as live:
+        outcome = run(ask, live.watch)
+    if save is not None:
+        write_text(save, json.dumps(outcome.to_value(), ensure_ascii=False, allow_nan=False))
+    if html is not None:
+        write_report(outcome, html)
+    for path in outputs:
+        print(f"wrote {path}", file=sys.stderr)
+    if as_json:
+        print_json(outcome.to_value())
+    else:
+        print_outcome(outcome)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False),
+    ] = None,
+) -> None:
+    """Run a recipe in this process, or go on with it.
+
+    For several processes: accelerate launch recipes/train.py.
+    """
+    import runpy
+
+    from fastzoo.config import recipes_folder
+
+    script = runpy.run_path(str(recipes_folder() / "train.py"), run_name="fastzoo_recipe")
+    script["main"](arguments or [])
