@@ -12,6 +12,11 @@ import typer
 from fastzoo.cli_app import SOURCE_HELP, Json, Source, app, complete_names, print_json
 from fastzoo.errors import InputError, OutputError
 
+ModelName = Annotated[
+    str | None, typer.Option(help="The language model, where the SAE does not say.")
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of the model.")]
+
 
 @app.command("eval")
 def evaluate_saes(
@@ -23,10 +28,8 @@ def evaluate_saes(
         str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
     ] = "embedded",
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
-    model: Annotated[
-        str | None, typer.Option(help="The language model, where the SAE does not say.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    model: ModelName = None,
+    revision: Revision = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
     ] = None,
@@ -87,10 +90,8 @@ def find_features(
         str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
     ] = "embedded",
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues, at most.")] = 1000,
-    model: Annotated[
-        str | None, typer.Option(help="The language model, where the SAE does not say.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    model: ModelName = None,
+    revision: Revision = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
     ] = None,
@@ -178,10 +179,8 @@ def steer_sae(
         str | None, typer.Option(help="The same, said in the baseline's system prompt.")
     ] = None,
     control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,
-    model: Annotated[
-        str | None, typer.Option(help="The language model, where the SAE does not say.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    model: ModelName = None,
+    revision: Revision = None,
     data: Annotated[str, typer.Option(help="Dialogues that latents are measured on.")] = "embedded",
     dialogues: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
