@@ -13,9 +13,10 @@ from fastzoo.cli_app import SOURCE_HELP, Json, Source, app, complete_names, prin
 from fastzoo.errors import InputError, OutputError
 
 ModelName = Annotated[
-    str | None, typer.Option(help="The language model, where the SAE does not say.")
+    str | None,
+    typer.Option(metavar="MODEL", help="The language model, where the SAE does not say."),
 ]
-Revision = Annotated[str | None, typer.Option(help="Revision of the model.")]
+Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
 
 
 @app.command("eval")
@@ -146,14 +147,17 @@ def find_features(
 def steer_sae(
     source: Source,
     questions: Annotated[
-        list[str] | None, typer.Argument(help="Questions; by default ten of fastzoo's own.")
+        list[str] | None, typer.Argument(metavar="QUESTION", help="By default fastzoo's own.")
     ] = None,
     latent: Annotated[
-        list[int] | None, typer.Option(help="Latents to steer with, all at once.")
+        list[int] | None, typer.Option(metavar="K", help="Latents to steer with, all at once.")
     ] = None,
     alpha: Annotated[
         list[float] | None,
-        typer.Option(help="Strengths, several after one --alpha. By default those of the paper."),
+        typer.Option(
+            metavar="A",
+            help="Strengths, several after one --alpha; by default the paper's, or what suits.",
+        ),
     ] = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the latent (of those given, or of all) and window.")
@@ -161,37 +165,54 @@ def steer_sae(
     units: Annotated[
         str | None,
         typer.Option(
-            help="Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's)."
+            metavar="UNITS",
+            help="Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's).",
         ),
     ] = None,
-    mode: Annotated[str, typer.Option(help="add, clamp, scale or ablate.")] = "add",
-    positions: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
+    mode: Annotated[str, typer.Option(metavar="MODE", help="add, clamp, scale or ablate.")] = "add",
+    positions: Annotated[
+        str, typer.Option(metavar="WHERE", help="all, prompt or generated.")
+    ] = "all",
     file: Annotated[
-        Path | None, typer.Option("--questions", help="Questions from .txt, .jsonl or .yaml.")
+        Path | None,
+        typer.Option("--questions", metavar="FILE", help="Questions from .txt, .jsonl or .yaml."),
     ] = None,
     concept: Annotated[
-        str | None, typer.Option(help="Words that the answer should turn to, by commas.")
+        str | None,
+        typer.Option(metavar="WORDS", help="Words that the answer should turn to, by commas."),
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="A language that it should turn to, as in 'fr'.")
+        str | None,
+        typer.Option(metavar="CODE", help="A language that it should turn to, as in 'fr'."),
     ] = None,
     wish: Annotated[
-        str | None, typer.Option(help="The same, said in the baseline's system prompt.")
+        str | None,
+        typer.Option(metavar="TEXT", help="The same, said in the baseline's system prompt."),
     ] = None,
     control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,
     model: ModelName = None,
     revision: Revision = None,
-    data: Annotated[str, typer.Option(help="Dialogues that latents are measured on.")] = "embedded",
-    dialogues: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and the random direction.")] = 0,
-    judge: Annotated[str | None, typer.Option(help="A chat model on the Hub that rates.")] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Or a server, as http://127.0.0.1:8000/v1.")
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Dialogues that latents are measured on.")
+    ] = "embedded",
+    dialogues: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of each answer.")] = 200,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: greedy.")] = 0.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of sampling and the random direction.")
+    ] = 0,
+    judge: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A chat model on the Hub that rates.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write all answers and scores as JSON.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Or a server, as http://127.0.0.1:8000/v1.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
