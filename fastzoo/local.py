@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastzoo.errors import InputError, one_line
+from fastzoo.errors import InputError, NotFoundError, one_line
 from fastzoo.files import read_json
 from fastzoo.hub import PICKLES
 from fastzoo.names import SAEName, parse_name
@@ -55,7 +55,14 @@ def locate(source: str) -> Path:
     """
     from fastzoo.pulling import fetch_to_load
 
-    return (None if source.startswith("hf:") else _on_disk(source)) or fetch_to_load(source)
+    if source.startswith("hf:"):
+        return fetch_to_load(source)
+    if (folder := _on_disk(source)) is not None:
+        return folder
+    try:
+        return fetch_to_load(source)
+    except NotFoundError as error:
+        raise NotFoundError(f"not on this machine (looked in . and runs/*/), and {error}") from None
 
 
 def _on_disk(source: str) -> Path | None:

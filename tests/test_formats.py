@@ -646,7 +646,7 @@ def test_what_can_be_no_path_is_not_there(source: str, offline: None) -> None:
         load_sae(source)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
     long_name = "x" * 300 + "-L1-8x-standard"
-    with pytest.raises(NotFoundError, match="nor on this machine"):
+    with pytest.raises(NotFoundError, match="not on this machine"):
         load_sae(long_name)
 
 

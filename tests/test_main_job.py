@@ -191,7 +191,7 @@ def test_load_by_name_from_the_runs_folder(
     (tmp_path / "runs" / "one").symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     assert load_sae("tiny-chat-L1-8x-jumprelu").d_sae == 1024
-    with pytest.raises(NotFoundError, match="nor on this machine"):
+    with pytest.raises(NotFoundError, match="not on this machine"):
         load_sae("tiny-chat-L3-8x-jumprelu")
 
 

@@ -550,7 +550,8 @@ for call in (where, load, load, where, pull(name), pull([name, "hf:org/x"]), lam
     assert second[1] == found[1] == ""
     assert pulled[0] == [found[0]] and content(found[0]) == files
     assert failed[0].startswith("NotFoundError: no model repository org/x")
-    assert grid[0].startswith("NotFoundError: qwen2.5-7b-L4-8x-jumprelu is only in the paper's")
+    assert grid[0].startswith("NotFoundError: not on this machine (looked in . and runs/*/), and ")
+    assert "qwen2.5-7b-L4-8x-jumprelu is only in the paper's table" in grid[0]
     # People's files were asked for by pull, and not before.
     order = [str(r) for r in hub.requests if r.method == "HEAD"]
     assert len(order) == 8 and all("README" in r or "training" in r for r in order[5:])
