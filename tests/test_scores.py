@@ -405,7 +405,7 @@ def test_another_language_or_style_is_not_degenerate(
     model: Any, tokenizer: Any, generate: Generate
 ) -> None:
     """What steering is to reach: fluent answers that the plain prompt did not ask for."""
-    questions = [q.messages for q in load_questions(tiny=True)]
+    questions = [q.messages for q in load_questions(tiny=True)[:10]]
     plain = [chat(tokenizer, messages) for messages in questions]
     before = generate(plain)
 
