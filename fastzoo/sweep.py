@@ -30,6 +30,9 @@ PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
 NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 """In units of the mean norm of the residual stream."""
 
+FIRST_STRETCH = 24
+"""Tokens of the first stretch of greedy answers."""
+
 MEMORY_SHARE = 0.4
 """Of the memory that is free, for the rows of one call."""
 MOST_ROWS = 512
@@ -227,14 +230,43 @@ class Sweep:
     def _generate(
         self, rows: Sequence[_Row], numbers: Sequence[int], watch: Any
     ) -> list[list[int]]:
+        """The tokens of rows that go together.
+
+        Greedy answers are written in stretches, each twice as long as the one before: rows that have
+        ended leave the batch, the others go on from what they have written.
+        """
+        left, ends = self.settings.max_new_tokens, self.ends()
+        stretch = left
+        if not self.settings.temperature and self.positions == "all":
+            stretch = FIRST_STRETCH
+        answers: list[list[int]] = [[] for _ in rows]
+        going = list(range(len(rows)))
+        while going and left > 0:
+            stretch = min(stretch, left)
+            found = self._call(
+                [rows[i] for i in going],
+                [rows[i].prompt + answers[i] for i in going],
+                stretch,
+                _Watch([numbers[i] for i in going], ends, watch) if watch else None,
+            )
+            for i, tokens in zip(going, found, strict=True):
+                answers[i] += tokens
+            going = [i for i in going if answers[i][-1] not in ends]
+            left, stretch = left - stretch, 2 * stretch
+        return answers
+
+    def _call(
+        self, rows: Sequence[_Row], prompts: Sequence[list[int]], new_tokens: int, streamer: Any
+    ) -> list[list[int]]:
+        """Up to ``new_tokens`` more of each row, from one call of ``generate``."""
         device = self.model.get_input_embeddings().weight.device
-        longest = max(len(row.prompt) for row in rows)
+        longest = max(map(len, prompts))
         pad, ends = self._padding(), self.ends()
         ids_BT = torch.full((len(rows), longest), pad)
         mask_BT = torch.zeros_like(ids_BT)
-        for i, row in enumerate(rows):
-            ids_BT[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask_BT[i, longest - len(row.prompt) :] = 1
+        for i, prompt in enumerate(prompts):
+            ids_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_BT[i, longest - len(prompt) :] = 1
         settings = self.settings
         how: dict[str, Any] = {
             "do_sample": False,
@@ -245,7 +277,6 @@ class Sweep:
         if settings.temperature:
             how = {"do_sample": True, "temperature": settings.temperature}
             how |= {"top_p": settings.top_p, "top_k": 0}
-        streamer = _Watch(numbers, ends, watch) if watch else None
         # Sampling draws from torch's own generator; what others drew from it stays as it is.
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._steered(rows):
@@ -253,7 +284,9 @@ class Sweep:
             out_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
-                max_new_tokens=settings.max_new_tokens,
+                max_new_tokens=new_tokens,
+                # A penalty would hide what large alphas do, and depend on the padding.
+                repetition_penalty=1.0,
                 pad_token_id=pad,
                 eos_token_id=sorted(ends) or None,
                 streamer=streamer,

@@ -93,6 +93,30 @@ def test_controls_run_beside_it(sae: Any) -> None:
     torch.testing.assert_close(rows[9.0], -rows[-9.0])
 
 
+def test_long_answers_are_written_in_stretches(sae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = small_model("llama"), []
+    generate = model.generate
+
+    def noted(**how: Any) -> Any:
+        batches.append((len(how["input_ids"]), how["max_new_tokens"]))
+        return generate(**how)
+
+    monkeypatch.setattr(model, "generate", noted)
+    long = {"max_new_tokens": 90}
+    told: dict[int, list[int]] = {}
+
+    def watch(step: list[tuple[int, int]]) -> None:
+        for row, token in step:
+            told.setdefault(row, []).append(token)
+
+    cells = make(model, sae, settings=long).cells(watch)
+    assert [new for _, new in batches] == [24, 48, 18] and batches[0][0] == 24
+    assert batches[2][0] < 24, "some rows ended"
+    assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
+    monkeypatch.setattr("fastzoo.sweep.FIRST_STRETCH", 90)
+    assert make(model, sae, settings=long).cells() == cells
+
+
 def test_sampling_is_repeatable_and_leaves_torchs_generator_alone(sae: Any) -> None:
     model, sampled = small_model("qwen2"), {"temperature": 1.0, "seed": 5}
     torch.manual_seed(0)
@@ -120,6 +144,7 @@ def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.Mon
     generate = model.generate
 
     def limited(**how: Any) -> Any:
+        assert how["max_new_tokens"] == 12
         sizes.append(len(how["input_ids"]))
         if sizes[-1] > 8:
             raise torch.OutOfMemoryError("made up")

@@ -37,7 +37,14 @@ def measure(*, quick: bool) -> dict[str, Any]:
     times = interleave(
         {"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds, most=9
     )
+    # The toy ends its answers after some twenty tokens; real ones go on for longer.
+    model.generation_config.min_new_tokens = NEW_TOKENS
+    full = interleave(
+        {"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds / 2, most=5
+    )
+    model.generation_config.min_new_tokens = None
     figures: dict[str, Any] = {
+        "steering_ratio_full_length": ratio(full["each"], full["one"]),
         "steering_cells": len(one),
         "steering_ratio": ratio(times["each"], times["one"]),
         "steering_seconds_each": median_seconds(times["each"]),
