@@ -485,7 +485,13 @@ def test_killed_and_interrupted_in_mid_download(
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         before = len(met)
         process = subprocess.Popen(
-            command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+            command,
+            env=env,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Background jobs of some shells ignore it, and what they start inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while len(met) == before:
             assert process.poll() is None
