@@ -88,7 +88,7 @@ class Outcome:
     verdicts: list[Verdict] | None
     tokenizer: Any
     spot: SweetSpot | None
-    """None where there are fewer than two questions or no alpha 0 beside another."""
+    """None where nothing is added, or only at alpha 0."""
     candidates: list[dict[str, Any]]
     """What ``--auto`` tried, the best first."""
 
@@ -131,6 +131,8 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     """
     if not ask.latents and not ask.auto:
         raise InputError("say which latent with --latent, or let --auto find one")
+    if ask.auto and ask.mode != "add":
+        raise InputError(f"--auto finds latents to add; with --mode {ask.mode} say which latent")
     assembly = assemble([ask.source], model_name=ask.model, revision=ask.revision, data=ask.data)
     ((name, (layer, sae)),) = assembly.saes.items()
     questions = _questions(ask, assembly)
@@ -218,14 +220,20 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
         scores,
         verdicts,
         sweep.tokenizer,
-        _spot(cells, scores, alphas),
+        _spot(cells, scores, alphas) if ask.mode == "add" else None,
         candidates,
     )
 
 
 def score(sweep: Sweep, cells: Sequence[Cell], concept: Concept | None) -> list[CellScores]:
-    """The scores of each cell; the latent's own cells at alpha 0 are the unsteered answers."""
+    """The scores of each cell, beside the unsteered answers.
+
+    These are the latent's own cells at alpha 0 where it is added; to clamp it to 0 is no such thing.
+    """
     unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
+    if sweep.mode != "add":
+        plain = replace(sweep, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
+        unsteered = plain.cells()
     return score_cells(
         cells,
         unsteered,

@@ -106,7 +106,7 @@ def summary(outcome: Outcome) -> str:
     spot = outcome.spot
     latents = ", ".join(map(str, outcome.about["latents"]))
     if spot is None:
-        return f"latent {latents}: no window, which takes two alphas, 0 among them"
+        return f"latent {latents}: no window, which only alphas that are added have"
     if not spot.found:
         return f"latent {latents}: no window: {spot.reason}"
     line = f"latent {latents}: window alpha {spot.low:g} to {spot.high:g}, best {spot.best:g}"

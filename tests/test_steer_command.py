@@ -134,6 +134,15 @@ def test_other_modes_and_samples(sae: str) -> None:
         sae, "Tell me of cats.", "--latent", "5", "--mode", "clamp", "--alpha", "0", "90"
     )
     assert {c["arm"] for c in clamped["cells"]} == {"latent", "prompt"}
+    # What is clamped to 0 is compared with the answer that is not steered at all.
+    doubled = ("--latent", "5", "--mode", "scale", "--alpha", "1", "2")
+    scaled = steer(sae, "Tell me of cats.", *doubled)["cells"]
+    plain = steer(sae, "Tell me of cats.", "--latent", "5", "--alpha", "0", "1")["cells"][0]
+    by = {c["alpha"]: c for c in scaled if c["arm"] == "latent"}
+    assert by[1]["ids"] == plain["ids"] and by[1]["scores"]["kept"] == 1
+    zero = next(c for c in clamped["cells"] if c["arm"] == "latent" and c["alpha"] == 0)
+    assert (zero["scores"]["kept"] == 1) == (zero["ids"] == plain["ids"])
+    assert clamped["sweet_spot"] is None
     drawn = [
         steer(sae, "Tell me of cats.", "--latent", "5", "--alpha", "1", "--temperature", "3", *seed)
         for seed in (("--seed", "1"), ("--seed", "1"), ("--seed", "2"))
@@ -148,6 +157,7 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "9999", "--alpha", "1"), InputError, "latent 9999: .* has 256 latents"),
         (("--latent", "1"), FastzooError, ""),
         (("--latent", "1", "--units", "raw"), InputError, "say which alphas"),
+        (("--auto", "--mode", "scale", "--alpha", "1"), InputError, "--auto finds latents to add"),
         (("--latent", "1", "--mode", "push", "--alpha", "1"), InputError, "mode 'push'"),
         (("--latent", "1", "--positions", "some", "--alpha", "1"), InputError, "positions 'some'"),
         (("--latent", "1", "--alpha", "1", "--questions", "gone.txt"), InputError, "gone.txt"),
