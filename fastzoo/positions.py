@@ -64,6 +64,12 @@ class Tracker:
             mask_BT = torch.isin(known_BT, wanted)
         self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
 
+    def keep(self, places_B: Tensor) -> None:
+        """Go on with some rows of the batch, in this order."""
+        known_BT = getattr(self._pass, "known_BT", None)
+        if known_BT is not None:
+            self._pass.known_BT = known_BT[places_B.to(known_BT.device)]
+
     def _history(self, ids_BT: Tensor, cache: Any, past: int) -> Tensor:
         """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
 

@@ -96,6 +96,16 @@ class Edit:
             self._ready[key] = spread.to(like_BTD.device, like_BTD.dtype)[:, None, :]
         return self._ready[key]
 
+    def keep(self, places_R: Tensor) -> None:
+        """Go on with these rows, in this order; an edit of one row is for all of them."""
+        if self.rows > 1:
+            places_R = places_R.cpu()
+            if self.delta_RD is not None:
+                self.delta_RD = self.delta_RD[places_R]
+            if self.values_RK is not None:
+                self.values_RK = self.values_RK[places_R]
+        self._ready.clear()
+
     def _moved(self, sae: SAE, device: torch.device) -> SAE:
         return sae if sae.W_dec.device == device else sae.to(device)
 
@@ -178,6 +188,15 @@ class Steering:
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self._acts():
             self._tracker.begin(args, kwargs)
+
+    def keep(self, places_B: Tensor) -> None:
+        """Go on with some rows of the batch, in this order (1-d int64): the others have left it.
+
+        Alphas must be one for all rows or one for each.
+        """
+        for edit in self.edits:
+            edit.keep(places_B)
+        self._tracker.keep(places_B)
 
     # --- streaming ---
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastzoo.activations import decoder_layers
+from fastzoo.decoding import write_answers
 from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
@@ -29,9 +29,6 @@ PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
 """Raw, as in arXiv 2506.07691; they fit its models and no others."""
 NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 """In units of the mean norm of the residual stream."""
-
-FIRST_STRETCH = 24
-"""Tokens of the first stretch of greedy answers."""
 
 MEMORY_SHARE = 0.4
 """Of the memory that is free, for the rows of one call."""
@@ -103,16 +100,22 @@ class Sweep:
 
     def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
         answers: list[list[int]] = [[] for _ in rows]
-        # Rows of like length lie together, so that little is padding. A latent cannot be clamped in
-        # some rows only.
-        alone = [self.mode != "add" and row.edit is None for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: (alone[i], len(rows[i].prompt)))
+        # What is asked twice, such as alpha 0 of latent and control, is answered once.
+        same: dict[Any, list[int]] = {}
+        for i, row in enumerate(rows):
+            same.setdefault(row.key(), []).append(i)
+
+        def alone(numbers: list[int]) -> bool:  # a latent cannot be clamped in some rows only
+            return self.mode != "add" and rows[numbers[0]].edit is None
+
+        # Rows of like length lie together, so that little is padding.
+        order = sorted(same.values(), key=lambda found: (alone(found), len(rows[found[0]].prompt)))
         start, size = 0, self._rows_at_once(max(len(row.prompt) for row in rows))
         while start < len(order):
             part = order[start : start + size]
-            part = [i for i in part if alone[i] == alone[part[0]]]
+            part = [numbers for numbers in part if alone(numbers) == alone(part[0])]
             try:
-                found = self._generate([rows[i] for i in part], part, watch)
+                found = self._generate([rows[numbers[0]] for numbers in part], part, watch)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise ModelError(
@@ -121,8 +124,9 @@ class Sweep:
                 torch.cuda.empty_cache()
                 size = max(1, len(part) // 2)
                 continue
-            for i, tokens in zip(part, found, strict=True):
-                answers[i] = tokens
+            for numbers, tokens in zip(part, found, strict=True):
+                for i in numbers:
+                    answers[i] = tokens
             start += len(part)
         ends = self.ends()
         return [
@@ -228,74 +232,29 @@ class Sweep:
     # --- generating ---
 
     def _generate(
-        self, rows: Sequence[_Row], numbers: Sequence[int], watch: Any
+        self, rows: Sequence[_Row], numbers: Sequence[Sequence[int]], watch: Any
     ) -> list[list[int]]:
-        """The tokens of rows that go together.
-
-        Greedy answers are written in stretches, each twice as long as the one before: rows that have
-        ended leave the batch, the others go on from what they have written.
-        """
-        left, ends = self.settings.max_new_tokens, self.ends()
-        stretch = left
-        if not self.settings.temperature and self.positions == "all":
-            stretch = FIRST_STRETCH
-        answers: list[list[int]] = [[] for _ in rows]
-        going = list(range(len(rows)))
-        while going and left > 0:
-            stretch = min(stretch, left)
-            found = self._call(
-                [rows[i] for i in going],
-                [rows[i].prompt + answers[i] for i in going],
-                stretch,
-                _Watch([numbers[i] for i in going], ends, watch) if watch else None,
-            )
-            for i, tokens in zip(going, found, strict=True):
-                answers[i] += tokens
-            going = [i for i in going if answers[i][-1] not in ends]
-            left, stretch = left - stretch, 2 * stretch
-        return answers
-
-    def _call(
-        self, rows: Sequence[_Row], prompts: Sequence[list[int]], new_tokens: int, streamer: Any
-    ) -> list[list[int]]:
-        """Up to ``new_tokens`` more of each row, from one call of ``generate``."""
-        device = self.model.get_input_embeddings().weight.device
-        longest = max(map(len, prompts))
-        pad, ends = self._padding(), self.ends()
-        ids_BT = torch.full((len(rows), longest), pad)
-        mask_BT = torch.zeros_like(ids_BT)
-        for i, prompt in enumerate(prompts):
-            ids_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_BT[i, longest - len(prompt) :] = 1
+        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by."""
         settings = self.settings
-        how: dict[str, Any] = {
-            "do_sample": False,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-        }
-        if settings.temperature:
-            how = {"do_sample": True, "temperature": settings.temperature}
-            how |= {"top_p": settings.top_p, "top_k": 0}
-        # Sampling draws from torch's own generator; what others drew from it stays as it is.
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self._steered(rows):
-            torch.manual_seed(settings.seed)
-            out_BT = self.model.generate(
-                input_ids=ids_BT.to(device),
-                attention_mask=mask_BT.to(device),
-                max_new_tokens=new_tokens,
-                # A penalty would hide what large alphas do, and depend on the padding.
-                repetition_penalty=1.0,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends) or None,
-                streamer=streamer,
-                num_beams=1,
-                **how,
-            )
-        return [_until_end(tokens, ends) for tokens in out_BT[:, longest:].tolist()]
 
-    def _steered(self, rows: Sequence[_Row]) -> AbstractContextManager[Any]:
+        def told(step: list[tuple[int, int]]) -> None:
+            watch([(number, token) for row, token in step for number in numbers[row]])
+
+        with self._steered(rows) as steering:
+            return write_answers(
+                self.model,
+                [row.prompt for row in rows],
+                max_new_tokens=settings.max_new_tokens,
+                ends=self.ends(),
+                pad=self._padding(),
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                told=told if watch else None,
+                kept=steering.keep if steering else None,
+            )
+
+    def _steered(self, rows: Sequence[_Row]) -> AbstractContextManager[Steering | None]:
         """Every row by its own edit; rows of none by nothing."""
         if all(row.edit is None for row in rows):
             return nullcontext()
@@ -335,28 +294,9 @@ class _Row:
     index: int
     """Its row of the edit's alphas."""
 
-
-class _Watch:
-    """Tells of every new token, of rows that have not ended."""
-
-    def __init__(self, numbers: Sequence[int], ends: set[int], watch: Any) -> None:
-        self._numbers, self._ends, self._watch = numbers, ends, watch
-        self._open = set(range(len(numbers)))
-        self._prompt = True
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt:
-            self._prompt = False
-            return
-        tokens = value.reshape(-1).tolist()
-        self._watch([(self._numbers[i], tokens[i]) for i in sorted(self._open)])
-        self._open -= {i for i in self._open if tokens[i] in self._ends}
-
-    def end(self) -> None:
-        pass
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """Tokens up to and with the first that ends the turn."""
-    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+    def key(self) -> tuple[Any, ...]:
+        """Equal for rows with the same answer."""
+        if self.edit is None or self.edit.delta_RD is None:
+            return (tuple(self.prompt), self.edit and (id(self.edit), self.index))
+        delta_D = self.edit.delta_RD[self.index]
+        return (tuple(self.prompt), delta_D.numpy().tobytes() if delta_D.any() else None)

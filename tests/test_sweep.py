@@ -93,28 +93,68 @@ def test_controls_run_beside_it(sae: Any) -> None:
     torch.testing.assert_close(rows[9.0], -rows[-9.0])
 
 
-def test_long_answers_are_written_in_stretches(sae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batches = small_model("llama"), []
-    generate = model.generate
+ENDS = list(range(1, 96, 12))
+"""So many that some answers end soon and others do not."""
 
-    def noted(**how: Any) -> Any:
-        batches.append((len(how["input_ids"]), how["max_new_tokens"]))
-        return generate(**how)
 
-    monkeypatch.setattr(model, "generate", noted)
-    long = {"max_new_tokens": 90}
-    told: dict[int, list[int]] = {}
+def alone(model: Any, sae: Any, cell: Any, how: dict[str, Any], generate: dict[str, Any]) -> Any:
+    """The tokens of one cell, from a plain ``generate`` of its own."""
+    ids = torch.tensor([Words().apply_chat_template(QUESTIONS[cell.question])["input_ids"]])
+    torch.manual_seed(5)
+    with steer(model, sae, {7: cell.alpha}, layer=1, **how):
+        out = model.generate(
+            input_ids=ids, max_new_tokens=60, pad_token_id=0, eos_token_id=ENDS, **generate
+        )
+    return tuple(out[0, ids.shape[1] :].tolist())
 
-    def watch(step: list[tuple[int, int]]) -> None:
-        for row, token in step:
-            told.setdefault(row, []).append(token)
 
-    cells = make(model, sae, settings=long).cells(watch)
-    assert [new for _, new in batches] == [24, 48, 18] and batches[0][0] == 24
-    assert batches[2][0] < 24, "some rows ended"
-    assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
-    monkeypatch.setattr("fastzoo.sweep.FIRST_STRETCH", 90)
-    assert make(model, sae, settings=long).cells() == cells
+@pytest.mark.parametrize(
+    ("kind", "how", "sampled", "cache"),
+    [
+        ("llama", {}, False, True),
+        ("gemma2", {}, True, True),
+        ("qwen2", {}, True, False),
+        ("gemma2", {"positions": "generated"}, False, True),
+        ("qwen2", {"positions": "prompt"}, False, False),
+        ("llama", {"positions": range(2, 50)}, True, True),
+        ("qwen2", {"positions": "generated", "mode": "clamp"}, True, True),
+    ],
+)
+def test_rows_that_end_leave_and_change_no_other(
+    kind: str, how: dict[str, Any], sampled: bool, cache: bool, sae: Any
+) -> None:
+    model = small_model(kind)
+    model.generation_config.use_cache = cache
+    model.generation_config.eos_token_id = ENDS
+    sizes: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    settings = {"max_new_tokens": 60, "seed": 5, "temperature": 0.9 if sampled else 0.0}
+    cells = make(model, sae, control=False, settings={**settings, "top_p": 0.95}, **how).cells()
+    assert sizes[0] == 12 and 0 < sizes[-1] < 12 and sizes == sorted(sizes, reverse=True)
+    generate: dict[str, Any] = {"do_sample": False}
+    if sampled:
+        generate = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
+    for cell in cells:
+        assert cell.ids == alone(model, sae, cell, how, generate)
+
+
+def test_what_is_asked_twice_is_answered_once(sae: Any) -> None:
+    model, sizes = small_model("llama"), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    assert len(make(model, sae).cells()) == 24 and sizes[0] == 21, "alpha 0 of both arms"
+    sizes.clear()
+    found = make(model, sae).many([3, 7])
+    assert sizes[0] == 21 and [len(cells) for cells in found.values()] == [12, 12]
+
+
+def test_logits_that_are_no_numbers_end_nothing(sae: Any) -> None:
+    model = small_model("qwen2").to(torch.float16)
+    far = {"alphas": [0.0, 1e30], "settings": {"temperature": 1.0}}
+    assert all(cell.ids for cell in make(model, sae, **far).cells())
 
 
 def test_sampling_is_repeatable_and_leaves_torchs_generator_alone(sae: Any) -> None:
@@ -152,7 +192,7 @@ def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(model, "generate", limited)
     assert make(model, sae).cells() == expected
-    assert sizes == [24, 12, 6, 6, 6, 6]
+    assert sizes == [21, 10, 5, 5, 5, 5, 1]
 
 
 def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
