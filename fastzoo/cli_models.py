@@ -162,6 +162,9 @@ def steer_sae(
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the latent (of those given, or of all) and window.")
     ] = False,
+    candidates: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many latents --auto tries.")
+    ] = 256,
     units: Annotated[
         str | None,
         typer.Option(
@@ -233,6 +236,7 @@ def steer_sae(
         file=file,
         latents=latent or (),
         auto=auto,
+        candidates=candidates,
         alphas=alpha or (),
         units=units,
         mode=mode,

@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from fastzoo.errors import InputError, one_line
 from fastzoo.judge import Judge, Verdict
 from fastzoo.language import FUNCTION_WORDS
-from fastzoo.latent_statistics import LatentStatistics, statistics
-from fastzoo.output_score import answer_starts, output_scores, refuse_missing
+from fastzoo.latent_search import CANDIDATES, find_pool, finer, search
+from fastzoo.latent_statistics import statistics
+from fastzoo.output_score import refuse_missing
 from fastzoo.progress import Progress
 from fastzoo.questions import Question, load_questions
 from fastzoo.scores import (
@@ -25,27 +24,12 @@ from fastzoo.scores import (
     Concept,
     concept_of_language,
     concept_of_words,
-    score_cells,
 )
 from fastzoo.streams import TokenSequence
 from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
 from fastzoo.unembedding import lens_tokens
 from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
-CANDIDATES = 12
-"""Latents that ``--auto`` sweeps."""
-FIRING = 512
-"""Latents whose output score it takes: those with the largest mean maximum."""
-POOL = 128
-"""Latents that it tries on a few questions: those with the highest output scores."""
-SHORT_QUESTIONS, SHORT_ANSWER = 4, 24
-"""These questions, and the tokens of their answers."""
-TOGETHER = 16
-"""Latents in one call, at most."""
-FEWEST_DIALOGUES = 0.02
-"""Share of the dialogues in which a latent must fire to be in the pool."""
-STARTS = 16
-"""Beginnings of answers that output scores are taken on."""
 WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
 
@@ -59,6 +43,7 @@ class Ask:
     file: Path | None = None
     latents: Sequence[int] = ()
     auto: bool = False
+    candidates: int = CANDIDATES
     alphas: Sequence[float] = ()
     units: str | None = None
     mode: str = "add"
@@ -171,14 +156,16 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     candidates: list[dict[str, Any]] = []
     if ask.auto:
         assert known is not None
-        pool = list(ask.latents) or find_candidates(assembly, known, sequences, sweep, concept)
-        half = replace(sweep, questions=sweep.questions[::2])
-        candidates = try_latents(half, pool, concept)
+        words = ask.concept or FUNCTION_WORDS.get(ask.language or "", "").split()
+        pool = list(ask.latents) or find_pool(assembly, known, sequences, words, ask.candidates)
+        candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
         sweep = replace(sweep, latents={candidates[0]["latent"]: 1.0})
+        if not ask.alphas:
+            sweep = replace(sweep, alphas=finer(sweep.alphas, candidates[0]["alpha"]))
     if sweep.wish is None:
         sweep = replace(sweep, wish=_wish(assembly, sweep))
     cells = sweep.cells(watch(sweep))
-    scores = score(sweep, cells, concept)
+    scores = sweep.scores(cells, concept)
     verdicts = None
     if judge is not None:
         said = " ".join(ask.concept) or ask.language or sweep.wish
@@ -192,7 +179,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
         "writes": {k: written(assembly, sweep, k) for k in sweep.latents},
         "mode": ask.mode,
         "units": units,
-        "alphas": list(alphas),
+        "alphas": list(sweep.alphas),
         "residual_norm": None if known is None else known.residual_norm,
         "mean_max": None
         if known is None
@@ -220,119 +207,15 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
         scores,
         verdicts,
         sweep.tokenizer,
-        _spot(cells, scores, alphas) if ask.mode == "add" else None,
+        _spot(cells, scores, sweep.alphas) if ask.mode == "add" else None,
         candidates,
     )
-
-
-def score(sweep: Sweep, cells: Sequence[Cell], concept: Concept | None) -> list[CellScores]:
-    """The scores of each cell, beside the unsteered answers.
-
-    These are the latent's own cells at alpha 0 where it is added; to clamp it to 0 is no such thing.
-    """
-    unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
-    if sweep.mode != "add":
-        plain = replace(sweep, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
-        unsteered = plain.cells()
-    return score_cells(
-        cells,
-        unsteered,
-        sweep.model,
-        sweep.prompts(),
-        end_ids=sweep.ends(),
-        concept=concept,
-    )
-
-
-# --- finding latents ---------------------------------------------------------------------------
-
-
-def find_candidates(
-    assembly: Assembly,
-    known: LatentStatistics,
-    sequences: Sequence[TokenSequence],
-    sweep: Sweep,
-    concept: Concept | None,
-) -> list[int]:
-    """Latents that are worth a sweep, in the order of what they do to a few questions.
-
-    Tried in this way are the latents that fire in enough dialogues and have the highest output
-    scores: what a latent does to the output selects better than how strongly it fires.
-
-    Raises:
-        InputError: no latent fires often enough.
-    """
-    ((layer, sae),) = assembly.saes.values()
-    often_F = known.dialogue_frequency_F >= FEWEST_DIALOGUES
-    strength_F = torch.where(often_F, known.mean_max_F, 0.0)
-    firing = [int(k) for k in strength_F.topk(min(FIRING, sae.d_sae)).indices if strength_F[k] > 0]
-    if not firing:
-        raise InputError(f"no latent fires in {FEWEST_DIALOGUES:.0%} of the dialogues")
-    starts = answer_starts(assembly.chat, sequences, STARTS)
-    with Progress("output scores", len(firing) * len(starts)) as bar:
-        found = output_scores(
-            assembly.reader,
-            sae,
-            layer,
-            firing,
-            starts,
-            1.0,
-            residual_norm=known.residual_norm,
-            progress=lambda rows: bar.advance(rows, "prompts"),
-        )
-    ranked = sorted(zip(found, firing, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    pool = [latent for _, latent in ranked[:POOL]]
-    short = replace(
-        sweep,
-        questions=sweep.questions[::2][:SHORT_QUESTIONS],
-        settings=replace(
-            sweep.settings, max_new_tokens=min(SHORT_ANSWER, sweep.settings.max_new_tokens)
-        ),
-    )
-    return [entry["latent"] for entry in try_latents(short, pool, concept)[:CANDIDATES]]
-
-
-def try_latents(
-    sweep: Sweep, latents: Sequence[int], concept: Concept | None
-) -> list[dict[str, Any]]:
-    """Sweep latents one by one; what came of each, the best first.
-
-    Where no alpha is good (see ``window``) the best product of effect and quality still orders them.
-    """
-    found = []
-    with Progress("trying latents", len(latents)) as bar:
-        for start in range(0, len(latents), TOGETHER):
-            part = latents[start : start + TOGETHER]
-            for latent, cells in sweep.many(part).items():
-                own = [replace(cell, arm=LATENT) for cell in cells]
-                scores = score(sweep, own, concept)
-                row = row_of(scores, [s for s in scores if s.alpha == 0])
-                found.append({"latent": latent, **_best(row)})
-            bar.advance(len(part), "latents")
-    found.sort(key=lambda entry: (-entry["score"], -entry["promise"], entry["latent"]))
-    return found
-
-
-def _best(row: Row) -> dict[str, Any]:
-    """The good alpha with the highest score, as ``window`` has it; a score of 0 where there is none."""
-    floor = window.LEAST_QUALITY * row.quality[row.alphas.index(0.0)].mean()
-    best: dict[str, Any] = {"score": 0.0, "alpha": None, "effect": None, "quality": None}
-    promise = 0.0
-    for alpha, effects, qualities in zip(row.alphas, row.effect, row.quality, strict=True):
-        effect, quality = float(effects.mean()), float(qualities.mean())
-        value = window.harmonic_mean(effect, quality)
-        promise = max(promise, effect * quality)
-        if effect >= window.LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
-            best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
-    return {**best, "promise": promise}
 
 
 def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     """The tokens that a latent's decoder row raises most, by the logit lens."""
     row_1D = sweep.sae.W_dec.detach()[[latent]]
-    vocabulary = assembly.source.embeddings
-    size = min(vocabulary or len(sweep.tokenizer), len(sweep.tokenizer))
-    _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=size)
+    _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=assembly.vocabulary)
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
 
 

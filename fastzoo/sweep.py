@@ -19,7 +19,7 @@ from fastzoo.decoding import write_answers
 from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
-from fastzoo.scores import Cell
+from fastzoo.scores import Cell, CellScores, Concept, score_cells
 from fastzoo.steering import Edit, Steering, check_fits, make_edit
 
 LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
@@ -97,6 +97,19 @@ class Sweep:
         for cell in self._answers(rows, None):
             found[int(cell.arm)].append(cell)
         return found
+
+    def scores(self, cells: Sequence[Cell], concept: Concept | None = None) -> list[CellScores]:
+        """The scores of each cell, beside the unsteered answers.
+
+        These are the latent's own cells at alpha 0 where it is added; to clamp it to 0 is no such thing.
+        """
+        unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
+        if self.mode != "add":
+            plain = replace(self, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
+            unsteered = plain.cells()
+        return score_cells(
+            cells, unsteered, self.model, self.prompts(), end_ids=self.ends(), concept=concept
+        )
 
     def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
         answers: list[list[int]] = [[] for _ in rows]
