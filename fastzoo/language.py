@@ -69,6 +69,9 @@ LETTERS = {"fr": "çœèêëùîû", "de": "äöüß", "es": "ñ¿¡", "it": "ò
 CLEAR_LEAD = 1.25
 """A language that another one leads by this factor in function words is out."""
 
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+"""A word where it counts how long a text is: a number, or a sign of Chinese or Japanese, is one, too."""
+
 _TOKEN = re.compile(r"[^\W\d_]+['’]?")
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 
@@ -156,16 +159,20 @@ def switched_share(text: str, reference: str) -> float:
     0 where nothing is clear.
     """
     was = detect(reference)
-    counts = [(len(words_of(sentence)), now.differs(was)) for sentence, now in sentences(text)]
+    counts = [(_length(sentence), now.differs(was)) for sentence, now in sentences(text)]
     total = sum(count for count, _ in counts)
     return sum(count for count, differs in counts if differs) / total if total else 0.0
 
 
 def language_share(text: str, language: str) -> float:
     """Share of a text's words that stand in sentences of ``language``."""
-    counts = [(len(words_of(sentence)), now.language) for sentence, now in sentences(text)]
+    counts = [(_length(sentence), now.language) for sentence, now in sentences(text)]
     total = sum(count for count, _ in counts)
     return sum(count for count, now in counts if now == language) / total if total else 0.0
+
+
+def _length(text: str) -> int:
+    return sum(not word.isdecimal() for word in WORD.findall(text))
 
 
 def scripts_jumble(text: str) -> bool:

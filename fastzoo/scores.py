@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastzoo.language import language_share, scripts_jumble, switched_share, words_of
+from fastzoo.language import WORD, language_share, scripts_jumble, switched_share, words_of
 from fastzoo.repeats import (
     counting_mask,
     distinct,
@@ -87,8 +87,6 @@ NUMBER = 1 << 40
 """Above every character; what a number is as a symbol, plus its value."""
 
 _PART = re.compile(r"\d+|(?:[^\w\s]|_)+|.")
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
-"""A number is a word, and a letter of a script that is written without spaces."""
 
 
 @dataclass(frozen=True)
@@ -307,13 +305,13 @@ def _share(mask: np.ndarray) -> float:
 def _repeated(text: str) -> np.ndarray:
     """Which words of a text lie in spans that stood before."""
     numbers: dict[str, int] = {}
-    words = _WORD.findall(text.casefold())
+    words = WORD.findall(text.casefold())
     return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
 
 
 def _stutters(text: str) -> bool:
     text = text.casefold()
-    words = list(_WORD.finditer(text))
+    words = list(WORD.finditer(text))
     again = sum(
         one[0] == other[0] and one[0].isalpha() and not text[one.end() : other.start()].strip(" ")
         for one, other in pairwise(words)

@@ -139,6 +139,8 @@ def test_many_answers_at_once_have_the_likelihoods_of_one_at_a_time(
     lengths = [(5, 9), (1, 1), (40, 3), (3, 40), (7, 0), (12, 12), (2, 30), (60, 60)]
     prompts = [rng.integers(0, VOCABULARY, p).tolist() for p, _ in lengths]
     answers = [rng.integers(0, VOCABULARY, a).tolist() for _, a in lengths]
+    prompts += prompts[:3]  # an answer twice, and the same answer to another prompt
+    answers += [answers[0], answers[3], answers[2]]
     model = small_model(kind, "eager" if kind == "gemma2" else "sdpa")
     whole = answer_nlls(model, prompts, answers)
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 130)  # some together, some alone
@@ -207,6 +209,9 @@ def test_a_switch_in_the_middle_is_seen() -> None:
     assert switched_share("Сова живёт в лесу.", english) == 1
     assert switched_share("", english) == switched_share("42", english) == 0
     assert switched_share("Tokyo!", english) == 0
+    # Chinese has no blanks: its sentence counts by its signs.
+    chinese = "The owl is a bird that lives in the forest. 猫头鹰生活在森林里，夜间捕食老鼠。"
+    assert 0.5 < switched_share(chinese, english) < 0.7
 
 
 # --- degenerate or not ---------------------------------------------------------------------------
