@@ -69,6 +69,10 @@ SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.25, 3
 salad. Another language or style surprises only where it begins: at most 0.17 of the tokens of the
 embedded model's French, pirate and excited answers, of as few as six tokens."""
 
+MANY_SURPRISING, MANY_SHARE = 7, 0.18
+"""In a longer answer this share is enough: none of the embedded model's 500 held-out answers has so many
+surprising tokens under the question of another dialogue, be it in another language or style, too."""
+
 SALAD_TOKENS, SALAD_SURPRISING = 12, 6
 """So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
 
@@ -384,10 +388,13 @@ def _babble(ids: Sequence[int]) -> bool:
 
 
 def _salad(surprising: np.ndarray) -> bool:
-    if surprising.sum() < SURPRISING_TOKENS:
+    count, share = int(surprising.sum()), _share(surprising)
+    if count < SURPRISING_TOKENS:
         return False
+    if share >= SURPRISING_SHARE or (count >= MANY_SURPRISING and share >= MANY_SHARE):
+        return True
     in_a_row = np.convolve(surprising, np.ones(SALAD_TOKENS, dtype=np.int64))
-    return _share(surprising) >= SURPRISING_SHARE or int(in_a_row.max()) >= SALAD_SURPRISING
+    return int(in_a_row.max()) >= SALAD_SURPRISING
 
 
 def _without_end(ids: Sequence[int], end_ids: Collection[int]) -> tuple[int, ...]:

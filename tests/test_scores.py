@@ -455,6 +455,9 @@ def test_salad_is_found_within_a_fluent_answer() -> None:
     fluent[50:62:2] = 9
     assert find_fault(text, range(100), True, fluent) == "word salad"
     assert find_fault("Oui !", [1, 2], True, np.array([9.0, 9.0])) is None  # too short to tell
+    spread = np.where(np.arange(35) % 5, 0.2, 9.0)  # seven of them, never six in twelve
+    assert find_fault(text, range(35), True, spread) == "word salad"
+    assert find_fault(text, range(30), True, spread[:30]) is None
 
 
 PIRATE = "arr ahoy matey shiver timbers aye yo ho be ye yer".split()
