@@ -38,6 +38,9 @@ SCRIPTS = {
 }
 """First word of a letter's Unicode name, and the script that it counts as; "other" is all else."""
 
+UNSPACED = frozenset({"east-asian", "thai"})
+"""Scripts that put no blanks between words."""
+
 FUNCTION_WORDS = {
     "en": "the a an and is are was were it its of to in that this these those you your i my he she they we "
     "not with for on but what how can from have has had be been will would should at by or as if do does "
@@ -65,6 +68,9 @@ LETTERS = {"fr": "çœèêëùîû", "de": "äöüß", "es": "ñ¿¡", "it": "ò
 
 CLEAR_LEAD = 1.25
 """A language that another one leads by this factor in function words is out."""
+
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+"""A word where it counts how long a text is: a number, or a sign of Chinese or Japanese, is one, too."""
 
 _TOKEN = re.compile(r"[^\W\d_]+['’]?")
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
@@ -153,33 +159,57 @@ def switched_share(text: str, reference: str) -> float:
     0 where nothing is clear.
     """
     was = detect(reference)
-    counts = [(len(words_of(sentence)), now.differs(was)) for sentence, now in sentences(text)]
+    counts = [(_length(sentence), now.differs(was)) for sentence, now in sentences(text)]
     total = sum(count for count, _ in counts)
     return sum(count for count, differs in counts if differs) / total if total else 0.0
 
 
 def language_share(text: str, language: str) -> float:
     """Share of a text's words that stand in sentences of ``language``."""
-    counts = [(len(words_of(sentence)), now.language) for sentence, now in sentences(text)]
+    counts = [(_length(sentence), now.language) for sentence, now in sentences(text)]
     total = sum(count for count, _ in counts)
     return sum(count for count, now in counts if now == language) / total if total else 0.0
+
+
+def _length(text: str) -> int:
+    return sum(not word.isdecimal() for word in WORD.findall(text))
 
 
 def scripts_jumble(text: str) -> bool:
     """Whether scripts are thrown together, as no text of one or two languages does.
 
-    Either two and a fifth of the words mix scripts within themselves, or there are three scripts and
-    three in ten of the steps from a word to the next change them. East Asian text holds foreign words
-    without spaces around them, so that mixture is none.
+    Either two and a fifth of the words mix scripts within themselves; or of the steps from a word to the
+    next three in ten change the script and there are three scripts, or six in ten between two that put
+    blanks between words. A step over a sign or a line's end changes none: a list of translations has them
+    there. East Asian text holds foreign words without blanks around them, and formulas Greek letters
+    ("\u0394x"), so those are no mixtures.
     """
-    per_word = [{script_of(c) for c in word} - {"other"} for word in _TOKEN.findall(text)]
-    per_word = [scripts for scripts in per_word if scripts]
-    mixed = sum(len(scripts - {"east-asian"}) > 1 for scripts in per_word)
-    if mixed >= 2 and mixed / len(per_word) >= 0.2:
+    found = [
+        (word, scripts)
+        for word in _TOKEN.finditer(text)
+        if (scripts := {script_of(c) for c in word[0]} - {"other"})
+    ]
+    mixed = sum(
+        len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts)
+        for word, scripts in found
+    )
+    if mixed >= 2 and mixed / len(found) >= 0.2:
         return True
-    steps = list(pairwise(per_word))
-    changes = sum(before.isdisjoint(after) for before, after in steps)
-    return len(_union(per_word)) >= 3 and changes >= 3 and changes / len(steps) >= 0.3
+    changes = [
+        before | after
+        for (one, before), (other, after) in pairwise(found)
+        if before.isdisjoint(after) and not text[one.end() : other.start()].strip(" \t")
+    ]
+    spaced = sum(both.isdisjoint(UNSPACED) for both in changes)
+    steps = len(found) - 1
+    if len(_union(scripts for _, scripts in found)) >= 3 and len(changes) >= 3:
+        return len(changes) >= 0.3 * steps
+    return spaced >= 6 and spaced >= 0.6 * steps
+
+
+def _formula(word: str, scripts: set[str]) -> bool:
+    """A few Greek and Latin letters, as in "\u0394x", "2\u03c0r", "k\u03a9"."""
+    return len(word) <= 4 and scripts == {"greek", "latin"}
 
 
 def _union(sets: Iterable[set[str]]) -> set[str]:

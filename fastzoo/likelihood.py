@@ -23,7 +23,8 @@ def answer_nlls(
     """Negative log-likelihood in nats of every token of every answer, given its prompt.
 
     Answers of similar length go through the model together, padded on the left and masked; what comes
-    out is that of one at a time up to rounding. An empty answer has an empty array.
+    out is that of one at a time up to rounding. The same answer to the same prompt goes through once:
+    weak alphas change few answers. An empty answer has an empty array.
 
     Args:
         model: a causal language model as it is, so outside of any steering.
@@ -34,15 +35,14 @@ def answer_nlls(
         raise ValueError(f"{len(prompts)} prompts for {len(answers)} answers")
     if not all(map(len, prompts)):
         raise ValueError("an empty prompt: there is nothing to predict the first token from")
-    found: list[np.ndarray] = [np.zeros(0)] * len(answers)
+    pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+    found = dict.fromkeys(pairs, np.zeros(0))
+    unique = list(found)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    for rows in _batches(
-        [(len(p), len(a)) for p, a in zip(prompts, answers, strict=True)], vocabulary
-    ):
-        pairs = [(prompts[row], answers[row]) for row in rows]
-        for row, nlls in zip(rows, _forward(model, pairs), strict=True):
-            found[row] = nlls
-    return found
+    for rows in _batches([(len(p), len(a)) for p, a in unique], vocabulary):
+        part = [unique[row] for row in rows]
+        found.update(zip(part, _forward(model, part), strict=True))
+    return [found[pair] for pair in pairs]
 
 
 def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[list[int]]:

@@ -5,7 +5,7 @@ All of it takes some milliseconds for an answer of 2,000 tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,9 @@ Ids = Sequence[int] | np.ndarray
 
 COPIES = 3
 """Times that a unit must stand one after the other to be a loop."""
+
+LONGEST_UNIT = 1_000
+"""Tokens of the longest unit that is looked for."""
 
 
 def distinct(ids: Ids, n: int) -> float | None:
@@ -52,29 +55,70 @@ def repeated_mask(ids: Ids, least: int) -> np.ndarray:
 
 
 def loop_mask(
-    ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = 1_000
+    ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = LONGEST_UNIT
 ) -> np.ndarray:
     """Which tokens lie in a loop: a unit of ``shortest`` to ``longest`` tokens, standing at least
     ``copies`` times one after the other. A last copy that is cut off belongs to it.
     """
     array = _array(ids)
     mask = np.zeros(len(array), dtype=bool)
-    for unit in range(shortest, min(longest, len(array) // copies) + 1):
-        same = array[unit:] == array[:-unit]
-        enough = unit * (copies - 1)
-        if np.count_nonzero(same) < enough:
-            continue
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], same.view(np.int8), [0]))))
-        starts, ends = edges[::2], edges[1::2]
-        long = ends - starts >= enough
-        mask |= _covered(starts[long], ends[long] + unit, len(array))
+    for unit, starts, ends in _loops(array, np.equal, copies, shortest, longest):
+        mask |= _covered(starts, ends + unit, len(array))
     return mask
+
+
+def counting_mask(ids: Ids, numbers: int) -> np.ndarray:
+    """Which tokens lie in a loop that counts: ``loop_mask`` of at least two tokens, but one number in
+    each copy is one more or one less than in the copy before.
+
+    Args:
+        numbers: a token that is a number is this and the number, any other is less than this.
+    """
+    array = _array(ids)
+    mask = np.zeros(len(array), dtype=bool)
+
+    def alike(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+        return np.abs(later - earlier) <= (np.minimum(later, earlier) >= numbers)
+
+    for unit, starts, ends in _loops(array, alike, COPIES, 2, LONGEST_UNIT):
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            steps = np.count_nonzero(array[start + unit : end + unit] != array[start:end])
+            # Two that count in each copy are a table: "1 + 1 is 2, 2 + 1 is 3".
+            if 0 < steps <= (end + unit - start) // unit:
+                mask[start : end + unit] = True
+    return mask
+
+
+def _loops(
+    array: np.ndarray,
+    alike: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    copies: int,
+    shortest: int,
+    longest: int,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each unit's length, where its loops start, and where their last copies do."""
+    for unit in range(shortest, min(longest, len(array) // copies) + 1):
+        same = alike(array[unit:], array[:-unit])
+        enough = unit * (copies - 1)
+        # A run of so many holds an aligned block of half as many, which hardly a unit of a text has.
+        block = (enough + 1) // 2
+        if not same[: len(same) // block * block].reshape(-1, block).all(1).any():
+            continue
+        starts, ends = runs(same)
+        long = ends - starts >= enough
+        yield unit, starts[long], ends[long]
+
+
+def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the runs of set values start and end."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.view(np.int8), [0]))))
+    return edges[::2], edges[1::2]
 
 
 def longest_run(mask: np.ndarray) -> int:
     """Length of the longest run of set values."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
-    return int((edges[1::2] - edges[::2]).max()) if len(edges) else 0
+    starts, ends = runs(mask)
+    return int((ends - starts).max(initial=0))
 
 
 def longest_immediate_repetition(ids: Ids) -> int:

@@ -12,12 +12,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from fastzoo.language import language_share, scripts_jumble, switched_share, words_of
+from fastzoo.language import WORD, language_share, scripts_jumble, switched_share, words_of
 from fastzoo.repeats import (
+    counting_mask,
     distinct,
     longest_immediate_repetition,
     longest_repeated_span,
@@ -25,6 +27,7 @@ from fastzoo.repeats import (
     loop_mask,
     repeated_mask,
     rouge_l,
+    runs,
 )
 
 Concept = Callable[[str], float]
@@ -43,9 +46,19 @@ ENDLESS_CHARACTERS, ENDLESS_SIGNS = 40, 200
 """A loop of so many characters at the end of an answer that did not end its turn: it was cut off looping.
 The second is for loops without a letter or digit, which may be a rule."""
 
+LONG_LOOP_COPIES, LONG_LOOP_CHARACTERS = 16, 48
+"""A loop of so many copies and characters, half of them letters, is one however much else there is."""
+
+COUNTING_CHARACTERS = 40
+"""A loop that counts ("Step 1: wait. Step 2: wait.") has at least so many: "a1, a2, a3" is none."""
+
 REPEATED_WORDS, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 40
 """Of an answer of at least REPEATED_LENGTH words, the share in spans of REPEATED_WORDS that it had said
 before. Words, since tokens of one tokenizer are as short as letters: there, plain code repeats half."""
+
+STUTTER_SHARE, STUTTER_WORDS = 0.4, 8
+"""Of an answer of at least so many words, the share that are the word before once more, a blank between:
+"The the owl owl is is"."""
 
 BABBLE_WINDOW, BABBLE_LENGTH, BABBLE_DISTINCT = 64, 16, 0.125
 """Half of the windows of an answer of at least so many tokens have at most this distinct-1: a handful
@@ -56,14 +69,28 @@ SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.25, 3
 salad. Another language or style surprises only where it begins: at most 0.17 of the tokens of the
 embedded model's French, pirate and excited answers, of as few as six tokens."""
 
+MANY_SURPRISING, MANY_SHARE = 7, 0.18
+"""In a longer answer this share is enough: none of the embedded model's 500 held-out answers has so many
+surprising tokens under the question of another dialogue, be it in another language or style, too."""
+
 SALAD_TOKENS, SALAD_SURPRISING = 12, 6
 """So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
 
 BROKEN_SHARE = 0.05
-"""Share of characters that are no text: control characters, and U+FFFD for bytes that are no UTF-8."""
+"""Share of characters that are no text: control characters, those of private use, halves of surrogate
+pairs, and U+FFFD for bytes that are no UTF-8."""
+
+MOST_EMOJI = 24
+"""More emoji than these, and more than letters and digits, are no words."""
 
 SWITCHED_SHARE = 0.2
 """Share of the words in another script or language than the unsteered answer's that is a switch."""
+
+
+NUMBER = 1 << 40
+"""Above every character; what a number is as a symbol, plus its value."""
+
+_PART = re.compile(r"\d+|(?:[^\w\s]|_)+|.")
 
 
 @dataclass(frozen=True)
@@ -115,8 +142,8 @@ class CellScores:
     concept: float | None
     """Share of the answer that belongs to the concept, if one was given."""
     fault: str | None
-    """Why the answer is degenerate: ``empty``, ``no words``, ``broken characters``, ``loop``,
-    ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``; None if it is not."""
+    """Why the answer is degenerate: ``special tokens``, ``empty``, ``no words``, ``broken characters``,
+    ``loop``, ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``; None if it is not."""
 
     @property
     def degenerate(self) -> bool:
@@ -146,6 +173,7 @@ def score_cells(
     prompts: Sequence[Sequence[int]],
     *,
     end_ids: Collection[int] = (),
+    special_ids: Collection[int] = (),
     concept: Collection[str] | Concept | None = None,
 ) -> list[CellScores]:
     """The scores of each cell, in order.
@@ -156,6 +184,8 @@ def score_cells(
         model: the language model, which must not be steered while this runs.
         prompts: token ids of each question's prompt, generation prompt included, by its index.
         end_ids: the tokens that end a turn; one at the end of an answer is no part of what is scored.
+        special_ids: the tokenizer's special tokens, which an answer's text does not show. One that no
+            unsteered answer has is a fault.
         concept: words, or a function of a text such as ``concept_of_language("fr")``.
     """
     from fastzoo.likelihood import answer_nlls
@@ -165,9 +195,16 @@ def score_cells(
     answers = [_without_end(cell.ids, end_ids) for cell in cells]
     references = [_without_end(cell.ids, end_ids) for cell in unsteered]
     nlls = answer_nlls(model, [prompts[cell.question] for cell in cells], answers)
+    strays = set(special_ids).difference(*references)
     return [
         score_cell(
-            cell, ids, nll, unsteered[cell.question].text, references[cell.question], concept
+            cell,
+            ids,
+            nll,
+            unsteered[cell.question].text,
+            references[cell.question],
+            concept,
+            strays,
         )
         for cell, ids, nll in zip(cells, answers, nlls, strict=True)
     ]
@@ -180,14 +217,19 @@ def score_cell(
     unsteered_text: str,
     unsteered_ids: Sequence[int],
     concept: Concept | None = None,
+    strays: Collection[int] = (),
 ) -> CellScores:
     """The scores of one cell.
 
     Args:
         ids: the cell's tokens without the end of turn.
-        nlls: of each token, in nats; None where no model was asked.
+        nlls: of each token, in nats; None where no model was asked. Where one is not finite, as of a
+            model that overflows, they say nothing.
+        strays: tokens that no answer should have.
     """
     nll = surprising = None
+    if nlls is not None and not np.isfinite(nlls).all():
+        nlls = None
     if nlls is not None and len(nlls):
         nll = float(np.mean(nlls))
         surprising = float(np.mean(nlls > SURPRISING_NATS))
@@ -211,34 +253,45 @@ def score_cell(
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
         concept=None if concept is None else concept(cell.text),
-        fault=find_fault(cell.text, ids, cell.ended, nlls),
+        fault=find_fault(cell.text, ids, cell.ended, nlls, strays),
     )
 
 
 def find_fault(
-    text: str, ids: Sequence[int], ended: bool, nlls: np.ndarray | None = None
+    text: str,
+    ids: Sequence[int],
+    ended: bool,
+    nlls: np.ndarray | None = None,
+    strays: Collection[int] = (),
 ) -> str | None:
     """Why an answer is degenerate, in a word or two; None if it is not.
 
     Args:
         ids: without the end of turn.
         nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
+        strays: tokens that no answer should have; ``text`` need not show them.
     """
+    if not set(strays).isdisjoint(ids):
+        return "special tokens"
     if not text.strip():
         return "empty"
     broken = sum(
-        c == "\ufffd" or (unicodedata.category(c) == "Cc" and c not in "\t\n\r") for c in text
+        c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co", "Cs") and c not in "\t\n\r")
+        for c in text
     )
     if broken > 1 and broken / len(text) >= BROKEN_SHARE:  # one may be a character that was cut off
         return "broken characters"
-    if not any(c.isalnum() for c in text):
+    emoji = sum(c >= "\U0001f000" and unicodedata.category(c) == "So" for c in text)
+    if sum(map(str.isalnum, text)) < (emoji if emoji > MOST_EMOJI else 1):
         return "no words"
-    if _letters_looping(text) >= LOOP_SHARE or _all_looping(text):
+    if _letters_looping(text) >= LOOP_SHARE or _all_looping(text) or _long_loop(text):
         return "loop"
     if not ended and _cut_off_looping(text):
         return "loop"
     said_before = _repeated(text)
     if len(said_before) >= REPEATED_LENGTH and _share(said_before) >= REPEATED_SHARE:
+        return "repeats"
+    if _stutters(text):
         return "repeats"
     if len(ids) >= BABBLE_LENGTH and _babble(ids):
         return "babble"
@@ -254,13 +307,20 @@ def _share(mask: np.ndarray) -> float:
 
 
 def _repeated(text: str) -> np.ndarray:
-    """Which words of a text lie in spans that stood before. A number is a word, and a letter of a script
-    that is written without spaces."""
-    words = re.findall(
-        r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.casefold()
-    )
+    """Which words of a text lie in spans that stood before."""
     numbers: dict[str, int] = {}
+    words = WORD.findall(text.casefold())
     return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
+
+
+def _stutters(text: str) -> bool:
+    text = text.casefold()
+    words = list(WORD.finditer(text))
+    again = sum(
+        one[0] == other[0] and one[0].isalpha() and not text[one.end() : other.start()].strip(" ")
+        for one, other in pairwise(words)
+    )
+    return len(words) >= STUTTER_WORDS and again >= STUTTER_SHARE * len(words)
 
 
 def _cut_off_looping(text: str) -> bool:
@@ -271,23 +331,43 @@ def _cut_off_looping(text: str) -> bool:
 
 
 def _letters_looping(text: str) -> float:
-    """Share of the letters in loops of the text.
+    """Share of the letters in loops of the text. A single letter must stand four times ("Schifffahrt" has
+    three)."""
+    codes, letters = _symbols(text)
+    loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
+    for start, end in zip(*runs(counting_mask(codes, NUMBER)), strict=True):
+        if end - start >= COUNTING_CHARACTERS:
+            loops[start:end] = True
+    return _share(loops[letters])
+
+
+def _long_loop(text: str) -> bool:
+    codes, letters = _symbols(text)
+    found = zip(*runs(loop_mask(codes, copies=LONG_LOOP_COPIES)), strict=True)
+    return any(
+        end - start >= LONG_LOOP_CHARACTERS and letters[start:end].mean() >= 0.5
+        for start, end in found
+    )
+
+
+def _symbols(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """A text's characters as numbers, and which of them are letters.
 
     A number, a run of punctuation and a run of blanks count as one character each (equal where they
-    are), so "1000000" and rules are none. A single letter must stand four times ("Schifffahrt" has
-    three).
+    are), so "1000000" and rules are no loops. Numbers are their value above NUMBER.
     """
-    symbols: dict[str, int] = {}
+    others: dict[str, int] = {}
 
-    def symbol(match: re.Match[str]) -> str:
-        return chr(0xF0000 + min(symbols.setdefault(match[0], len(symbols)), 60_000))
+    def code(part: str) -> int:
+        if part.isdecimal() and len(part) < 12:
+            return NUMBER + int(part)
+        if part.isdecimal() or not (part.isalnum() or part == " "):
+            return -1 - others.setdefault(part, len(others))
+        return ord(part)
 
-    spaced = re.sub(r"\s+", " ", text.casefold()).strip() + " "
-    plain = re.sub(r"\d+|(?:[^\w\s]|_)+", symbol, spaced)
-    letters = np.fromiter(map(str.isalpha, plain), dtype=bool, count=len(plain))
-    codes = _codes(plain)
-    loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
-    return _share(loops[letters])
+    parts = _PART.findall(re.sub(r"\s+", " ", text.casefold()).strip() + " ")
+    letters = np.fromiter(map(str.isalpha, parts), dtype=bool, count=len(parts))
+    return np.fromiter(map(code, parts), dtype=np.int64, count=len(parts)), letters
 
 
 def _all_looping(text: str) -> bool:
@@ -308,10 +388,13 @@ def _babble(ids: Sequence[int]) -> bool:
 
 
 def _salad(surprising: np.ndarray) -> bool:
-    if surprising.sum() < SURPRISING_TOKENS:
+    count, share = int(surprising.sum()), _share(surprising)
+    if count < SURPRISING_TOKENS:
         return False
+    if share >= SURPRISING_SHARE or (count >= MANY_SURPRISING and share >= MANY_SHARE):
+        return True
     in_a_row = np.convolve(surprising, np.ones(SALAD_TOKENS, dtype=np.int64))
-    return _share(surprising) >= SURPRISING_SHARE or int(in_a_row.max()) >= SALAD_SURPRISING
+    return int(in_a_row.max()) >= SALAD_SURPRISING
 
 
 def _without_end(ids: Sequence[int], end_ids: Collection[int]) -> tuple[int, ...]:

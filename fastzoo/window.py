@@ -99,8 +99,8 @@ class SweetSpot:
     reported: tuple[Rates, ...]
     """The curve on the others; empty where there are none."""
     controls: Mapping[str, Rates]
-    """Each control on the same questions as ``reported``: at the best alpha (without one, at the largest), or
-    its only row. Empty where there are none."""
+    """Each control on the same questions as ``reported``: at the best alpha (without one, at that farthest
+    from 0), or its only row. Empty where there are none."""
 
     @property
     def found(self) -> bool:
@@ -200,6 +200,7 @@ def find_sweet_spot(
         ]
 
     low = high = best = None
+    farthest = max(alphas, key=abs)
     holds, reason = False, ""
     chosen = good(chosen_on) if chosen_on else []
     if questions < LEAST_QUESTIONS:
@@ -238,7 +239,7 @@ def find_sweet_spot(
         chosen_on=chosen_on,
         reported=reported,
         controls={
-            name: _control(control, best if best is not None else alphas[-1], odd, seed)
+            name: _control(control, best if best is not None else farthest, odd, seed)
             for name, control in controls.items()
             if reported
         },

@@ -24,6 +24,7 @@ from fastzoo.language import detect, language_share, switched_share
 from fastzoo.likelihood import answer_nlls
 from fastzoo.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
 from fastzoo.repeats import (
+    counting_mask,
     distinct,
     longest_immediate_repetition,
     longest_repeated_span,
@@ -37,6 +38,7 @@ from fastzoo.scores import (
     concept_of_language,
     concept_of_words,
     find_fault,
+    score_cell,
     score_cells,
 )
 from fastzoo.tiny import corpus
@@ -77,8 +79,27 @@ def test_loops_are_those_of_brute_force(ids: Ids) -> None:
             if end - start >= 3 * unit:
                 mask[start:end] = [True] * (end - start)
     assert loop_mask(ids).tolist() == mask
-    runs = [n for n in range(1, len(ids) + 1) if any(len(set(s)) == 1 for s in spans(ids, n))]
-    assert longest_immediate_repetition(ids) == max(runs, default=0)
+    same = [n for n in range(1, len(ids) + 1) if any(len(set(s)) == 1 for s in spans(ids, n))]
+    assert longest_immediate_repetition(ids) == max(same, default=0)
+
+
+@given(st.lists(st.sampled_from([0, 1, 100, 101, 102, 103]), max_size=24))
+def test_loops_that_count_are_those_of_brute_force(ids: Ids) -> None:
+    def alike(i: int, j: int) -> bool:
+        return abs(ids[i] - ids[j]) <= (min(ids[i], ids[j]) >= 100)
+
+    mask = [False] * len(ids)
+    for unit in range(2, len(ids) // 3 + 1):
+        for start in range(len(ids) - unit):
+            if start and alike(start - 1, start - 1 + unit):
+                continue  # it starts further on the left
+            end = start + unit
+            while end < len(ids) and alike(end, end - unit):
+                end += 1
+            steps = sum(ids[i] != ids[i - unit] for i in range(start + unit, end))
+            if end - start >= 3 * unit and 0 < steps <= (end - start) // unit:
+                mask[start:end] = [True] * (end - start)
+    assert counting_mask(ids, 100).tolist() == mask
 
 
 @given(few_tokens, few_tokens)
@@ -100,7 +121,11 @@ def test_an_answer_of_two_thousand_tokens_is_scored_in_no_time() -> None:
     assert 0.05 < rouge_l(one, other) < 0.2
     assert longest_repeated_span(np.concatenate([one[:1000], one[:1000]])) == 1_000
     assert find_fault("word " * 8_000, one.tolist(), True) == "loop"
-    assert time.perf_counter() - start < 2  # 0.1 s where nothing else runs
+    for letters in ("abcdefgh ", "ab", "1. ", ".;'\u0301"):
+        find_fault(
+            "".join(map(letters.__getitem__, rng.integers(0, len(letters), 40_000))), [], False
+        )
+    assert time.perf_counter() - start < 8  # 1 s where nothing else runs
 
 
 # --- the unsteered model's opinion ---------------------------------------------------------------
@@ -114,6 +139,8 @@ def test_many_answers_at_once_have_the_likelihoods_of_one_at_a_time(
     lengths = [(5, 9), (1, 1), (40, 3), (3, 40), (7, 0), (12, 12), (2, 30), (60, 60)]
     prompts = [rng.integers(0, VOCABULARY, p).tolist() for p, _ in lengths]
     answers = [rng.integers(0, VOCABULARY, a).tolist() for _, a in lengths]
+    prompts += prompts[:3]  # an answer twice, and the same answer to another prompt
+    answers += [answers[0], answers[3], answers[2]]
     model = small_model(kind, "eager" if kind == "gemma2" else "sdpa")
     whole = answer_nlls(model, prompts, answers)
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 130)  # some together, some alone
@@ -182,6 +209,9 @@ def test_a_switch_in_the_middle_is_seen() -> None:
     assert switched_share("Сова живёт в лесу.", english) == 1
     assert switched_share("", english) == switched_share("42", english) == 0
     assert switched_share("Tokyo!", english) == 0
+    # Chinese has no blanks: its sentence counts by its signs.
+    chinese = "The owl is a bird that lives in the forest. 猫头鹰生活在森林里，夜间捕食老鼠。"
+    assert 0.5 < switched_share(chinese, english) < 0.7
 
 
 # --- degenerate or not ---------------------------------------------------------------------------
@@ -207,6 +237,12 @@ LONG = " ".join(
     text.replace("\n\n", " ") for text in corpus.texts(12, seed=3)
 )  # some thousand tokens, half of it French
 
+STORY = (
+    "The owl is a bird that lives in the forest and hunts at night. Mice are its food. In winter many of "
+    "them starve. The nest is in the hole of a tree, and the young leave it in May, a month after they have "
+    "hatched. Some people are afraid of owls, but others keep pictures of them on their walls. "
+)
+
 FINE = {
     "an answer": "The owl is a bird that lives in the forest.",
     "one token": "Paris",
@@ -225,6 +261,19 @@ FINE = {
     "rule": "Title\n" + "-" * 40 + "\nThe text under the title is here.",
     "an exclamation": "Yo ho ho! Hooray!",
     "triple letters": "Die Schifffahrt",
+    "steps": "".join(
+        f"Step {n}: {w} the box.\n" for n, w in enumerate("open fill close tape".split())
+    ),
+    "sums": "1 plus 1 is 2. 2 plus 1 is 3. 3 plus 1 is 4. 4 plus 1 is 5. 5 plus 1 is 6.",
+    "opening hours": "Monday: closed\nTuesday: closed\nWednesday: closed\nThursday: open\nFriday: open",
+    "three scripts": "The Russian word for cat is кошка, and for dog it is собака. The Greek ones are γάτα "
+    "and σκύλος.",
+    "greetings": "- English: Hello\n- Russian: Привет\n- Greek: Γεια σου\n- Hindi: नमस्ते\n- Thai: สวัสดี",
+    "a formula": "ΔG = ΔH - TΔS and v = Δx / Δt",
+    "a list of words": "кошка - cat, собака - dog, дом - house, лес - forest, вода - water",
+    "Chinese with names": "我用 Python 写 code 因为 Python 很好 而且 NumPy 也 很快",
+    "a phrase of doubles": "Knock knock! Who is there? Very very good friends, and so so many of them.",
+    "emoji": "Happy birthday! 🎉🎂🥳 I hope that you have a great day! 🎈",
 }
 
 DEGENERATE = {
@@ -244,6 +293,16 @@ DEGENERATE = {
     "broken bytes": "a\ufffd\ufffd b\ufffd c",
     "control": "a\x00\x01b\x02",
     "good start, endless end": "The owl is a bird that lives in the forest. " + "and so on " * 20,
+    "counting items": "".join(f"{n}. The owl has 2 eyes.\n" for n in range(1, 9)),
+    "counting letters": "".join(f"{n}. a " for n in range(1, 15)),
+    "counting down": "".join(f"In {n} days I see you. " for n in range(9, 2, -1)),
+    "counting rows": "".join(f'{{"id": {n}, "name": "owl", "age": 5}},\n' for n in range(12)),
+    "a loop that ends": STORY + " user" * 25,
+    "a loop in the middle": STORY + "and so on " * 20 + "\n" + "-" * 80 + "\n" + STORY[::-1],
+    "stutter": "The the owl owl is is a a bird bird that that lives lives in in the the forest forest",
+    "many emoji": "Hello! " + "".join("😀😂🤣😍😎🤖🎉🔥"[n * n * n % 19 % 8] for n in range(40)),
+    "private use": "A " + "".join(map(chr, range(0xE000, 0xE010))),
+    "two scripts": "the сова is птица that живёт in лесу of дом and мышь",
     "twice and a half": (LONG[:700] + " ") * 2 + LONG[:350],
 }
 
@@ -396,6 +455,9 @@ def test_salad_is_found_within_a_fluent_answer() -> None:
     fluent[50:62:2] = 9
     assert find_fault(text, range(100), True, fluent) == "word salad"
     assert find_fault("Oui !", [1, 2], True, np.array([9.0, 9.0])) is None  # too short to tell
+    spread = np.where(np.arange(35) % 5, 0.2, 9.0)  # seven of them, never six in twelve
+    assert find_fault(text, range(35), True, spread) == "word salad"
+    assert find_fault(text, range(30), True, spread[:30]) is None
 
 
 PIRATE = "arr ahoy matey shiver timbers aye yo ho be ye yer".split()
@@ -428,6 +490,40 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> Ids:
         messages, add_generation_prompt=True, return_dict=False
     )
     return ids
+
+
+def test_special_tokens_that_the_text_does_not_show_are_a_fault(
+    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
+) -> None:
+    end, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    cells = []
+    for ids in ((*unsteered[0].ids[:-1], start, end), (start, start), unsteered[0].ids):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        cells.append(Cell(0, 5.0, ids, ids[-1] == end, text))
+
+    def faults(unsteered: list[Cell]) -> list[str | None]:
+        found = score_cells(
+            cells,
+            unsteered,
+            model,
+            prompts,
+            end_ids=[end],
+            special_ids=tokenizer.all_special_ids,
+        )
+        return [score.fault for score in found]
+
+    assert cells[0].text == unsteered[0].text
+    assert faults(unsteered) == ["special tokens", "special tokens", None]
+    # A template whose plain answers have it, too.
+    assert faults([*unsteered[:-1], cells[0]]) == [None, "empty", None]
+
+
+def test_a_model_that_overflows_says_nothing(unsteered: list[Cell]) -> None:
+    cell = unsteered[0]
+    for bad in (np.nan, np.inf):
+        score = score_cell(cell, cell.ids, np.array([bad, 1.0]), cell.text, cell.ids)
+        assert (score.nll, score.perplexity, score.surprising) == (None, None, None)
+        json.dumps(asdict(score), allow_nan=False)
 
 
 def test_an_empty_answer_has_scores_without_a_nan(

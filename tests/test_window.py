@@ -99,6 +99,11 @@ def test_there_may_be_none(effect: Any, quality: Any, reason: str) -> None:
     assert (spot.low, spot.best, spot.high, spot.at_best) == (None, None, None, None)
     assert not spot.found and not spot.holds and reason in spot.reason
     assert spot.controls["random"].effect.value == 1  # at the largest alpha
+    other = [-alpha for alpha in ALPHAS]
+    spot = find_sweet_spot(
+        made_up(effect, quality, other), {"random": made_up(quality=[1] * 7, alphas=other)}
+    )
+    assert spot.best is None and spot.controls["random"].effect.value == 1
 
 
 def test_a_window_that_only_one_half_has_does_not_hold() -> None:
