@@ -165,7 +165,8 @@ def steer_sae(
         list[float] | None,
         typer.Option(
             metavar="A",
-            help="Strengths, several after one --alpha; by default the paper's, or what suits.",
+            help="Strengths, several after one --alpha; by default the paper's for its models, 0 to 1.2 "
+            "norms for others.",
         ),
     ] = None,
     auto: Annotated[
