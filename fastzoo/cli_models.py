@@ -10,13 +10,22 @@ from typing import Annotated
 import typer
 
 from fastzoo.cli_app import SOURCE_HELP, Json, Source, app, complete_names, print_json
-from fastzoo.errors import InputError, OutputError
+from fastzoo.errors import InputError
 
 ModelName = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="The language model, where the SAE does not say."),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
+
+
+def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """An option's text. An empty one, as of a shell's variable that is not set, is a mistake."""
+    if value is None:
+        return None
+    if not value.strip(" ,"):
+        raise InputError(f"{parameter.opts[0]}: nothing is given")
+    return value.encode("utf-8", "replace").decode()  # bytes that are not UTF-8 become "?"
 
 
 @app.command("eval")
@@ -156,7 +165,8 @@ def steer_sae(
         list[float] | None,
         typer.Option(
             metavar="A",
-            help="Strengths, several after one --alpha; by default the paper's, or what suits.",
+            help="Strengths, several after one --alpha; by default the paper's for its models, 0 to 1.2 "
+            "norms for others.",
         ),
     ] = None,
     auto: Annotated[
@@ -169,10 +179,18 @@ def steer_sae(
         str | None,
         typer.Option(
             metavar="UNITS",
+            callback=_text,
             help="Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's).",
         ),
     ] = None,
-    mode: Annotated[str, typer.Option(metavar="MODE", help="add, clamp, scale or ablate.")] = "add",
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="What alpha is: add (times the latent's direction), clamp (the latent's activation), "
+            "scale (its factor), ablate (it is taken away; needs no alpha).",
+        ),
+    ] = "add",
     positions: Annotated[
         str, typer.Option(metavar="WHERE", help="all, prompt or generated.")
     ] = "all",
@@ -182,15 +200,27 @@ def steer_sae(
     ] = None,
     concept: Annotated[
         str | None,
-        typer.Option(metavar="WORDS", help="Words that the answer should turn to, by commas."),
+        typer.Option(
+            metavar="WORDS",
+            callback=_text,
+            help="Words that the answer should turn to, by commas.",
+        ),
     ] = None,
     language: Annotated[
         str | None,
-        typer.Option(metavar="CODE", help="A language that it should turn to, as in 'fr'."),
+        typer.Option(
+            metavar="CODE",
+            callback=_text,
+            help="Or a language: en, fr, de, es, it, pt or nl.",
+        ),
     ] = None,
     wish: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="The same, said in the baseline's system prompt."),
+        typer.Option(
+            metavar="TEXT",
+            callback=_text,
+            help="The same as a system prompt, which is tried beside it; by default the latent's words.",
+        ),
     ] = None,
     control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,
     model: ModelName = None,
@@ -200,15 +230,30 @@ def steer_sae(
     ] = "embedded",
     dialogues: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 200,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of each answer.")] = 200,
-    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: greedy.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0, max=100, help="0: greedy.")
+    ] = 0.0,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Of sampling and the random direction.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=2**63 - 1, help="Of sampling and the random direction."
+        ),
     ] = 0,
     judge: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A chat model on the Hub that rates.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            callback=_text,
+            help="A chat model that rates the answers: on the Hub, or of --judge-url.",
+        ),
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Or a server, as http://127.0.0.1:8000/v1.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            callback=_text,
+            help="Its server, as http://127.0.0.1:8000/v1; a key is read from FASTZOO_JUDGE_KEY.",
+        ),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
@@ -219,17 +264,18 @@ def steer_sae(
     as_json: Json = False,
 ) -> None:
     """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
-    from fastzoo.files import write_text
-    from fastzoo.steer_report import write_report
+    from fastzoo.files import refuse_unwritable, refused, write_text
+    from fastzoo.steer_report import render_report
     from fastzoo.steer_run import Ask
     from fastzoo.steer_run import steer_sae as run
     from fastzoo.steer_terminal import LiveAnswers, print_outcome
     from fastzoo.sweep import Settings
 
-    outputs = [path for path in (html, save) if path is not None]
+    outputs = [path for path in (save, html) if path is not None]
     for path in outputs:
-        if path.is_dir() or not path.parent.is_dir():
-            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+        refuse_unwritable(path)
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError("--html and --save name the same file")
     ask = Ask(
         source,
         questions=questions or (),
@@ -253,18 +299,29 @@ def steer_sae(
         judge_url=judge_url,
         settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
     )
-    with LiveAnswers() as live:
-        outcome = run(ask, live.watch)
-    if save is not None:
-        write_text(save, json.dumps(outcome.to_value(), ensure_ascii=False, allow_nan=False))
-    if html is not None:
-        write_report(outcome, html)
+    outcome = run(ask, LiveAnswers)
+    failures: list[BaseException] = []
     for path in outputs:
-        print(f"wrote {path}", file=sys.stderr)
+        text = (
+            json.dumps(outcome.to_value(), ensure_ascii=False, allow_nan=False)
+            if path is save
+            else render_report(outcome)
+        )
+        try:
+            write_text(path, text)
+            print(f"wrote {path}", file=sys.stderr)
+        except OSError as error:
+            failures.append(refused(path, error))
     if as_json:
         print_json(outcome.to_value())
     else:
         print_outcome(outcome)
+    # Only now, so that neither a judge nor a full disk costs the answers.
+    if outcome.judge_failure is not None:
+        print("the judge did not rate all answers; all else is there", file=sys.stderr)
+        failures.append(outcome.judge_failure)
+    for failure in failures:
+        raise failure
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

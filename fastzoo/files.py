@@ -78,6 +78,22 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Find out before long work whether ``write_text`` can write a file.
+
+    Raises:
+        OutputError: it cannot, or there is something that is no file (a folder, a device, a pipe).
+    """
+    try:
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+        temporary = partial_of(path)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be written: {one_line(error.strerror)}") from None
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary sibling, sync it to disk, then rename it to ``folder``.
 

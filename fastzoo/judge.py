@@ -12,15 +12,16 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastzoo.errors import AccessError, HubError, InputError, NotFoundError, OutputError, one_line
-from fastzoo.retries import patiently, reason
+from fastzoo.progress import Progress
+from fastzoo.retries import passes_by_itself, reason, wait
 from fastzoo.window import harmonic_mean
 
 KEY_VARIABLE = "FASTZOO_JUDGE_KEY"
@@ -31,6 +32,7 @@ HUB_DOMAIN = "huggingface.co"
 """Inference endpoints (huggingface.cloud) and Spaces are not the Hub's own: anyone can run one."""
 
 TRIES = 6
+TRIES_OF_CHECK = 3
 TIMEOUT_SECONDS = 180.0
 REPLY_TOKENS = 400
 """Room for a sentence of reasoning before the verdict."""
@@ -109,7 +111,7 @@ class Judge:
     ) -> None:
         if not model and not base_url:
             raise InputError("the judge: name a model, or the address of a server")
-        if base_url is not None and not re.match(r"https?://[^/\s]+", base_url):
+        if base_url is not None and not _is_address(base_url):
             raise InputError(
                 f"the judge: '{one_line(base_url, 100)}' is no address of a server, as "
                 "http://127.0.0.1:8000/v1 is"
@@ -117,51 +119,103 @@ class Judge:
         self.name = " at ".join(filter(None, (model, base_url and _without_secrets(base_url))))
         self._model, self._url, self._cache, self._workers = model, base_url, cache, workers
         self._lock = threading.Lock()
+        self._recovering = threading.Lock()
+        self._stopped = threading.Event()
         self._replies = _read_cache(cache) if cache else {}
         self.asked = 0
         """Requests that were answered; replies from the cache are none."""
 
+    def check(self) -> None:
+        """Ask for one token, which finds a wrong address, model or key before any long work.
+
+        Raises:
+            HubError, AccessError, NotFoundError, InputError: the judge cannot be asked.
+        """
+        self._stopped.clear()
+        self._ask("Are you there?", tokens=1, tries=TRIES_OF_CHECK)
+
     def rate(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
-        """Rate pairs of question and answer.
+        """Rate pairs of question and answer, with a progress bar.
 
         Args:
             concept: in words; None leaves the concept, and so ``overall``, unrated.
 
         Raises:
-            HubError, AccessError, NotFoundError: the judge goes on failing, or refuses.
+            HubError, AccessError, NotFoundError, InputError: the judge goes on failing, or refuses;
+                what it rated until then is not lost, see ``so_far``.
             OutputError: the cache cannot be written.
         """
-        names = [name for name in RUBRICS if name != "concept" or concept is not None]
-        prompts = [_prompt(name, q, a, concept) for q, a in items for name in names]
-        with ThreadPoolExecutor(self._workers) as pool:
-            # What stands twice is asked once.
-            unique = list(dict.fromkeys(prompts))
-            replies = dict(zip(unique, pool.map(self._reply, unique), strict=True))
-        ratings = [parse_score(replies[prompt]) for prompt in prompts]
-        rows = [ratings[i : i + len(names)] for i in range(0, len(ratings), len(names))]
+        # What stands twice is asked once.
+        prompts = list(dict.fromkeys(p for row in _prompts(items, concept) for p in row.values()))
+        todo: SimpleQueue[str] = SimpleQueue()
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        for prompt in prompts:
+            todo.put(prompt)
+        self._stopped.clear()
+
+        def work() -> None:
+            while not self._stopped.is_set():
+                try:
+                    self._reply(todo.get_nowait())
+                    done.put(None)
+                except Empty:
+                    return
+                except BaseException as error:
+                    self._stopped.set()
+                    done.put(error)
+
+        # Not a pool's threads, which are waited for: a server that hangs must not hold up Ctrl-C.
+        for _ in range(min(self._workers, len(prompts))):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            with Progress("judging", len(prompts)) as bar:
+                for number in range(1, len(prompts) + 1):
+                    if (error := done.get()) is not None:
+                        raise error
+                    bar.advance(1, f"{number} of {len(prompts)} replies")
+        finally:
+            self._stopped.set()
+        return self.so_far(items, concept)
+
+    def so_far(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
+        """The verdicts of ``rate`` from the replies that there are; None where there is none."""
         return [
-            Verdict(**{**dict.fromkeys(RUBRICS), **dict(zip(names, row, strict=True))})
-            for row in rows
+            Verdict(
+                **{name: None for name in RUBRICS if name not in row},
+                **{
+                    name: parse_score(self._replies.get(self._key_of(p), ""))
+                    for name, p in row.items()
+                },
+            )
+            for row in _prompts(items, concept)
         ]
 
-    def _reply(self, prompt: str) -> str:
-        key = hashlib.sha256(json.dumps([self.name, SYSTEM, prompt]).encode()).hexdigest()
+    def _key_of(self, prompt: str) -> str:
+        return hashlib.sha256(json.dumps([self.name, SYSTEM, prompt]).encode()).hexdigest()
+
+    def _reply(self, prompt: str) -> None:
+        """Have the reply to a prompt among the replies."""
+        key = self._key_of(prompt)
         if key in self._replies:
-            return self._replies[key]
+            return
         reply = self._ask(prompt)
         with self._lock:
             self.asked += 1
             self._replies[key] = reply
             if self._cache:
                 _append(self._cache, {"key": key, "reply": reply})
-        return reply
 
-    def _ask(self, prompt: str) -> str:
+    def _ask(self, prompt: str, tokens: int = REPLY_TOKENS, tries: int = TRIES) -> str:
         """The reply's text, empty if it has none."""
-        from huggingface_hub import InferenceClient, errors
+        from huggingface_hub import InferenceClient, errors, get_token
 
+        name, key = f"the judge ({one_line(self.name, 120)})", self._key()
+        if key is None and get_token() is None:
+            raise AccessError(
+                f"{name} needs a token: log in with 'hf auth login', or give its key in {KEY_VARIABLE}"
+            )
         client = InferenceClient(
-            model=self._url or self._model, api_key=self._key(), timeout=TIMEOUT_SECONDS
+            model=self._url or self._model, api_key=key, timeout=TIMEOUT_SECONDS
         )
         messages: list[Any] = [
             {"role": "system", "content": SYSTEM},
@@ -170,12 +224,11 @@ class Judge:
 
         def ask() -> Any:
             return client.chat_completion(
-                messages, model=self._model, max_tokens=REPLY_TOKENS, temperature=0.0
+                messages, model=self._model, max_tokens=tokens, temperature=0.0
             )
 
-        name = f"the judge ({one_line(self.name, 120)})"
         try:
-            content = patiently(ask, name, TRIES).choices[0].message.content
+            content = self._patiently(ask, name, tries).choices[0].message.content
         except errors.OfflineModeIsEnabled:
             raise HubError(f"{name} cannot be asked offline; unset HF_HUB_OFFLINE") from None
         except errors.HfHubHTTPError as error:
@@ -185,8 +238,12 @@ class Judge:
                     f"{name} refused access ({status}); give its key in {KEY_VARIABLE}, or log in with "
                     "'hf auth login' for the Hub's"
                 ) from None
+            said = error.response.text.replace(key, "***") if key else error.response.text
+            hint = (
+                "; name its model (--judge)" if self._model is None and 400 <= status < 500 else ""
+            )
             kind = NotFoundError if status == 404 else HubError
-            raise kind(f"{name} answered {status}: {one_line(error, 150)}") from None
+            raise kind(f"{name} answered {status}: {one_line(said, 200)}{hint}") from None
         except errors.HTTPError as error:
             raise HubError(f"{name} cannot be reached ({reason(error)})") from None
         except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
@@ -196,6 +253,27 @@ class Judge:
                 f"{name} did not answer as the OpenAI chat protocol has it ({one_line(error, 150)})"
             ) from None
         return content if isinstance(content, str) else ""
+
+    def _patiently(self, ask: Callable[[], Any], name: str, tries: int) -> Any:
+        """As ``patiently`` has it, but one request at a time tries again and says so: the others wait,
+        and end with it."""
+        try:
+            return ask()
+        except Exception as error:
+            if not passes_by_itself(error):
+                raise
+            failure = error
+        with self._recovering:
+            for failed in range(1, tries):
+                if self._stopped.is_set() or not passes_by_itself(failure):
+                    break
+                wait(failure, name, failed, tries)
+                try:
+                    return ask()
+                except Exception as error:
+                    failure = error
+            self._stopped.set()
+            raise failure
 
     def _key(self) -> str | None:
         if key := os.environ.get(KEY_VARIABLE, "").strip():
@@ -228,6 +306,12 @@ def parse_score(reply: str) -> int | None:
     return score if type(score) is int and 0 <= score <= 2 else None
 
 
+def _prompts(items: Sequence[tuple[str, str]], concept: str | None) -> list[dict[str, str]]:
+    """Of each pair the prompts by rubric."""
+    rubrics = [name for name in RUBRICS if name != "concept" or concept is not None]
+    return [{name: _prompt(name, *pair, concept) for name in rubrics} for pair in items]
+
+
 def _prompt(rubric: str, question: str, answer: str, concept: str | None) -> str:
     parts = [RUBRICS[rubric]]
     if rubric == "concept":
@@ -243,6 +327,16 @@ def _fenced(name: str, text: str) -> str:
     shown = shown.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
     shown = re.sub(r"</(?=\s*(concept|question|answer)\s*>)", "< /", shown, flags=re.IGNORECASE)
     return f"<{name}>\n{shown}\n</{name}>"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    printable = url.isprintable() and " " not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and printable
 
 
 def _without_secrets(url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,27 @@ class Question:
     def text(self) -> str:
         """The last turn, which is to be answered."""
         return self.messages[-1]["content"]
+
+    @property
+    def whole(self) -> str:
+        """All turns, with their roles where there are several."""
+        if len(self.messages) == 1:
+            return self.text
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+
+def asked(texts: Sequence[str]) -> list[Question]:
+    """Questions of a command line, each as it is: line breaks and all.
+
+    Raises:
+        InputError: one is empty.
+        DataError: one is too long.
+    """
+    if not all(map(str.strip, texts)):
+        raise InputError("a question is empty")
+    # Bytes of an argument that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
+    valid = [text.encode("utf-8", "replace").decode() for text in texts]
+    return [_question(text, f"question {n}") for n, text in enumerate(valid, start=1)]
 
 
 def load_questions(path: Path | None = None, tiny: bool = False) -> list[Question]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastzoo.card import show
-from fastzoo.files import write_text
+from fastzoo.judge import Verdict
 from fastzoo.repeats import repeated_mask
 from fastzoo.scores import Cell, CellScores
 from fastzoo.steer_run import Outcome
@@ -21,11 +20,6 @@ MARKED = 4
 TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
 
 
-def write_report(outcome: Outcome, path: Path) -> None:
-    """Write the page. Raises OSError."""
-    write_text(path, render_report(outcome))
-
-
 def render_report(outcome: Outcome) -> str:
     """The page's text; whatever models say in it is shown as it is, and none of it is markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,12 +27,13 @@ def render_report(outcome: Outcome) -> str:
     environment = Environment(
         loader=PackageLoader("fastzoo", "."), undefined=StrictUndefined, autoescape=True
     )
-    environment.filters["figure"] = show
+    environment.filters |= {"figure": show, "short": short, "visible": visible}
     return environment.get_template("steer_report.html.j2").render(
         about=outcome.about,
         questions=outcome.questions,
         arms=[(arm, TITLES[arm], _table(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
         means=means(outcome),
+        judged=outcome.verdicts is not None,
         spot=outcome.spot,
         candidates=outcome.candidates,
         curves=draw_curves(outcome),
@@ -55,14 +50,35 @@ def means(outcome: Outcome) -> list[dict[str, Any]]:
         for alpha in dict.fromkeys(cell.alpha for cell, _ in rows):
             scores = [score for cell, score in rows if cell.alpha == alpha]
             found.append({"arm": arm, "alpha": alpha, **_mean(scores)})
+            if outcome.verdicts is not None:
+                found[-1] |= _mean_verdict(
+                    [
+                        verdict
+                        for cell, verdict in zip(outcome.cells, outcome.verdicts, strict=True)
+                        if (cell.arm, cell.alpha) == (arm, alpha)
+                    ]
+                )
     return found
 
 
-def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
+def short(value: float | None) -> str:
+    """A mean with two decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
 
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _mean_verdict(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
+    names = ("concept", "instruction", "fluency", "overall")
+    rated = {f"judged_{name}": mean([getattr(v, name) for v in verdicts]) for name in names}
+    return {**rated, "unrated": mean([float(v.overall is None) for v in verdicts])}
+
+
+def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
     return {
         "changed": mean([1 - score.kept for score in scores]),
         "concept": mean([score.concept for score in scores]),
@@ -78,11 +94,21 @@ def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
 
 def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
     """Per question the answers by alpha."""
-    rows = outcome.rows(arm)
+    verdicts: Sequence[Verdict | None] = outcome.verdicts or [None] * len(outcome.cells)
+    rows = [
+        row
+        for row in zip(outcome.cells, outcome.scores, verdicts, strict=True)
+        if row[0].arm == arm
+    ]
     return [
         [
-            {"cell": cell, "score": score, "parts": parts(cell, outcome.tokenizer)}
-            for cell, score in rows
+            {
+                "cell": cell,
+                "score": score,
+                "parts": parts(cell, outcome.tokenizer),
+                "verdict": verdict,
+            }
+            for cell, score, verdict in rows
             if cell.question == question
         ]
         for question in range(len(outcome.questions))
@@ -93,16 +119,24 @@ def parts(cell: Cell, tokenizer: Any) -> list[tuple[str, bool]]:
     """The answer's text in pieces, and of each whether it was said before."""
     found: list[tuple[str, bool]] = []
     ids, mask = list(cell.ids), repeated_mask(cell.ids, MARKED)
-    start = 0
+    start, shown = 0, 0
     while start < len(ids):
         stop = start + 1
         while stop < len(ids) and mask[stop] == mask[start]:
             stop += 1
-        text = tokenizer.decode(ids[start:stop], skip_special_tokens=True)
-        if text:
-            found.append((text, bool(mask[start])))
-        start = stop
+        # From the beginning each time: by themselves the tokens may lose a blank, or half a character.
+        text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        if stop < len(ids):
+            text = text.rstrip("\ufffd")
+        if text[shown:]:
+            found.append((visible(text[shown:]), bool(mask[start])))
+        start, shown = stop, max(shown, len(text))
     return found
+
+
+def visible(text: str) -> str:
+    """Text with pictures of its control characters, which a page would swallow."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\t\n" else c for c in text)
 
 
 def draw_curves(outcome: Outcome) -> str:

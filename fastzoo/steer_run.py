@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
-from fastzoo.errors import InputError, one_line
+from fastzoo.errors import FastzooError, InputError, one_line
 from fastzoo.judge import Judge, Verdict
-from fastzoo.language import FUNCTION_WORDS
+from fastzoo.language import FUNCTION_WORDS, words_of
 from fastzoo.latent_search import CANDIDATES, find_pool, finer, search
 from fastzoo.latent_statistics import statistics
 from fastzoo.output_score import refuse_missing
+from fastzoo.positions import as_positions
 from fastzoo.progress import Progress
-from fastzoo.questions import Question, load_questions
+from fastzoo.questions import Question, asked, load_questions
 from fastzoo.scores import (
     Cell,
     CellScores,
@@ -25,6 +30,7 @@ from fastzoo.scores import (
     concept_of_language,
     concept_of_words,
 )
+from fastzoo.steering import MODES, make_edit
 from fastzoo.streams import TokenSequence
 from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
 from fastzoo.unembedding import lens_tokens
@@ -32,6 +38,10 @@ from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
 WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
+JUDGE_DEFINITION = (
+    "how much of the concept is in the answer, whether it does what was asked, and how it reads, each "
+    "0, 1 or 2; overall is their harmonic mean; null where the judge gave no usable reply"
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,8 @@ class Outcome:
     """None where nothing is added, or only at alpha 0."""
     candidates: list[dict[str, Any]]
     """What ``--auto`` tried, the best first."""
+    judge_failure: FastzooError | KeyboardInterrupt | None = None
+    """Why the judge did not rate all answers. For the caller to raise, once the others are safe."""
 
     def rows(self, arm: str) -> list[tuple[Cell, CellScores]]:
         """The cells of an arm with their scores."""
@@ -94,7 +106,9 @@ class Outcome:
                 {
                     **asdict(cell),
                     "scores": asdict(score) | {"degenerate": score.degenerate},
-                    **({"judge": asdict(verdict)} if verdict else {}),
+                    **(
+                        {"judge": asdict(verdict) | {"overall": verdict.overall}} if verdict else {}
+                    ),
                 }
                 for cell, score, verdict in zip(self.cells, self.scores, verdicts, strict=True)
             ],
@@ -104,11 +118,14 @@ class Outcome:
 Watch = Callable[[list[tuple[int, int]]], None]
 
 
-def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: None) -> Outcome:
+def steer_sae(
+    ask: Ask,
+    watch: Callable[[Sweep], AbstractContextManager[Watch | None]] = lambda sweep: nullcontext(),
+) -> Outcome:
     """Steer the SAE's language model as asked.
 
     Args:
-        watch: given the sweep that is about to run, returns what is told of its tokens.
+        watch: given a sweep, the context in which it runs, with what is told of its tokens.
 
     Raises:
         InputError: latents, alphas, units or questions that cannot be.
@@ -124,7 +141,35 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
     units, alphas = _alphas(ask, assembly)
     refuse_missing(ask.latents, sae.d_sae, name)
     concept = _concept(ask)
-    judge = Judge(ask.judge, ask.judge_url) if ask.judge or ask.judge_url else None
+    # What cannot be is said before the model is loaded, latents are measured and answers written.
+    unmeasured = SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0)
+    make_edit(
+        sae,
+        dict.fromkeys(ask.latents or [0], alphas),
+        layer=layer,
+        mode=ask.mode,
+        units=units,
+        statistics=unmeasured,
+    )
+    as_positions(ask.positions)
+    judge = _judge(ask)
+    sweep = Sweep(
+        assembly.reader.model,
+        assembly.chat.tokenizer,
+        sae.to(assembly.reader.device),
+        layer,
+        dict.fromkeys(ask.latents, 1.0),
+        [question.messages for question in questions],
+        alphas,
+        units,
+        None,
+        ask.mode,
+        ask.positions,
+        ask.wish,
+        ask.control,
+        ask.settings,
+    )
+    sweep.prompts()  # long questions are refused
     known = None
     sequences: list[TokenSequence] = []
     if ask.auto or units != "raw":
@@ -137,22 +182,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
                 sequences,
                 lambda tokens: bar.advance(tokens, "tokens"),
             )[name]
-    sweep = Sweep(
-        assembly.reader.model,
-        assembly.chat.tokenizer,
-        sae.to(assembly.reader.device),
-        layer,
-        dict.fromkeys(ask.latents, 1.0),
-        [question.messages for question in questions],
-        alphas,
-        units,
-        known,
-        ask.mode,
-        ask.positions,
-        ask.wish,
-        ask.control,
-        ask.settings,
-    )
+    sweep = replace(sweep, statistics=known)
     candidates: list[dict[str, Any]] = []
     if ask.auto:
         assert known is not None
@@ -164,13 +194,19 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
             sweep = replace(sweep, alphas=finer(sweep.alphas, candidates[0]["alpha"]))
     if sweep.wish is None:
         sweep = replace(sweep, wish=_wish(assembly, sweep))
-    cells = sweep.cells(watch(sweep))
+    with watch(sweep) as told:
+        cells = sweep.cells(told)
     scores = sweep.scores(cells, concept)
-    verdicts = None
+    verdicts: list[Verdict] | None = None
+    failure: FastzooError | KeyboardInterrupt | None = None
     if judge is not None:
-        said = " ".join(ask.concept) or ask.language or sweep.wish
-        asked = [(questions[cell.question].text, cell.text) for cell in cells]
-        verdicts = judge.rate(asked, said)
+        said = ", ".join(ask.concept) or _in_words(ask.language) or sweep.wish
+        pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
+        try:
+            judge.rate(pairs, said)
+        except (FastzooError, KeyboardInterrupt) as error:
+            failure = error
+        verdicts = judge.so_far(pairs, said)
     about = {
         "sae": name,
         "base_model": assembly.base_model,
@@ -198,6 +234,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
             f"{window.LEAST_QUALITY:.0%} of the unsteered quality around the one with the best "
             "harmonic mean; chosen on the questions of even index, reported on the others with 95% "
             "bootstrap intervals",
+            **({"judge": JUDGE_DEFINITION} if judge else {}),
         },
     }
     return Outcome(
@@ -209,6 +246,7 @@ def steer_sae(ask: Ask, watch: Callable[[Sweep], Watch | None] = lambda sweep: N
         sweep.tokenizer,
         _spot(cells, scores, sweep.alphas) if ask.mode == "add" else None,
         candidates,
+        failure,
     )
 
 
@@ -226,10 +264,7 @@ def _questions(ask: Ask, assembly: Assembly) -> list[Question]:
     if ask.questions and ask.file:
         raise InputError("give questions on the line or in a file, not both")
     if ask.questions:
-        texts = [one_line(text, 20_000) for text in ask.questions]
-        if not all(texts):
-            raise InputError("a question is empty")
-        return [Question([{"role": "user", "content": text}]) for text in texts]
+        return asked(ask.questions)
     return load_questions(ask.file, tiny=assembly.source.name == EMBEDDED_MODEL)
 
 
@@ -250,9 +285,9 @@ def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
             )
     else:
         units = ask.units or "raw"
-        default = ()
-        if not ask.alphas:
-            raise InputError(f"--mode {ask.mode}: say which alphas")
+        default = (1.0,) if ask.mode == "ablate" else ()
+        if not ask.alphas and not default and ask.mode in MODES:
+            raise InputError(f"--mode {ask.mode}: say which values with --alpha")
     alphas = list(dict.fromkeys(float(alpha) for alpha in ask.alphas or default))
     if ask.mode == "add" and 0.0 not in alphas:
         alphas.insert(0, 0.0)
@@ -262,13 +297,28 @@ def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
 def _concept(ask: Ask) -> Concept | None:
     if ask.concept and ask.language:
         raise InputError("give a concept's words or a language, not both")
-    if ask.language:
+    if ask.language is not None:
         if ask.language not in FUNCTION_WORDS:
             raise InputError(
                 f"language '{one_line(ask.language, 20)}' is none of {', '.join(FUNCTION_WORDS)}"
             )
         return concept_of_language(ask.language)
+    if wordless := [word for word in ask.concept if not words_of(word)]:
+        raise InputError(f"concept '{one_line(wordless[0], 40)}' has no word in it")
     return concept_of_words(ask.concept) if ask.concept else None
+
+
+def _in_words(language: str | None) -> str | None:
+    return language and f"the language with the ISO 639-1 code '{language}'"
+
+
+def _judge(ask: Ask) -> Judge | None:
+    """The judge, if one was asked for, and if it answers."""
+    if ask.judge is None and ask.judge_url is None:
+        return None
+    judge = Judge(ask.judge, ask.judge_url)
+    judge.check()
+    return judge
 
 
 def _wish(assembly: Assembly, sweep: Sweep) -> str:

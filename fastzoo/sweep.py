@@ -108,7 +108,13 @@ class Sweep:
             plain = replace(self, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
             unsteered = plain.cells()
         return score_cells(
-            cells, unsteered, self.model, self.prompts(), end_ids=self.ends(), concept=concept
+            cells,
+            unsteered,
+            self.model,
+            self.prompts(),
+            end_ids=self.ends(),
+            special_ids=self.tokenizer.all_special_ids,
+            concept=concept,
         )
 
     def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from loopback_judge import HANGS, Answer, Server, completion, running_server, score
 
 from fastzoo import retries
 from fastzoo.errors import (
@@ -22,71 +23,13 @@ from fastzoo.errors import (
 )
 from fastzoo.judge import KEY_VARIABLE, LONGEST_TEXT, RUBRICS, TRIES, Judge, Verdict, parse_score
 
-Answer = tuple[int, str, dict[str, str]]
-"""Status, body and headers."""
-
 SECRET = "hf_" + "x" * 30
-
-
-def completion(content: Any) -> Answer:
-    message = {"role": "assistant", "content": content}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return 200, json.dumps(body | {"usage": usage}), {"Content-Type": "application/json"}
-
-
-def score(value: Any) -> Answer:
-    return completion(json.dumps({"reason": "because", "score": value}))
-
-
-class Server(ThreadingHTTPServer):
-    """Keeps what it was asked; ``answer`` says what it answers to a prompt."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.answer: Callable[[str], Answer] = lambda prompt: score(1)
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    @property
-    def prompts(self) -> list[str]:
-        return [request["messages"][-1]["content"] for request in self.requests]
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.requests.append(request | {"path": self.path})
-            server.keys.append(self.headers["Authorization"])
-            status, body, headers = server.answer(request["messages"][-1]["content"])
-        data = body.encode()
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(data))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -242,7 +185,61 @@ def test_an_answer_cannot_leave_its_place(server: Server) -> None:
     assert all("not follow it" in r["messages"][0]["content"] for r in server.requests)
 
 
-@pytest.mark.parametrize(("model", "url"), [(None, None), ("m", "localhost:80"), ("m", "ftp://x")])
+def test_what_fails_ends_all_and_keeps_what_was_rated(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [score(1)] * 5
+    server.answer = lambda prompt: good.pop() if good else (500, "broken", {})
+    items = [("Why?", f"Because of {number}.") for number in range(40)]
+    judge = Judge("m", server.url)
+    with pytest.raises(HubError, match="answered 500: broken"):
+        judge.rate(items)
+    ratings = [r for v in judge.so_far(items) for r in (v.instruction, v.fluency)]
+    assert ratings.count(1) == judge.asked == 5 and ratings.count(None) == 75
+    # Of the four requests that failed at a time, one was tried again.
+    assert capsys.readouterr().err.count("trying again") == TRIES - 1
+    assert 5 + TRIES <= len(server.requests) <= 5 + TRIES + 3
+
+
+def test_ctrl_c_waits_for_no_server(server: Server) -> None:
+    server.answer = lambda prompt: (HANGS, "", {})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            Judge("m", server.url).rate(ITEMS)
+        assert time.monotonic() - started < 5
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_check_finds_what_is_wrong(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    Judge("m", server.url).check()
+    assert [request["max_tokens"] for request in server.requests] == [1]
+    monkeypatch.setenv(KEY_VARIABLE, "my-own-key")
+    server.answer = lambda prompt: (400, '{"detail": "pinned to x; no my-own-key"}', {})
+    with pytest.raises(HubError, match=r'pinned to x; no \*\*\*"}; name its model \(--judge\)'):
+        Judge(None, server.url).check()
+    monkeypatch.delenv(KEY_VARIABLE)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(AccessError, match=f"needs a token.*{KEY_VARIABLE}"):
+        Judge("org/m").check()
+
+
+@pytest.mark.parametrize(
+    ("model", "url"),
+    [
+        (None, None),
+        ("m", "localhost:80"),
+        ("m", "ftp://x"),
+        ("m", "http://[::1"),
+        ("m", "http://a b"),
+    ],
+)
 def test_a_judge_needs_an_address(model: str | None, url: str | None) -> None:
     with pytest.raises(InputError, match="the judge"):
         Judge(model, url)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loopback_hub import ROOT
+from loopback_judge import Server, completion, running_server, score
 from typer.testing import CliRunner
 from zoo_folders import train_small
 
 from fastzoo.cli import _spread, app
-from fastzoo.errors import FastzooError, InputError, OutputError
+from fastzoo.errors import AccessError, DataError, FastzooError, HubError, InputError, OutputError
 
 NAME = "tiny-chat-L1-2x-jumprelu"
 
@@ -115,6 +118,111 @@ def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
     assert find_fault(hostile, cell.ids, True) is None
 
 
+def test_pieces_of_an_answer_are_whole_characters() -> None:
+    from fastzoo.scores import Cell
+    from fastzoo.steer_report import parts
+
+    class Bytes:
+        def decode(self, ids: Any, **how: Any) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    text = "né là, né là, né là\x1b"
+    cell = Cell(0, 0.0, tuple(text.encode()), True, text)
+    pieces = parts(cell, Bytes())
+    assert "".join(piece for piece, _ in pieces) == text.replace("\x1b", "␛")
+    # The second "né là" begins in the middle of what stood before; all of it is marked.
+    assert [marked for _, marked in pieces] == [False, True, False]
+    # Cut in the middle of a character, which one of the pieces has.
+    for end in range(1, len(cell.ids)):
+        short = Cell(0, 0.0, cell.ids[:end], True, "")
+        assert "".join(piece for piece, _ in parts(short, Bytes())) == Bytes().decode(short.ids)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+ASKED = ("Hi there!", "What is red?", "--latent", "5", "--alpha", "0", "3", "--units", "norm")
+
+
+def test_a_judges_ratings_are_shown(
+    sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    judge.answer = lambda p: score(2) if "able writer" in p else completion("Well ...")
+    page = tmp_path / "page.html"
+    line = ("--judge-url", judge.url, "--judge", "m", "--html", str(page), "--language", "fr")
+    report = steer(sae, *ASKED, *line)
+    wanted = {"concept": None, "instruction": None, "fluency": 2, "overall": None}
+    assert [cell["judge"] for cell in report["cells"]] == [wanted] * len(report["cells"])
+    assert "judge" in report["definitions"] and report["judge"] == f"m at {judge.url}"
+    assert any("language with the ISO 639-1 code 'fr'" in prompt for prompt in judge.prompts)
+    text = page.read_text(encoding="utf-8")
+    assert f"Ratings by m at {judge.url}" in text and "rated —, —, 2" in text
+
+
+def test_a_judge_that_fails_costs_no_answer(
+    sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    judge.requests.clear()
+    judge.answer = lambda p: score(1) if len(judge.requests) < 6 else (400, "no more", {})
+    saved = tmp_path / "cells.json"
+    line = _spread(["steer", sae, *ASKED, "--max-new-tokens", "8", "--save", str(saved)])
+    result = CliRunner().invoke(app, [*line, "--judge-url", judge.url])
+    assert isinstance(result.exception, HubError) and "no more" in str(result.exception)
+    cells = json.loads(saved.read_text())["cells"]
+    assert len(cells) == 2 * 5 and all(cell["text"] is not None for cell in cells)
+    ratings = [value for cell in cells for value in cell["judge"].values()]
+    assert ratings.count(1) >= 5 and None in ratings
+    # All of it is on stdout, in lines of 80 columns.
+    tables = result.stdout[result.stdout.index("arm ") :].splitlines()
+    assert "instruction" in result.stdout and "latent 5: " in tables[-1]
+    assert max(map(len, tables[:-1])) <= 80 and "did not rate all" in result.stderr
+    # One that does not answer at all is found before anything is written.
+    saved.unlink()
+    judge.answer = lambda p: (401, "who?", {})
+    result = CliRunner().invoke(app, [*line, "--judge-url", judge.url])
+    assert isinstance(result.exception, AccessError) and result.stdout == ""
+    assert not saved.exists()
+
+
+def test_an_output_that_cannot_be_is_found_first(sae: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe", "no/such", "x" * 300, ""):
+        for option in ("--save", "--html"):
+            started = ["steer", "no-such-sae", "--auto", option, name and str(tmp_path / name)]
+            error = CliRunner().invoke(app, started).exception
+            assert isinstance(error, OutputError) and "cannot be written" in str(error)
+    same = ["--save", str(tmp_path / "a"), "--html", str(tmp_path / "folder" / ".." / "a")]
+    error = CliRunner().invoke(app, ["steer", "no-such-sae", "--auto", *same]).exception
+    assert isinstance(error, InputError) and "the same file" in str(error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_progress_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastzoo.steer_terminal import LiveAnswers
+    from fastzoo.sweep import Settings, Sweep
+
+    monkeypatch.setattr("fastzoo.progress.LINE_SECONDS", 0.0)
+    model: Any = None
+    sweep = Sweep(model, None, model, 1, {1: 1.0}, [[], []], [0.0, 1.0], settings=Settings(4))
+    with LiveAnswers(sweep) as told:
+        for _ in range(2):
+            told([(row, 7) for row in range(4)])
+        told([(0, 7)])  # the other three have ended
+        told([(row, 7) for row in range(4, 8)])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%  ")[1].split("  ")[0] for line in lines] == [
+        f"{n} of 8 answers" for n in (1, 2, 3, 5)
+    ]
+
+
 def test_latents_are_found_or_said_not_to_be(sae: str) -> None:
     report = steer(sae, "--auto", "--dialogues", "60", "--alpha", "0", "0.4", "--units", "norm")
     scores = [entry["score"] for entry in report["candidates"]]
@@ -166,6 +274,11 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "1", "--alpha", "1", "--language", "xx"), InputError, "xx"),
         (("--latent", "1", "--alpha", "1", "--html", "no/such/x.html"), OutputError, "no/such"),
         (("--latent", "1", "--alpha", "1", "--judge-url", "ftp://x"), InputError, "ftp://x"),
+        (("--latent", "1", "--alpha", "1", "--judge", ""), InputError, "--judge: nothing"),
+        (("--latent", "1", "--alpha", "1", "--concept", ","), InputError, "--concept: nothing"),
+        (("--latent", "1", "--alpha", "1", "--concept", "le,+"), InputError, "'\\+' has no word"),
+        (("--latent", "1", "--mode", "scale"), InputError, "--mode scale: say which values"),
+        (("--latent", "1", "--alpha", "1", "x" * 30_000), DataError, "question 1: 30000 char"),
     ],
 )
 def test_what_is_refused(
@@ -194,4 +307,4 @@ def test_on_the_terminal(sae: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("> ")] == ["> Hi!", "> What is red?"]
-    assert any("a random direction" in line for line in lines) and "latent 5: " in lines[-1]
+    assert any(line.startswith("random ") for line in lines) and "latent 5: " in lines[-1]
