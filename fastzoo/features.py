@@ -116,7 +116,7 @@ def find_token(assembly: Assembly, token: str) -> int:
     """The id of a token given by its text (or as the vocabulary writes it) or by its id.
 
     Raises:
-        InputError: text that is no single token, or no such id.
+        InputError: text that is no single token or not valid Unicode, or no such id.
     """
     last = assembly.vocabulary - 1
     shown = one_line(token, 80)
@@ -125,7 +125,7 @@ def find_token(assembly: Assembly, token: str) -> int:
             raise InputError(f"--token: {shown} is no token id; ids are 0 to {last}")
         return int(token)
     texts = Texts(assembly.chat)
-    ids = assembly.chat.tokenize([token])[0].tolist() if token else []
+    ids = _tokenized(assembly, "--token", token).tolist() if token else []
     single = len(ids) == 1
     # Vocabularies spell a byte as a letter: 'é' of theirs is a part of what is written 'Ã©'. But
     # where the tokenizer puts a space before a text, only they have the token without it.
@@ -140,6 +140,14 @@ def find_token(assembly: Assembly, token: str) -> int:
             f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
         )
     return int(ids[0])
+
+
+def _tokenized(assembly: Assembly, option: str, text: str) -> np.ndarray:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{option}: '{one_line(text, 80)}' is not valid Unicode") from None
+    return assembly.chat.tokenize([text])[0]
 
 
 def _is_id(token: str) -> bool:
@@ -202,7 +210,7 @@ def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
     if not text.strip():
         raise InputError("--text: there is no text in it")
     if raw:
-        found = [chat.sequence(ids, 0) for ids in chat.tokenize([text])]
+        found = [chat.sequence(_tokenized(assembly, "--text", text), 0)]
     else:
         counts = Counts()
         row = {chat.data.column or "messages": [{"role": "user", "content": text}]}
