@@ -52,12 +52,24 @@ class Assembly:
     def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
         """The first ``count`` usable dialogues, and what became of the rows, as plain data.
 
+        Says on stderr what was skipped or truncated.
+
         Raises:
             DataError, HubError: nothing usable, or not to be had.
         """
         data = self.chat.data
         rows = held_out_embedded(0) if data.source == EMBEDDED_DATA else open_rows(data, 0)
         sequences, counts = held_out_sequences(self.chat, rows, count)
+        changed = []
+        if counts.skipped:
+            skipped = counts.skipped.total()
+            changed.append(f"{skipped} of {counts.rows} rows skipped ({counts.reasons()})")
+        if counts.truncated:
+            changed.append(
+                f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens"
+            )
+        if changed:
+            print(f"{rows.info.name}: {'; '.join(changed)}", file=sys.stderr)
         return sequences, described(rows.info, counts)
 
 

@@ -90,11 +90,17 @@ def find_features(
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=1, help="For --rank output: how many, by activation, are tried.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            min=1, help="For --rank output: how many, by activation, are tried (default: 256)."
+        ),
+    ] = None,
     alpha: Annotated[
-        float, typer.Option(help="For --rank output: steering strength, in mean residual norms.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="For --rank output: steering strength, in mean residual norms (default: 1)."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
     data: Annotated[
         str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
@@ -118,6 +124,9 @@ def find_features(
         raise InputError(f"{' and '.join(k for k, v in asked.items() if v)} do not go together")
     if raw and text is None:
         raise InputError("--raw goes with --text")
+    for option, value in (("--candidates", candidates), ("--alpha", alpha)):
+        if value is not None and rank != "output":
+            raise InputError(f"{option} goes with --rank output")
     from fastzoo import feature_tables as tables
     from fastzoo import features, latent_reports
     from fastzoo.assembly import assemble
@@ -134,8 +143,8 @@ def find_features(
             saes,
             rank,
             latents=latent or [],
-            candidates=candidates,
-            alpha=alpha,
+            candidates=256 if candidates is None else candidates,
+            alpha=1.0 if alpha is None else alpha,
             dialogues=dialogues,
             top=top,
         )

@@ -8,35 +8,38 @@ from itertools import zip_longest
 from typing import Any
 
 from fastzoo.card import show
-from fastzoo.results import print_table
+from fastzoo.results import fits, print_table
 
 Report = Mapping[str, Any]
 
 
+Section = tuple[list[str], list[list[list[str]]]]
+"""Headings, and of each token its lines, the highest rank first."""
+
+
 def print_tokens(report: Report) -> None:
-    """``of_special_tokens`` and ``of_token``."""
+    """``of_special_tokens`` and ``of_token``; on a narrow terminal the sections below each other."""
     for name, found in _saes(report):
         _title(name, f"latents with the largest mean maximum, {_used(report)}")
-        headings = ["token", "dialogues", "rank", "latent", "mean max", "fired in"]
-        headings += ["with pos. 0: latent", "mean max", "fired in"]
-        paper = any(entry.get("paper") for entry in found["tokens"])
+        entries = found["tokens"]
+        sections = [_latents("", entries)]
+        if any(entry["with_position_0"] for entry in entries):
+            sections.append(_latents("with pos. 0: ", [e["with_position_0"] for e in entries]))
+        paper = any(entry.get("paper") for entry in entries)
         if paper:
-            headings += ["paper: latent", "mean max"]
-        lines = []
-        for entry in found["tokens"]:
-            first = entry["with_position_0"] or {}
-            columns = (entry["latents"], first.get("latents") or [], entry.get("paper") or [])
-            for rank, (ours, with_first, theirs) in enumerate(zip_longest(*columns), start=1):
-                start = (
-                    [visible(entry["token"]), str(entry["dialogues"])] if rank == 1 else ["", ""]
-                )
-                line = [*start, str(rank), *_latent(ours), *_latent(with_first)]
-                if paper:
-                    line += (
-                        [str(theirs["latent"]), show(theirs["mean_max"])] if theirs else ["", ""]
-                    )
-                lines.append(line)
-        print_table(headings, lines)
+            theirs = [
+                [[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()]
+                for entry in entries
+            ]
+            sections.append((["paper: latent", "mean max"], theirs))
+        together = _table(entries, sections)
+        if fits(*together):
+            print_table(*together)
+        else:
+            for i, section in enumerate(sections):
+                if i:
+                    print()
+                print_table(*_table(entries, [section]))
         if paper:
             print(
                 "'paper:' is arXiv 2506.07691, Appendix F.3; its numbers of latents are those of its "
@@ -45,10 +48,34 @@ def print_tokens(report: Report) -> None:
             )
 
 
-def _latent(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["", "", ""]
-    return [str(found["latent"]), show(found["mean_max"]), str(found["dialogues"])]
+def _latents(prefix: str, found: Sequence[Mapping[str, Any] | None]) -> Section:
+    """Of each token the latents found for it, if it was looked for."""
+    headings = [f"{prefix}latent", "mean max", "fired in"]
+    return headings, [_ranked(counted) if counted else [] for counted in found]
+
+
+def _ranked(counted: Mapping[str, Any]) -> list[list[str]]:
+    dialogues = counted["dialogues"]
+    return [
+        [str(x["latent"]), show(x["mean_max"]), f"{x['dialogues']} of {dialogues}"]
+        for x in counted["latents"]
+    ] or [["none", "", f"0 of {dialogues}"]]
+
+
+def _table(
+    entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of sections side by side."""
+    headings = ["token", "rank", *(heading for own, _ in sections for heading in own)]
+    lines = []
+    for i, entry in enumerate(entries):
+        ranks = zip_longest(*(lines_of[i] for _, lines_of in sections))
+        for rank, cells in enumerate(ranks, start=1):
+            line = [shown_token(entry["token"]) if rank == 1 else "", str(rank)]
+            for (own, _), cell in zip(sections, cells, strict=True):
+                line += cell or [""] * len(own)
+            lines.append(line)
+    return headings, lines
 
 
 def print_text(report: Report) -> None:
@@ -57,15 +84,16 @@ def print_text(report: Report) -> None:
         _title(name, "latents by activation")
         lines = [
             [
-                visible(entry["token"]),
+                shown_token(entry["token"]),
                 str(entry["position"]),
                 entry["role"] or "",
                 str(entry["firing"]),
-                "  ".join(f"{x['latent']} {show(x['activation'])}" for x in entry["latents"]),
+                "  ".join(f"{x['latent']}[{show(x['activation'])}]" for x in entry["latents"]),
             ]
             for entry in found["tokens"]
         ]
-        print_table(["token", "position", "turn", "firing", "strongest"], lines, left=(0, 2, 4))
+        headings = ["token", "position", "turn", "firing", "strongest[activation]"]
+        print_table(headings, lines, left=(0, 2, 4), wrapped=(4,))
 
 
 def print_latents(report: Report) -> None:
@@ -88,7 +116,7 @@ def print_latents(report: Report) -> None:
             print()
             lines = [
                 [
-                    visible(x["token"]),
+                    shown_token(x["token"]),
                     f"{x['fired']} of {x['occurrences']}",
                     show(x["mean"]),
                     f"{x['share']:.0%}",
@@ -137,7 +165,8 @@ def print_ranking(report: Report) -> None:
             for x in found["latents"]
         ]
         headings += ["tokens", "raises"]
-        print_table(headings, lines, left=(0, len(headings) - 1))
+        last = len(headings) - 1
+        print_table(headings, lines, left=(0, last), wrapped=(last,))
 
 
 def _quoted(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -157,9 +186,15 @@ def _title(name: str, what: str) -> None:
 
 
 def _used(report: Report) -> str:
-    return f"{report['split']['used']} dialogues"
+    used = report["split"]["used"]
+    return f"{used} dialogue{'s' if used != 1 else ''}"
 
 
 def visible(text: str) -> str:
     """A token's text with its line breaks and control characters written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown_token(text: str) -> str:
+    """A token's text in a cell of its own; quoted where there is nothing but spaces to see."""
+    return f"'{text}'" if text.isspace() and text.isprintable() else visible(text)

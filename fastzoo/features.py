@@ -56,16 +56,15 @@ def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Rep
         InputError: not a single token, or one that stands in none of the dialogues.
     """
     number = find_token(assembly, token)
-    chosen = ChosenTokens(
-        text=assembly.chat.tokenizer.convert_ids_to_tokens, ids=frozenset({number})
-    )
+    texts = Texts(assembly.chat)
+    chosen = ChosenTokens(text=texts.token, ids=frozenset({number}))
     report = _of_tokens(assembly, chosen, dialogues, top)
     for found in report["saes"].values():
         found["definition"] = DEFINITION
     if not all(found["tokens"] for found in report["saes"].values()):
         raise InputError(
-            f"--token: '{one_line(token, 80)}' (id {number}) stands in none of the "
-            f"{report['split']['used']} dialogues; give others with --data"
+            f"--token: {texts.token(number)!r} (id {number}) stands in none of the "
+            f"{report['split']['used']} dialogues; give others with --data{_as_text(assembly, token)}"
         )
     return report
 
@@ -117,25 +116,48 @@ def find_token(assembly: Assembly, token: str) -> int:
     """The id of a token given by its text (or as the vocabulary writes it) or by its id.
 
     Raises:
-        InputError: text that is no single token, or no such id.
+        InputError: text that is no single token or not valid Unicode, or no such id.
     """
-    tokenizer, last = assembly.chat.tokenizer, assembly.vocabulary - 1
+    last = assembly.vocabulary - 1
     shown = one_line(token, 80)
-    if token.isascii() and token.isdigit():
+    if _is_id(token):
         if int(token[:12]) > last:
             raise InputError(f"--token: {shown} is no token id; ids are 0 to {last}")
         return int(token)
-    if (known := tokenizer.get_vocab().get(token)) is not None:
-        return int(known)
-    ids = assembly.chat.tokenize([token])[0].tolist() if token else []
-    if len(ids) != 1:
-        texts = Texts(assembly.chat)
-        parts = ", ".join(f"'{texts.token(number)}'" for number in ids[:8])
+    texts = Texts(assembly.chat)
+    ids = _tokenized(assembly, "--token", token).tolist() if token else []
+    single = len(ids) == 1
+    # Vocabularies spell a byte as a letter: 'é' of theirs is a part of what is written 'Ã©'. But
+    # where the tokenizer puts a space before a text, only they have the token without it.
+    itself = single and texts.token(ids[0]) == token
+    spelled = assembly.chat.tokenizer.get_vocab().get(token)
+    if spelled is not None and not itself:
+        return int(spelled)
+    if not single:
+        parts = ", ".join(repr(texts.token(number)) for number in ids[:8])
         raise InputError(
             f"--token: '{shown}' is not a token of {assembly.chat.model_name} but {len(ids)}"
             f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
         )
     return int(ids[0])
+
+
+def _tokenized(assembly: Assembly, option: str, text: str) -> np.ndarray:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{option}: '{one_line(text, 80)}' is not valid Unicode") from None
+    return assembly.chat.tokenize([text])[0]
+
+
+def _is_id(token: str) -> bool:
+    return token.isascii() and token.isdigit()
+
+
+def _as_text(assembly: Assembly, token: str) -> str:
+    """A hint for whoever meant the digits and not the id."""
+    ids = assembly.chat.tokenize([token])[0].tolist() if _is_id(token) else []
+    return f" (the text '{token}' is id {ids[0]})" if len(ids) == 1 else ""
 
 
 # --- of a text ---------------------------------------------------------------------------------
@@ -153,38 +175,34 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> Report:
     """
     sequence = _sequence(assembly, text, raw)
     texts = Texts(assembly.chat)
-    reader = assembly.reader
-    tokens = sequence.ids.tolist()
-    saes = {}
-    (passed,) = [
-        [(name, acts_TF) for name, _, acts_TF in encoded]
-        for _, encoded in encode_packs(reader, assembly.saes, [sequence])
-    ]
-    for name, acts_TF in passed:
-        saes[name] = {
-            "tokens": [
-                {
-                    "token_id": number,
-                    "token": texts.token(number),
-                    "position": place,
-                    "role": None if raw else texts.role(sequence, place),
-                    "firing": int((acts_F > 0).sum()),
-                    "latents": [
-                        {"latent": latent, "activation": value}
-                        for latent, value in _strongest(acts_F, top)
-                    ],
-                }
-                for place, (number, acts_F) in enumerate(zip(tokens, acts_TF, strict=True))
-            ]
+    places = [
+        {
+            "token_id": number,
+            "token": texts.token(number),
+            "position": place,
+            "role": None if raw else texts.role(sequence, place),
         }
+        for place, number in enumerate(sequence.ids.tolist())
+    ]
+    saes = {}
+    for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
+        for name, _, acts_TF in encoded:
+            fired = [_strongest(acts_F, top) for acts_F in acts_TF]
+            saes[name] = {
+                "tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]
+            }
     return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
 
 
-def _strongest(acts_F: Tensor, top: int) -> list[tuple[int, float]]:
-    """Latents that fire, the largest activation first, of equal ones the lower number."""
+def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
+    """How many latents fire, and the ``top``: of equal ones the lower number comes first."""
     values_F = acts_F.float().cpu().numpy()
-    best = np.argsort(-values_F, kind="stable")[:top]
-    return [(int(i), float(values_F[i])) for i in best if values_F[i] > 0]
+    fired = np.flatnonzero(values_F > 0)
+    best = fired[np.argsort(-values_F[fired], kind="stable")[:top]]
+    return {
+        "firing": len(fired),
+        "latents": [{"latent": int(k), "activation": float(values_F[k])} for k in best],
+    }
 
 
 def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
@@ -192,7 +210,7 @@ def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
     if not text.strip():
         raise InputError("--text: there is no text in it")
     if raw:
-        found = [chat.sequence(ids, 0) for ids in chat.tokenize([text])]
+        found = [chat.sequence(_tokenized(assembly, "--text", text), 0)]
     else:
         counts = Counts()
         row = {chat.data.column or "messages": [{"role": "user", "content": text}]}

@@ -30,6 +30,18 @@ PROMPTS = 16
 
 RANKINGS = ("activation", "output")
 
+FIGURES = (
+    "of a latent, position 0 left out: mean_max, its largest activation in a dialogue, averaged over "
+    "all dialogues; highest, the largest of all; frequency and dialogue_frequency, the shares of "
+    "tokens and of dialogues that it fires on. writes: the tokens whose logits its decoder row raises "
+    "(top) and lowers (bottom) most, through the final norm's weights and the unembedding"
+)
+FIRING = (
+    "contexts: the dialogues with its largest activations, one place of each. tokens: those with the "
+    "largest share of the sum of its activations; mean is over all their occurrences. position_0: the "
+    "dialogues it fires in at that place, and its mean activation there over all dialogues"
+)
+
 
 @torch.no_grad()
 def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int) -> Report:
@@ -73,7 +85,12 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
                 for latent, gathered, written in zip(latents, firing[name], writes, strict=True)
             ],
         }
-    return {"base_model": assembly.base_model, "split": split, "saes": found}
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "definition": f"{FIGURES}. {FIRING}",
+        "saes": found,
+    }
 
 
 def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
@@ -194,10 +211,12 @@ def ranking(
         "base_model": assembly.base_model,
         "split": split,
         "rank": by,
+        "definition": FIGURES,
         "saes": found,
     }
     if by == "output":
-        report |= {"definition": OUTPUT_SCORE, "alpha": alpha, "prompts": len(prompts)}
+        report["definition"] = f"{OUTPUT_SCORE}. {FIGURES}"
+        report |= {"alpha": alpha, "prompts": len(prompts)}
     return report
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastzoo.card import show
 from fastzoo.names import SAEName
@@ -46,7 +46,7 @@ def print_results(rows: Results) -> None:
             line.append("" if speed is None else f"{speed:.0f}")
     if all(figures["mse"]["special"]["value"] is None for _, figures, _ in rows):
         print("the held-out dialogues hold no special tokens: no figure of them", file=sys.stderr)
-    if _width(headings, lines) <= console.width:
+    if fits(headings, lines):
         _print(console, headings, lines)
         return
     # Turned: as many SAEs side by side as fit, at least one.
@@ -68,10 +68,23 @@ def read_results(run_folder: Path, names: Iterable[SAEName]) -> Results:
 
 
 def print_table(
-    headings: Sequence[str], lines: Sequence[Sequence[str]], left: Collection[int] = (0,)
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    left: Collection[int] = (0,),
+    wrapped: Collection[int] = (),
 ) -> None:
-    """Print lines under headings, the columns ``left`` (of text) to the left."""
-    _print(_console(), headings, lines, left)
+    """Print lines under headings.
+
+    Args:
+        left: columns of text, which stand to the left.
+        wrapped: columns that go on in further lines where the terminal is too narrow.
+    """
+    _print(_console(), headings, lines, left, wrapped)
+
+
+def fits(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> bool:
+    """Whether the terminal is as wide as the table."""
+    return _width(headings, lines) <= _console().width
 
 
 def _console() -> Any:
@@ -91,12 +104,14 @@ def _print(
     headings: Sequence[str],
     lines: Sequence[Sequence[str]],
     left: Collection[int] = (0,),
+    wrapped: Collection[int] = (),
 ) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i in left else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if i in left else "right"
+        table.add_column(heading, justify=justify, no_wrap=i not in wrapped)
     for line in lines:
         table.add_row(*line)
     console.print(table)

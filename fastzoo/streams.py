@@ -82,6 +82,10 @@ class Counts:
             why = f"{reason}: {detail}" if detail else reason
             self.first_skipped = f"row {number} ({why}): {show_row(row)}"
 
+    def reasons(self) -> str:
+        """Why rows were skipped, the most common reason first."""
+        return ", ".join(f"{reason}: {n}" for reason, n in self.skipped.most_common())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the text of any row."""
         values = asdict(self)
@@ -600,9 +604,8 @@ def nothing_usable(rows: Rows, counts: Counts) -> DataError:
             f"{rows.info.name}: no row is left for training once the held-out ones are set aside; "
             "give more rows, or evaluation.source another file"
         )
-    reasons = ", ".join(f"{reason}: {n}" for reason, n in counts.skipped.most_common())
     return DataError(
-        f"{rows.info.name}: no usable row among {counts.rows} ({reasons}); the first: "
+        f"{rows.info.name}: no usable row among {counts.rows} ({counts.reasons()}); the first: "
         f'{counts.first_skipped}; rows are {{"messages": [{{"role": "user", "content": "..."}}]}} or '
         '{"conversations": [{"from": "human", "value": "..."}]}'
     )

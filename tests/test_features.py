@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTH, plain_forward, randomise, recipe, sequence, small_model
+from conftest import WIDTH, plain_forward, randomise, recipe, sequence, small_model, write_jsonl
 from torch import Tensor
 from typer.testing import CliRunner
 from zoo_folders import train_small
@@ -25,7 +28,7 @@ from fastzoo.assembly import Assembly, assemble
 from fastzoo.cli import app
 from fastzoo.contexts import AROUND, Texts
 from fastzoo.errors import DataError, InputError, ModelError, TrainingError
-from fastzoo.feature_tables import visible
+from fastzoo.feature_tables import print_text, print_tokens, visible
 from fastzoo.features import _add_paper, find_token, of_special_tokens, of_text, of_token
 from fastzoo.latent_reports import of_latents, ranking
 from fastzoo.latent_statistics import statistics
@@ -218,6 +221,8 @@ def test_the_papers_latents_stand_beside() -> None:
         ("", "is not a token"),
         ("99999", "is no token id; ids are 0 to 1023"),
         ("9" * 5000, "is no token id"),
+        ("a\nb", r"but 3 \('a', '\\n', 'b'\)"),
+        ("\udcff", r"--token: '\?' is not valid Unicode"),
     ],
 )
 def test_what_is_no_token(together: Assembly, token: str, said: str) -> None:
@@ -230,6 +235,38 @@ def test_a_token_that_stands_nowhere(together: Assembly, dialogues: list[TokenSe
     absent = next(i for i in range(1024) if i not in present)
     with pytest.raises(InputError, match="stands in none of the 2 dialogues"):
         of_token(together, str(absent), dialogues=2, top=5)
+    five = together.chat.tokenizer.get_vocab()["5"]
+    with pytest.raises(InputError, match=rf"'#' \(id 5\) .* \(the text '5' is id {five}\)"):
+        of_token(together, "5", dialogues=2, top=5)
+
+
+@pytest.mark.parametrize("text", ["é", " ", "\n", " is", "<|im_end|>"])
+def test_a_token_is_found_as_typed_and_as_the_vocabulary_spells_it(
+    together: Assembly, text: str
+) -> None:
+    """Whose letter for the byte 0xE9 is an 'é'."""
+    (number,) = together.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert find_token(together, text) == number
+    assert find_token(together, together.chat.tokenizer.convert_ids_to_tokens(number)) == number
+    assert Texts(together.chat).token(number) == text
+
+
+def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(
+    together: Assembly,
+) -> None:
+    """As Llama 2 does: alone, 'user' is '▁user', and yet a token of its own inside of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"user": 0, "▁user": 1, "?": 2, "▁?": 3}
+    backend = Tokenizer(models.WordLevel(words, "?"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    chat = ChatTokenizer(tokenizer, recipe(data={"source": "embedded"}).data, "m")
+    assembly = replace(together, chat=chat)
+    assert tokenizer("user")["input_ids"] == [1]
+    assert [find_token(assembly, text) for text in ("user", "▁user", " user")] == [0, 1, 1]
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -266,6 +303,28 @@ def test_latents_of_a_text_equal_a_plain_forward(
                 assert acts_F[x["latent"]].item() == pytest.approx(x["activation"], rel=1e-3)
 
 
+def test_no_more_than_the_last_saes_activations_are_held(
+    together: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a long text through many SAEs take gigabytes."""
+    made: list[weakref.ref[Tensor]] = []
+    held = []
+
+    def counted(sae: JumpReLUSAE, x_TD: Tensor) -> Tensor:
+        held.append(sum(ref() is not None for ref in made))
+        acts_TF = encode(sae, x_TD)
+        made.append(weakref.ref(acts_TF))
+        return acts_TF
+
+    encode = JumpReLUSAE.encode
+    monkeypatch.setattr(JumpReLUSAE, "encode", counted)
+    several = [*together.saes.values()] * 2
+    four = replace(together, saes={str(i): sae for i, sae in enumerate(several)})
+    of_text(four, "Where?", raw=False, top=2)
+    of_special_tokens(four, dialogues=2, top=2)
+    assert len(held) == 8 and max(held) <= 1
+
+
 @pytest.mark.parametrize(
     ("text", "raw", "said"),
     [
@@ -273,6 +332,7 @@ def test_latents_of_a_text_equal_a_plain_forward(
         (" \n", True, "no text"),
         ("\ud800", False, "cannot be a user's message"),
         ("word " * 5000, True, "tokens; at most"),
+        ("\udcff", True, "--text: '\\?' is not valid Unicode"),
     ],
 )
 def test_texts_that_cannot_be_used(together: Assembly, text: str, raw: bool, said: str) -> None:
@@ -567,6 +627,44 @@ def test_the_command(run: Path, together: Assembly) -> None:
     assert "raises" in shown(folders[0], *few, "--rank", "activation").stdout
 
 
+def test_tables_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is cut: what does not fit beside each other stands below, or goes on below."""
+    latents = [{"latent": k, "mean_max": 2 / 3, "dialogues": 9} for k in (28671, 1)]
+    counted = {"dialogues": 10, "latents": latents}
+    paper = [{"rank": 1, "latent": 13794, "mean_max": 0.5}]
+    start = {"token": "<|start_header_id|>", **counted, "with_position_0": None, "paper": paper}
+    silent = {"token": " ", "dialogues": 7, "latents": [], "with_position_0": None, "paper": None}
+    saes = {"a": {"tokens": [{**start, "with_position_0": counted}, silent]}}
+    fired = [{"latent": 20000 + k, "activation": 100 / 3} for k in range(9)]
+    entry = {"token": "\n", "position": 0, "role": "assistant", "firing": 9, "latents": fired}
+
+    def narrow(show: Any, report: Any) -> str:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "dumb")  # which has no styles, and 80 columns
+        show(report)
+        text = capsys.readouterr().out
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        return text
+
+    text = narrow(print_tokens, {"split": {"used": 1}, "saes": saes})
+    assert "maximum, 1 dialogue\n" in text
+    assert text.count("28671") == 2 and text.count("<|start_header_id|>") == 3
+    assert text.index("pos. 0: latent") < text.index("paper: latent") < text.index("13794")
+    assert "' '     " in text and "none" in text and "0 of 7" in text
+    text = narrow(print_text, {"saes": {"a": {"tokens": [entry]}}})
+    assert all(f"{x['latent']}[33.33]" in text for x in fired)
+
+
+def test_the_command_says_which_rows_are_left_out(run: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Where is Paris? " * 9}]
+    data = write_jsonl(tmp_path / "some.jsonl", [{"messages": turns}, {"text": "?"}])
+    result = shown(run / NAMES[0], "--data", data, "--max-tokens", 9)
+    assert "some.jsonl: 1 of 2 rows skipped (malformed: no column" in result.stderr
+    assert "1 of 1 dialogues truncated to 9 tokens" in result.stderr
+
+
 def test_the_command_shows_the_papers_figures_in_columns_of_their_own(
     run: Path, tmp_path: Path
 ) -> None:
@@ -590,6 +688,8 @@ def test_the_command_shows_the_papers_figures_in_columns_of_their_own(
         (["--token", "no such"], "is not a token of tiny-chat"),
         (["--token", "x", "--text", "y"], "--text and --token do not go together"),
         (["--raw"], "--raw goes with --text"),
+        (["--alpha", 2], "--alpha goes with --rank output"),
+        (["--rank", "activation", "--candidates", 9], "--candidates goes with --rank output"),
         (["--rank", "size"], "'size' is none of activation, output"),
         (["--rank", "output", "--alpha", "inf"], "inf is not a finite number"),
         (["--max-tokens", 10**6], "--max-tokens: 1000000 is more than"),
