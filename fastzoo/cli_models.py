@@ -181,6 +181,9 @@ def steer_sae(
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the latent (of those given, or of all) and window.")
     ] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="--auto among the latents of special tokens.")
+    ] = False,
     candidates: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many latents --auto tries.")
     ] = 256,
@@ -201,7 +204,10 @@ def steer_sae(
         ),
     ] = "add",
     positions: Annotated[
-        str, typer.Option(metavar="WHERE", help="all, prompt or generated.")
+        str,
+        typer.Option(
+            metavar="WHERE", help="all, prompt or generated; or the turns of user or assistant."
+        ),
     ] = "all",
     file: Annotated[
         Path | None,
@@ -291,6 +297,7 @@ def steer_sae(
         file=file,
         latents=latent or (),
         auto=auto,
+        special=special,
         candidates=candidates,
         alphas=alpha or (),
         units=units,

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastzoo.threads import one_thread
+
 ENDED_SHARE = 1 / 8
 """Ended rows leave when they are so many of the batch: it costs a copy of the cache."""
+
+TOY_PARAMETERS, TOY_PRODUCTS = 1 << 24, 1 << 28
+"""A pass of so small a model with so few multiplications runs in one thread on a CPU: up to twice as fast
+as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16 rows)."""
 
 
 def write_answers(
@@ -119,6 +126,7 @@ class _Batch:
         self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None
         self._inputs = {k: v for k, v in inputs.items() if k in ("logits_to_keep", "use_cache")}
         self._fresh = ids_BT.shape[1]
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._placed = "position_ids" in inspect.signature(model.forward).parameters
 
     def logits(self) -> Tensor:
@@ -130,12 +138,15 @@ class _Batch:
         if self._placed:
             places_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
             inputs["position_ids"] = places_BT[:, -new:]
-        logits_BTV: Tensor = self._model(
-            input_ids=self.ids_BT[:, -new:],
-            attention_mask=self._mask_BT if self._padded else None,
-            return_dict=True,
-            **inputs,
-        ).logits
+        products = self._parameters * len(self.ids_BT) * new
+        toy = self._parameters <= TOY_PARAMETERS and products <= TOY_PRODUCTS
+        with one_thread() if toy and self.ids_BT.device.type == "cpu" else nullcontext():
+            logits_BTV: Tensor = self._model(
+                input_ids=self.ids_BT[:, -new:],
+                attention_mask=self._mask_BT if self._padded else None,
+                return_dict=True,
+                **inputs,
+            ).logits
         self._fresh = 1
         return logits_BTV[:, -1]
 

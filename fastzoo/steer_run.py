@@ -15,12 +15,13 @@ from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from fastzoo.errors import FastzooError, InputError, one_line
+from fastzoo.features import of_special_tokens
 from fastzoo.judge import Judge, Verdict
 from fastzoo.language import FUNCTION_WORDS, words_of
 from fastzoo.latent_search import CANDIDATES, find_pool, finer, search
 from fastzoo.latent_statistics import statistics
 from fastzoo.output_score import refuse_missing
-from fastzoo.positions import as_positions
+from fastzoo.positions import PLACES, Positions, roles
 from fastzoo.progress import Progress
 from fastzoo.questions import Question, asked, load_questions
 from fastzoo.scores import (
@@ -30,12 +31,15 @@ from fastzoo.scores import (
     concept_of_language,
     concept_of_words,
 )
+from fastzoo.special_latents import ROLE_WORDS
 from fastzoo.steering import MODES, make_edit
 from fastzoo.streams import TokenSequence
 from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
 from fastzoo.unembedding import lens_tokens
 from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
+SPECIAL = 5
+"""Latents of each special token, as in the paper's Appendix F.3."""
 WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
 JUDGE_DEFINITION = (
@@ -53,6 +57,8 @@ class Ask:
     file: Path | None = None
     latents: Sequence[int] = ()
     auto: bool = False
+    special: bool = False
+    """Find it among the latents of special tokens."""
     candidates: int = CANDIDATES
     alphas: Sequence[float] = ()
     units: str | None = None
@@ -135,6 +141,8 @@ def steer_sae(
         raise InputError("say which latent with --latent, or let --auto find one")
     if ask.auto and ask.mode != "add":
         raise InputError(f"--auto finds latents to add; with --mode {ask.mode} say which latent")
+    if ask.special and (not ask.auto or ask.latents):
+        raise InputError("--special goes with --auto, and not with --latent")
     assembly = assemble([ask.source], model_name=ask.model, revision=ask.revision, data=ask.data)
     ((name, (layer, sae)),) = assembly.saes.items()
     questions = _questions(ask, assembly)
@@ -151,7 +159,7 @@ def steer_sae(
         units=units,
         statistics=unmeasured,
     )
-    as_positions(ask.positions)
+    positions = _positions(ask, assembly)
     judge = _judge(ask)
     sweep = Sweep(
         assembly.reader.model,
@@ -164,7 +172,7 @@ def steer_sae(
         units,
         None,
         ask.mode,
-        ask.positions,
+        positions,
         ask.wish,
         ask.control,
         ask.settings,
@@ -184,11 +192,17 @@ def steer_sae(
             )[name]
     sweep = replace(sweep, statistics=known)
     candidates: list[dict[str, Any]] = []
+    fires_on: dict[int, list[str]] = {}
     if ask.auto:
         assert known is not None
         words = ask.concept or FUNCTION_WORDS.get(ask.language or "", "").split()
-        pool = list(ask.latents) or find_pool(assembly, known, sequences, words, ask.candidates)
+        if ask.special:
+            fires_on = _special_latents(assembly, name, ask.dialogues)
+        pool = list(ask.latents or fires_on)
+        pool = pool or find_pool(assembly, known, sequences, words, ask.candidates)
         candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
+        for entry in candidates if ask.special else ():
+            entry["special_tokens"] = fires_on[entry["latent"]]
         sweep = replace(sweep, latents={candidates[0]["latent"]: 1.0})
         if not ask.alphas:
             sweep = replace(sweep, alphas=finer(sweep.alphas, candidates[0]["alpha"]))
@@ -213,6 +227,7 @@ def steer_sae(
         "layer": layer,
         "latents": list(sweep.latents),
         "writes": {k: written(assembly, sweep, k) for k in sweep.latents},
+        "special_tokens": {k: fires_on[k] for k in sweep.latents if k in fires_on},
         "mode": ask.mode,
         "units": units,
         "alphas": list(sweep.alphas),
@@ -257,6 +272,16 @@ def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
 
 
+def _special_latents(assembly: Assembly, name: str, dialogues: int) -> dict[int, list[str]]:
+    """The latents that fire most on special tokens (Appendix F.3), and on which."""
+    found: dict[int, list[str]] = {}
+    report = of_special_tokens(assembly, dialogues=dialogues, top=SPECIAL)
+    for entry in report["saes"][name]["tokens"]:
+        for latent in entry["latents"]:
+            found.setdefault(latent["latent"], []).append(entry["token"])
+    return found
+
+
 # --- what was asked ------------------------------------------------------------------------------
 
 
@@ -292,6 +317,17 @@ def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
     if ask.mode == "add" and 0.0 not in alphas:
         alphas.insert(0, 0.0)
     return units, alphas
+
+
+def _positions(ask: Ask, assembly: Assembly) -> Positions:
+    if ask.positions in ROLE_WORDS:
+        return roles(assembly.chat.tokenizer, ask.positions)
+    if ask.positions not in PLACES:
+        raise InputError(
+            f"--positions '{one_line(ask.positions, 40)}' is none of "
+            f"{', '.join((*PLACES, *ROLE_WORDS))}"
+        )
+    return ask.positions
 
 
 def _concept(ask: Ask) -> Concept | None:

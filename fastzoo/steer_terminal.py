@@ -149,6 +149,8 @@ def summary(outcome: Outcome) -> str:
     """The window in one line."""
     spot = outcome.spot
     latents = ", ".join(map(str, outcome.about["latents"]))
+    for tokens in outcome.about["special_tokens"].values():
+        latents += f" (of {', '.join(one_line(token, 40) for token in tokens)})"
     if spot is None:
         return f"latent {latents}: no window, which only alphas that are added have"
     if not spot.found:

@@ -333,7 +333,10 @@ def make_edit(
     values_RK = _alphas(latents)
     latents_K = torch.tensor(list(latents), device=sae.W_dec.device)
     if units == "max":
-        values_RK = values_RK * statistics.mean_max_F.cpu().float()[latents_K.cpu()]
+        mean_max_K = statistics.mean_max_F.cpu().float()[latents_K.cpu()]
+        if silent := [k for k, value in zip(latents, mean_max_K, strict=True) if not value > 0]:
+            raise InputError(f"latent {silent[0]} fires nowhere, so its mean maximum is no unit")
+        values_RK = values_RK * mean_max_K
     if mode != "add":
         return Edit(layer, mode, None, sae, latents_K, values_RK)
     rows_KD = sae.W_dec.detach()[latents_K].float().cpu()
@@ -386,7 +389,7 @@ def _alphas(latents: Latents) -> Tensor:
             column = torch.empty(0)
         if not column.numel() or not bool(column.isfinite().all()):
             raise InputError(
-                f"alpha of latent {latent} is {one_line(alpha, 60)}, and not one or more finite numbers"
+                f"alpha of latent {latent} is {one_line(alpha, 60)}, and not one or more finite numbers (float32)"
             )
         columns.append(column)
     sizes = {column.numel() for column in columns} - {1}

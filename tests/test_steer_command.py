@@ -105,6 +105,7 @@ def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
         "layer": 1,
         "latents": [1],
         "writes": {1: [hostile]},
+        "special_tokens": {1: [hostile]},
         "mode": "add",
         "units": "raw",
         "positions": "all",
@@ -237,6 +238,32 @@ def test_latents_are_found_or_said_not_to_be(sae: str) -> None:
     assert one["sweet_spot"]["best"] is None and "1 question" in one["sweet_spot"]["reason"]
 
 
+def test_latents_of_special_tokens_are_tried(sae: str) -> None:
+    few = ("--dialogues", "20", "--alpha", "0.5", "--units", "norm")
+    found = steer(sae, "Hello!", "How are you?", "--auto", "--special", *few)
+    features = CliRunner().invoke(app, ["features", sae, "--dialogues", "20", "--json"])
+    (special,) = json.loads(features.stdout)["saes"].values()
+    fires_on: dict[int, list[str]] = {}
+    for entry in special["tokens"]:
+        for latent in entry["latents"]:
+            fires_on.setdefault(latent["latent"], []).append(entry["token"])
+    for entry in found["candidates"]:
+        assert entry["special_tokens"] == fires_on[entry["latent"]]
+    best = found["latents"][0]
+    assert found["special_tokens"] == {str(best): fires_on[best]}
+
+
+def test_roles_are_positions(sae: str) -> None:
+    asked = (sae, "Hello!", "--latent", "5", "--alpha", "0", "2", "--units", "norm")
+    by = {where: steer(*asked, "--positions", where) for where in ("all", "user", "assistant")}
+    answers = {
+        where: [cell["ids"] for cell in report["cells"] if cell["arm"] == "latent"]
+        for where, report in by.items()
+    }
+    assert answers["all"][0] == answers["user"][0] == answers["assistant"][0]
+    assert answers["all"][1] != answers["user"][1] != answers["assistant"][1]
+
+
 def test_other_modes_and_samples(sae: str) -> None:
     clamped = steer(
         sae, "Tell me of cats.", "--latent", "5", "--mode", "clamp", "--alpha", "0", "90"
@@ -265,9 +292,14 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "9999", "--alpha", "1"), InputError, "latent 9999: .* has 256 latents"),
         (("--latent", "1"), FastzooError, ""),
         (("--latent", "1", "--units", "raw"), InputError, "say which alphas"),
+        (("--latent", "1", "--special", "--alpha", "1"), InputError, "--special goes with --auto"),
         (("--auto", "--mode", "scale", "--alpha", "1"), InputError, "--auto finds latents to add"),
         (("--latent", "1", "--mode", "push", "--alpha", "1"), InputError, "mode 'push'"),
-        (("--latent", "1", "--positions", "some", "--alpha", "1"), InputError, "positions 'some'"),
+        (
+            ("--latent", "1", "--positions", "some", "--alpha", "1"),
+            InputError,
+            "--positions 'some'",
+        ),
         (("--latent", "1", "--alpha", "1", "--questions", "gone.txt"), InputError, "gone.txt"),
         (("--latent", "1", "--alpha", "nan"), InputError, "finite"),
         (("", "--latent", "1", "--alpha", "1"), InputError, "a question is empty"),

@@ -148,7 +148,7 @@ def test_units(sae: Any) -> None:
 
     known = {"statistics": statistics}
     assert torch.equal(logits(sae, 2.0, units="max", **known), logits(sae, 16.0))
-    length = float(long.W_dec[7].norm())
+    length = float(long.W_dec[7].detach().norm())
     torch.testing.assert_close(
         logits(long, 2.0, units="norm", **known), logits(long, 10.0 / length), rtol=1e-4, atol=1e-4
     )
@@ -414,6 +414,7 @@ def test_a_model_split_over_devices(sae: Any, tmp_path: Any) -> None:
 def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
     model = small_model("qwen2")
     wide = architecture("standard")(WIDTH + 1, LATENTS)
+    silent = SimpleNamespace(mean_max_F=torch.zeros(LATENTS))
     refusals: list[tuple[type[Exception], str, Any, dict[int, Any], dict[str, Any]]] = [
         (InputError, "there is no latent 24", sae, {24: 1.0}, {}),
         (InputError, "there is no latent -1", sae, {-1: 1.0}, {}),
@@ -422,6 +423,13 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
         (InputError, "which layer", sae, {1: 1.0}, {"layer": None}),
         (InputError, "finite", sae, {1: float("nan")}, {}),
         (InputError, "finite", sae, {1: "much"}, {}),
+        (
+            InputError,
+            "latent 1 fires nowhere",
+            sae,
+            {1: 1.0},
+            {"units": "max", "statistics": silent},
+        ),
         (InputError, "different numbers of rows", sae, {1: [1.0, 2.0], 2: [1.0] * 3}, {}),
         (InputError, "mode 'push'", sae, {1: 1.0}, {"mode": "push"}),
         (InputError, "with scale they are raw", sae, {1: 1.0}, {"mode": "scale", "units": "max"}),

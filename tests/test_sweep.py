@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastzoo.errors import DataError, InputError
 from fastzoo.saes import architecture
 from fastzoo.steering import steer
 from fastzoo.sweep import Settings, Sweep
+from fastzoo.threads import one_thread
 
 ALPHAS = (0.0, 2.0, 9.0, -9.0)
 QUESTIONS = [
@@ -138,6 +140,29 @@ def test_rows_that_end_leave_and_change_no_other(
         generate = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
     for cell in cells:
         assert cell.ids == alone(model, sae, cell, how, generate)
+
+
+def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
+    sae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, threads = small_model("llama"), torch.get_num_threads()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        expected = make(model, sae).cells()
+        assert set(seen) == {1} and torch.get_num_threads() == 3
+        with one_thread(), ThreadPoolExecutor(1) as other:
+            assert other.submit(make(model, sae).cells).result() == expected
+            with one_thread():
+                pass
+        assert torch.get_num_threads() == 3
+        seen.clear()
+        monkeypatch.setattr("fastzoo.decoding.TOY_PARAMETERS", 1)
+        make(model, sae).cells()
+        assert set(seen) == {3}
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_is_asked_twice_is_answered_once(sae: Any) -> None:
