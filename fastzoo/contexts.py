@@ -14,6 +14,7 @@ import numpy as np
 from fastzoo.dialogues import ROLES
 from fastzoo.special_latents import SpecialTokens
 from fastzoo.streams import ChatTokenizer, TokenSequence
+from fastzoo.token_texts import TokenTexts
 
 AROUND = 10
 """Tokens that are shown on each side of a maximum."""
@@ -28,16 +29,11 @@ class Texts:
         self._tokenizer = chat.tokenizer
         headers = SpecialTokens.of(chat).headers
         self._before = np.array(sorted({before for before, _ in headers}), dtype=np.int64)
-        self._known: dict[int, str] = {}
+        self._texts = TokenTexts(chat.tokenizer)
 
     def token(self, number: int) -> str:
         """A token's text; a part of a character as the vocabulary writes it."""
-        if number not in self._known:
-            word = str(self._tokenizer.convert_ids_to_tokens(number))
-            # Of a single token, decoding drops the space that SentencePiece writes so.
-            text = word.replace("▁", " ") if "▁" in word else self._decode([number])
-            self._known[number] = word if "\ufffd" in text or not text else text
-        return self._known[number]
+        return self._texts(number)
 
     def role(self, sequence: TokenSequence, place: int) -> str | None:
         """The role whose turn a token stands in, its header included; None where none is written."""

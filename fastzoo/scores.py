@@ -29,6 +29,7 @@ from fastzoo.repeats import (
     rouge_l,
     runs,
 )
+from fastzoo.token_texts import TokenTexts
 
 Concept = Callable[[str], float]
 """How much of a text belongs to a concept, 0 to 1."""
@@ -75,6 +76,11 @@ surprising tokens under the question of another dialogue, be it in another langu
 
 SALAD_TOKENS, SALAD_SURPRISING = 12, 6
 """So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
+
+BROKEN_NATS, BROKEN_WORDS = 7.0, 0.04
+"""Share of the words that go on with a token to which the unsteered model gives less than exp(-7): words
+that are none, be it one in a short answer ("The baker bakes breadriday."). None of the embedded model's 500
+held-out answers has one; of those under the question of another dialogue, one in fifty."""
 
 BROKEN_SHARE = 0.05
 """Share of characters that are no text: control characters, those of private use, halves of surrogate
@@ -123,6 +129,8 @@ class CellScores:
     """exp(nll); JSON has no infinity, so it is bounded by 1e300."""
     surprising: float | None
     """Share of tokens that the unsteered model gives less than exp(-SURPRISING_NATS)."""
+    broken_words: int | None
+    """Words that the unsteered model would not have gone on with so (less than exp(-BROKEN_NATS))."""
     distinct_1: float | None
     distinct_2: float | None
     distinct_3: float | None
@@ -143,7 +151,7 @@ class CellScores:
     """Share of the answer that belongs to the concept, if one was given."""
     fault: str | None
     """Why the answer is degenerate: ``special tokens``, ``empty``, ``no words``, ``broken characters``,
-    ``loop``, ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``; None if it is not."""
+    ``loop``, ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``, ``broken words``; None if it is not."""
 
     @property
     def degenerate(self) -> bool:
@@ -173,7 +181,7 @@ def score_cells(
     prompts: Sequence[Sequence[int]],
     *,
     end_ids: Collection[int] = (),
-    special_ids: Collection[int] = (),
+    tokenizer: Any = None,
     concept: Collection[str] | Concept | None = None,
 ) -> list[CellScores]:
     """The scores of each cell, in order.
@@ -184,8 +192,8 @@ def score_cells(
         model: the language model, which must not be steered while this runs.
         prompts: token ids of each question's prompt, generation prompt included, by its index.
         end_ids: the tokens that end a turn; one at the end of an answer is no part of what is scored.
-        special_ids: the tokenizer's special tokens, which an answer's text does not show. One that no
-            unsteered answer has is a fault.
+        tokenizer: without it neither special tokens, which an answer's text does not show, nor broken
+            words are seen. A special token that no unsteered answer has is a fault.
         concept: words, or a function of a text such as ``concept_of_language("fr")``.
     """
     from fastzoo.likelihood import answer_nlls
@@ -195,7 +203,12 @@ def score_cells(
     answers = [_without_end(cell.ids, end_ids) for cell in cells]
     references = [_without_end(cell.ids, end_ids) for cell in unsteered]
     nlls = answer_nlls(model, [prompts[cell.question] for cell in cells], answers)
-    strays = set(special_ids).difference(*references)
+    strays: set[int] = set()
+    inside = [np.zeros(len(ids), dtype=bool) for ids in answers]
+    if tokenizer is not None:
+        strays = set(tokenizer.all_special_ids).difference(*references)
+        texts = TokenTexts(tokenizer)
+        inside = [texts.inside_words(ids) for ids in answers]
     return [
         score_cell(
             cell,
@@ -205,8 +218,9 @@ def score_cells(
             references[cell.question],
             concept,
             strays,
+            within,
         )
-        for cell, ids, nll in zip(cells, answers, nlls, strict=True)
+        for cell, ids, nll, within in zip(cells, answers, nlls, inside, strict=True)
     ]
 
 
@@ -218,6 +232,7 @@ def score_cell(
     unsteered_ids: Sequence[int],
     concept: Concept | None = None,
     strays: Collection[int] = (),
+    inside: np.ndarray | None = None,
 ) -> CellScores:
     """The scores of one cell.
 
@@ -226,13 +241,15 @@ def score_cell(
         nlls: of each token, in nats; None where no model was asked. Where one is not finite, as of a
             model that overflows, they say nothing.
         strays: tokens that no answer should have.
+        inside: which tokens go on with a word, as ``TokenTexts.inside_words`` has it.
     """
-    nll = surprising = None
+    nll = surprising = broken_words = None
     if nlls is not None and not np.isfinite(nlls).all():
         nlls = None
     if nlls is not None and len(nlls):
         nll = float(np.mean(nlls))
         surprising = float(np.mean(nlls > SURPRISING_NATS))
+        broken_words = 0 if inside is None else int((nlls[inside] > BROKEN_NATS).sum())
     switched = switched_share(cell.text, unsteered_text)
     return CellScores(
         question=cell.question,
@@ -242,6 +259,7 @@ def score_cell(
         nll=nll,
         perplexity=None if nll is None else math.exp(min(nll, 690.0)),
         surprising=surprising,
+        broken_words=broken_words,
         distinct_1=distinct(ids, 1),
         distinct_2=distinct(ids, 2),
         distinct_3=distinct(ids, 3),
@@ -253,7 +271,7 @@ def score_cell(
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
         concept=None if concept is None else concept(cell.text),
-        fault=find_fault(cell.text, ids, cell.ended, nlls, strays),
+        fault=find_fault(cell.text, ids, cell.ended, nlls, strays, broken_words or 0),
     )
 
 
@@ -263,6 +281,7 @@ def find_fault(
     ended: bool,
     nlls: np.ndarray | None = None,
     strays: Collection[int] = (),
+    broken_words: int = 0,
 ) -> str | None:
     """Why an answer is degenerate, in a word or two; None if it is not.
 
@@ -270,6 +289,7 @@ def find_fault(
         ids: without the end of turn.
         nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
         strays: tokens that no answer should have; ``text`` need not show them.
+        broken_words: how many words go on as the unsteered model would not have it.
     """
     if not set(strays).isdisjoint(ids):
         return "special tokens"
@@ -299,6 +319,8 @@ def find_fault(
         return "jumbled scripts"
     if nlls is not None and _salad(nlls > SURPRISING_NATS):
         return "word salad"
+    if broken_words and broken_words >= BROKEN_WORDS * len(words_of(text)):
+        return "broken words"
     return None
 
 

@@ -113,7 +113,7 @@ class Sweep:
             self.model,
             self.prompts(),
             end_ids=self.ends(),
-            special_ids=self.tokenizer.all_special_ids,
+            tokenizer=self.tokenizer,
             concept=concept,
         )
 

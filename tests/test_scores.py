@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from fastzoo.scores import (
     score_cells,
 )
 from fastzoo.tiny import corpus
+from fastzoo.token_texts import TokenTexts
 
 Ids = list[int]
 few_tokens = st.lists(st.integers(0, 3), max_size=24)
@@ -406,7 +408,9 @@ def unsteered(generate: Generate, prompts: list[Ids]) -> list[Cell]:
 def test_unsteered_answers_are_never_degenerate(
     model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
 ) -> None:
-    scores = score_cells(unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id])
+    scores = score_cells(
+        unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id], tokenizer=tokenizer
+    )
     assert [s.fault for s in scores] == [None] * QUESTIONS
     assert all(s.kept == 1 and s.switched == 0 for s in scores)
     assert np.mean([s.nll for s in scores]) < 0.3
@@ -474,7 +478,13 @@ def test_another_language_or_style_is_not_degenerate(
     def asked(wish: str, concept: Any) -> list[CellScores]:
         told = [chat(tokenizer, [{"role": "system", "content": wish}, *m]) for m in questions]
         return score_cells(
-            generate(told), before, model, plain, end_ids=[tokenizer.eos_token_id], concept=concept
+            generate(told),
+            before,
+            model,
+            plain,
+            end_ids=[tokenizer.eos_token_id],
+            tokenizer=tokenizer,
+            concept=concept,
         )
 
     french = asked("Answer in French.", concept_of_language("fr"))
@@ -508,7 +518,7 @@ def test_special_tokens_that_the_text_does_not_show_are_a_fault(
             model,
             prompts,
             end_ids=[end],
-            special_ids=tokenizer.all_special_ids,
+            tokenizer=tokenizer,
         )
         return [score.fault for score in found]
 
@@ -516,6 +526,48 @@ def test_special_tokens_that_the_text_does_not_show_are_a_fault(
     assert faults(unsteered) == ["special tokens", "special tokens", None]
     # A template whose plain answers have it, too.
     assert faults([*unsteered[:-1], cells[0]]) == [None, "empty", None]
+
+
+def test_words_that_are_none_are_broken(
+    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
+) -> None:
+    end = tokenizer.eos_token_id
+
+    number = sorted(range(QUESTIONS), key=lambda i: len(unsteered[i].ids))[QUESTIONS // 2]
+    ids = list(unsteered[number].ids)
+    texts = TokenTexts(tokenizer)
+    place = int(np.flatnonzero(texts.inside_words(ids))[0])
+
+    def score(ids: list[int], **more: Any) -> CellScores:
+        cell = Cell(number, 1.0, tuple(ids), True, tokenizer.decode(ids[:-1]))
+        (found,) = score_cells([cell], unsteered, model, prompts, end_ids=[end], **more)
+        return found
+
+    assert score(ids, tokenizer=tokenizer).broken_words == 0
+    ids[place] = tokenizer.convert_tokens_to_ids("x")
+    broken = score(ids, tokenizer=tokenizer)
+    assert broken.broken_words and broken.fault == "broken words", tokenizer.decode(ids)
+    assert score(ids).fault is None, "not without the tokenizer"
+    # In a long answer one of them is none.
+    words = " ".join(f"w{chr(97 + i)} {chr(97 + i)}{chr(98 + i)}v" for i in range(25))
+    for count, fault in ((1, None), (2, "broken words")):
+        assert find_fault(words, range(80), True, broken_words=count) == fault
+
+
+def test_tokens_that_go_on_with_a_word(tokenizer: Any) -> None:
+    for text in ("The chat miaule, 12th.", "getName a-b\nLe"):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        expected = [s > 0 and text[s].islower() and text[s - 1].isalpha() for s in starts]
+        assert TokenTexts(tokenizer).inside_words(encoded["input_ids"]).tolist() == expected
+        assert any(expected)
+    metaspace = SimpleNamespace(
+        convert_ids_to_tokens=["▁in", "side", "▁", "Out", "er", "7th"].__getitem__,
+        decode=lambda ids, **_: ["in", "side", "", "Out", "er", "7th"][ids[0]],
+    )
+    assert TokenTexts(metaspace).inside_words(range(6)).tolist() == [
+        False, True, False, False, True, False,
+    ]  # fmt: skip
 
 
 def test_a_model_that_overflows_says_nothing(unsteered: list[Cell]) -> None:
