@@ -34,6 +34,9 @@ from fastzoo.token_texts import TokenTexts
 Concept = Callable[[str], float]
 """How much of a text belongs to a concept, 0 to 1."""
 
+CONCEPT_SHARE = 0.05
+"""A text of which one word in twenty is the concept's is wholly about it."""
+
 # --- when an answer is degenerate: each of these alone is enough ----------------------------------
 
 LOOP_SHARE = 0.5
@@ -148,7 +151,7 @@ class CellScores:
     kept: float
     """ROUGE-L (F1) of the tokens with those of the unsteered answer."""
     concept: float | None
-    """Share of the answer that belongs to the concept, if one was given."""
+    """How much of the answer belongs to the concept, if one was given."""
     fault: str | None
     """Why the answer is degenerate: ``special tokens``, ``empty``, ``no words``, ``broken characters``,
     ``loop``, ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``, ``broken words``; None if it is not."""
@@ -159,12 +162,14 @@ class CellScores:
 
 
 def concept_of_words(words: Collection[str]) -> Concept:
-    """The share of a text's words that are among ``words``, whatever their case."""
+    """How much of a text is about ``words``, whatever their case: their share of its words over
+    CONCEPT_SHARE, at most 1."""
     wanted = {part for word in words for part in words_of(word)}
 
     def share(text: str) -> float:
         said = words_of(text)
-        return sum(word in wanted for word in said) / len(said) if said else 0.0
+        hits = sum(word in wanted for word in said)
+        return min(1.0, hits / (CONCEPT_SHARE * len(said))) if said else 0.0
 
     return share
 

@@ -25,6 +25,7 @@ from fastzoo.positions import PLACES, Positions, roles
 from fastzoo.progress import Progress
 from fastzoo.questions import Question, asked, load_questions
 from fastzoo.scores import (
+    CONCEPT_SHARE,
     Cell,
     CellScores,
     Concept,
@@ -241,8 +242,9 @@ def steer_sae(
         "settings": asdict(ask.settings),
         "judge": judge.name if judge else None,
         "definitions": {
-            "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a concept, "
-            "what its share gained",
+            "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a "
+            "language, what the share of the words in its sentences gained; with a concept, what the share "
+            f"of its words gained, {CONCEPT_SHARE:g} counting as 1",
             "quality": "share of answers that are not degenerate and whose mean negative "
             f"log-likelihood is at most {window.CLOSE_NATS:g} nats above the unsteered answer's",
             "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and "

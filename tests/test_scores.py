@@ -596,7 +596,8 @@ def test_an_empty_answer_has_scores_without_a_nan(
 
 def test_the_share_of_concept_words() -> None:
     share = concept_of_words(["Ahoy", "matey", "l'abordage"])
-    assert share("Ahoy, MATEY! Two more.") == 0.5
+    assert share("Ahoy, MATEY! Two more.") == 1
+    assert share("Ahoy! " + "And so it went on. " * 20) == pytest.approx(1 / 101 / 0.05)
     assert share("") == share("42") == 0
 
 
