@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from fastzoo import likelihood, tiny
 from fastzoo.errors import FastzooError
+from fastzoo.faults import find_fault
 from fastzoo.language import detect, language_share, switched_share
 from fastzoo.likelihood import answer_nlls
 from fastzoo.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
@@ -38,7 +39,6 @@ from fastzoo.scores import (
     CellScores,
     concept_of_language,
     concept_of_words,
-    find_fault,
     score_cell,
     score_cells,
 )

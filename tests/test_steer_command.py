@@ -86,8 +86,9 @@ def test_a_sweep_with_everything(sae: str, tmp_path: Path) -> None:
 
 
 def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
+    from fastzoo.faults import find_fault
     from fastzoo.questions import Question
-    from fastzoo.scores import Cell, find_fault, score_cell
+    from fastzoo.scores import Cell, score_cell
     from fastzoo.steer_report import render_report
     from fastzoo.steer_run import Outcome
 
