@@ -270,6 +270,12 @@ def steer_sae(
             help="Its server, as http://127.0.0.1:8000/v1; a key is read from FASTZOO_JUDGE_KEY.",
         ),
     ] = None,
+    judge_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keeps the judge's replies: what was rated is not asked again."
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
     ] = None,
@@ -287,10 +293,11 @@ def steer_sae(
     from fastzoo.sweep import Settings
 
     outputs = [path for path in (save, html) if path is not None]
-    for path in outputs:
+    kept = [*outputs, judge_cache] if judge_cache is not None else outputs
+    for path in kept:
         refuse_unwritable(path)
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError("--html and --save name the same file")
+    if len({path.resolve() for path in kept}) < len(kept):
+        raise InputError("two of --html, --save and --judge-cache name the same file")
     ask = Ask(
         source,
         questions=questions or (),
@@ -313,6 +320,7 @@ def steer_sae(
         dialogues=dialogues,
         judge=judge,
         judge_url=judge_url,
+        judge_cache=judge_cache,
         settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
     )
     outcome = run(ask, LiveAnswers)

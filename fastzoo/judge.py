@@ -99,7 +99,7 @@ class Judge:
 
     Raises:
         InputError: neither model nor server was named, or the server's address is none.
-        OutputError: the cache cannot be read.
+        InputError, OutputError: the cache is another file, or cannot be read.
     """
 
     def __init__(
@@ -368,6 +368,8 @@ def _read_cache(path: Path) -> dict[str, str]:
             continue
         if isinstance(key, str) and isinstance(reply, str):
             found[key] = reply
+    if not found and lines[0] and not lines[0].startswith('{"key": '):
+        raise InputError(f"'{path}' does not hold a judge's replies; give another file")
     return found
 
 

@@ -75,6 +75,7 @@ class Ask:
     dialogues: int = 200
     judge: str | None = None
     judge_url: str | None = None
+    judge_cache: Path | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -353,8 +354,10 @@ def _in_words(language: str | None) -> str | None:
 def _judge(ask: Ask) -> Judge | None:
     """The judge, if one was asked for, and if it answers."""
     if ask.judge is None and ask.judge_url is None:
+        if ask.judge_cache is not None:
+            raise InputError("--judge-cache goes with --judge or --judge-url")
         return None
-    judge = Judge(ask.judge, ask.judge_url)
+    judge = Judge(ask.judge, ask.judge_url, ask.judge_cache)
     judge.check()
     return judge
 

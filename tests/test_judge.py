@@ -85,6 +85,10 @@ def test_what_stands_twice_is_asked_once_and_never_again(server: Server, tmp_pat
     Judge("another", server.url, cache).rate(ITEMS)
     assert len(server.requests) == 8
     # A process was killed in the middle of its last line.
+    other = tmp_path / "report.json"
+    other.write_text('{"cells": []}\n')
+    with pytest.raises(InputError, match="does not hold a judge's replies"):
+        Judge("m", server.url, other)
     cache.write_bytes(cache.read_bytes()[:-20])
     assert Judge("another", server.url, cache).rate(ITEMS) == found[:2]
     assert Judge("another", server.url, cache).rate(ITEMS) == found[:2]

@@ -171,8 +171,9 @@ def test_a_judge_that_fails_costs_no_answer(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     judge.requests.clear()
     judge.answer = lambda p: score(1) if len(judge.requests) < 6 else (400, "no more", {})
-    saved = tmp_path / "cells.json"
+    saved, cache = tmp_path / "cells.json", tmp_path / "replies.jsonl"
     line = _spread(["steer", sae, *ASKED, "--max-new-tokens", "8", "--save", str(saved)])
+    line += ["--judge-cache", str(cache)]
     result = CliRunner().invoke(app, [*line, "--judge-url", judge.url])
     assert isinstance(result.exception, HubError) and "no more" in str(result.exception)
     cells = json.loads(saved.read_text())["cells"]
@@ -183,6 +184,15 @@ def test_a_judge_that_fails_costs_no_answer(
     tables = result.stdout[result.stdout.index("arm ") :].splitlines()
     assert "instruction" in result.stdout and "latent 5: " in tables[-1]
     assert max(map(len, tables[:-1])) <= 80 and "did not rate all" in result.stderr
+    # What was rated is kept, and not asked again.
+    known = len(cache.read_text().splitlines())
+    judge.requests.clear()
+    judge.answer = lambda p: score(1)
+    result = CliRunner().invoke(app, [*line, "--judge-url", judge.url, "--json"])
+    ratings = [v for cell in json.loads(result.stdout)["cells"] for v in cell["judge"].values()]
+    assert result.exit_code == 0 and set(ratings) == {1}
+    everything = len(cache.read_text().splitlines())
+    assert 0 < known < everything and len(judge.requests) == 1 + everything - known
     # One that does not answer at all is found before anything is written.
     saved.unlink()
     judge.answer = lambda p: (401, "who?", {})
@@ -307,6 +317,7 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "1", "--alpha", "1", "--language", "xx"), InputError, "xx"),
         (("--latent", "1", "--alpha", "1", "--html", "no/such/x.html"), OutputError, "no/such"),
         (("--latent", "1", "--alpha", "1", "--judge-url", "ftp://x"), InputError, "ftp://x"),
+        (("--latent", "1", "--alpha", "1", "--judge-cache", "x"), InputError, "--judge-cache goes"),
         (("--latent", "1", "--alpha", "1", "--judge", ""), InputError, "--judge: nothing"),
         (("--latent", "1", "--alpha", "1", "--concept", ","), InputError, "--concept: nothing"),
         (("--latent", "1", "--alpha", "1", "--concept", "le,+"), InputError, "'\\+' has no word"),
