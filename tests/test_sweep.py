@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,59 @@ def test_rows_that_end_leave_and_change_no_other(
         generate = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
     for cell in cells:
         assert cell.ids == alone(model, sae, cell, how, generate)
+
+
+SHIPPED: dict[str, Any] = {
+    "do_sample": True,
+    "top_k": 3,
+    "min_p": 0.3,
+    "typical_p": 0.5,
+    "top_h": 0.3,
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "repetition_penalty": 1.5,
+    "encoder_repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "penalty_alpha": 0.6,
+    "max_length": 20,
+    "min_length": 40,
+    "max_time": 0.001,
+    "stop_strings": ["a"],
+    "num_beams": 4,
+    "num_return_sequences": 3,
+    "guidance_scale": 1.5,
+    "token_healing": True,
+    "prompt_lookup_num_tokens": 3,
+    "is_assistant": True,
+    "cache_implementation": "quantized",
+    "prefill_chunk_size": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+}
+"""Of models' generation configs: what an answer of a sweep does without."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_what_a_models_generation_config_says(
+    temperature: float, sae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"max_new_tokens": 30, "temperature": temperature}
+    expected = make(small_model("llama"), sae, settings=settings).cells()
+    model = small_model("llama")
+    for name, value in SHIPPED.items():
+        assert hasattr(model.generation_config, name)
+        setattr(model.generation_config, name, value)
+    logger = logging.getLogger("transformers")  # its records go no further
+    logger.addHandler(caplog.handler)
+    try:
+        assert make(model, sae, settings=settings).cells() == expected
+        assert not caplog.records
+    finally:
+        logger.removeHandler(caplog.handler)
+    # What it says of the tokens themselves is obeyed.
+    model.generation_config.suppress_tokens = list({*expected[0].ids})
+    said = make(model, sae, settings=settings).cells()
+    assert said[0].ids and not {*said[0].ids} & {*expected[0].ids}
 
 
 def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
