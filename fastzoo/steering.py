@@ -127,9 +127,12 @@ class Steering:
         try:
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
             if not self._tracker.everywhere:
-                self._handles.append(
-                    self.model.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
-                )
+                for depth, module in enumerate(self._path()):
+                    before, after = self._passes(depth)
+                    self._handles += [
+                        module.register_forward_pre_hook(before, with_kwargs=True),
+                        module.register_forward_hook(after, always_call=True),
+                    ]
             for edit in self.edits:
                 # Before other hooks, so that these see what the next layer will see.
                 hook = self._hook(edit)
@@ -185,9 +188,24 @@ class Steering:
 
         return hook
 
-    def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._acts():
-            self._tracker.begin(args, kwargs)
+    def _path(self) -> list[Any]:
+        """The modules from the model to its layers, these not included."""
+        name = next(name for name, part in self.model.named_modules() if part is self._layers)
+        parts = name.split(".")
+        return [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+
+    def _passes(self, depth: int) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Hooks before and after the forward pass of a module."""
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if self._acts():
+                self._tracker.begin(depth, args, kwargs)
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            if self._acts():
+                self._tracker.end(depth, output)
+
+        return before, after
 
     def keep(self, places_B: Tensor) -> None:
         """Go on with some rows of the batch, in this order (1-d int64): the others have left it.

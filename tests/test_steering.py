@@ -41,7 +41,8 @@ def hook_by_hand(model: Any, layer: int, edit: Callable[[Tensor], Tensor]) -> An
             return (edit(output[0]), *output[1:])
         return edit(output)
 
-    return model.model.layers[layer].register_forward_hook(hook)
+    stack = getattr(model.model, "decoder", model.model)
+    return stack.layers[layer].register_forward_hook(hook)
 
 
 def prompts(rows: int = 3, longest: int = 9, seed: int = 0) -> dict[str, Tensor]:
@@ -170,7 +171,8 @@ def by_full_forwards(
     return ids[0, length:].tolist()
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
+# OPT's base model is not entered when the model is.
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "opt"])
 def test_positions_are_those_of_the_sequence(kind: str, sae: Any) -> None:
     model = small_model(kind)
     some = {5, 17, 40, *range(60, 80)}
@@ -216,6 +218,37 @@ def test_positions_of_a_padded_batch_and_of_beams(sae: Any) -> None:
     for row, alpha in enumerate(alphas):
         with steer(model, sae, {7: alpha}, layer=1):
             assert generate(model, alone(inputs, row), num_beams=3)[0] == beams[row]
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated"])
+def test_positions_however_the_tokens_come(positions: str, sae: Any) -> None:
+    model = small_model("llama")
+    ids = prompts(1, 12)["input_ids"] % 9 + 1
+    ids[0, 6:] = ids[0, :6]  # so that a look-up in the prompt finds something
+    # The prompt ends within a piece, and with one.
+    ways: list[dict[str, Any]] = [{"prefill_chunk_size": size} for size in (5, 6)]
+    ways.append({"prompt_lookup_num_tokens": 3})
+    wanted = {"prompt": lambda i, n: i < n, "generated": lambda i, n: i >= n}[positions]
+    expected = by_full_forwards(
+        model, ids, 25 * sae.W_dec[7], lambda i, token, length: wanted(i, length), 12
+    )
+    with steer(model, sae, {7: 25.0}, layer=1, positions=positions):
+        for how in ways:
+            assert generate(model, {"input_ids": ids}, **how) == [expected], how
+        # A loop of one's own, whose cache the model makes.
+        found, out = [], model(input_ids=ids, use_cache=True)
+        for _ in range(12):
+            token = out.logits[:, -1:].argmax(-1)
+            found.append(int(token))
+            out = model(input_ids=token, past_key_values=out.past_key_values)
+        assert found == expected
+        beams = [
+            generate(model, {"input_ids": ids}, num_beams=3, use_cache=cache)
+            for cache in (True, False)
+        ]
+        assert beams[0] == beams[1]
+        with pytest.raises(InputError, match="embeddings say no tokens"):
+            model(inputs_embeds=model.get_input_embeddings()(ids))
 
 
 def test_roles(tokenizer: Any) -> None:
