@@ -84,6 +84,8 @@ def write_answers(
             when others leave.
     """
     device = model.get_input_embeddings().weight.device
+    if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
+        device = torch.device("cpu")
     longest = max(map(len, prompts))
     ids_BT = torch.full((len(prompts), longest), pad)
     mask_BT = torch.zeros_like(ids_BT)

@@ -12,6 +12,7 @@ alphas (1, or one per row of the batch).
 from __future__ import annotations
 
 import contextvars
+import copy
 import queue
 import threading
 import warnings
@@ -31,6 +32,7 @@ from fastzoo.formats import LoadedSAE, open_sae
 from fastzoo.local import text_at
 from fastzoo.positions import Positions, Tracker
 from fastzoo.saes.base import SAE
+from fastzoo.uncompiled import Uncompiled
 
 MODES = ("add", "clamp", "scale", "ablate")
 UNITS = ("raw", "max", "norm")
@@ -70,15 +72,16 @@ class Edit:
         assert self.sae is not None and self.latents_K is not None
         x_BTD = hidden_BTD.float()
         value_B1K = self._rows(self.values_RK, x_BTD)
-        acts_BTK = self._moved(self.sae, hidden_BTD.device).encode_latents(x_BTD, self.latents_K)
+        sae = self._sae_on(x_BTD.device)
+        latents_K = self.latents_K.to(x_BTD.device)
+        acts_BTK = sae.encode_latents(x_BTD, latents_K).float()
         if self.mode == "clamp":
             change_BTK = value_B1K - acts_BTK
         elif self.mode == "scale":
             change_BTK = (value_B1K - 1) * acts_BTK
         else:
             change_BTK = -acts_BTK * (value_B1K != 0)
-        rows_KD = self._moved(self.sae, hidden_BTD.device).W_dec[self.latents_K.to(x_BTD.device)]
-        return (change_BTK @ rows_KD.float()).to(hidden_BTD.dtype)
+        return (change_BTK @ sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
 
     def _rows(self, values: Tensor | None, like_BTD: Tensor) -> Tensor:
         """(B, 1, ...) of (R, ...), on the device and in the dtype of ``like_BTD``."""
@@ -106,8 +109,12 @@ class Edit:
                 self.values_RK = self.values_RK[places_R]
         self._ready.clear()
 
-    def _moved(self, sae: SAE, device: torch.device) -> SAE:
-        return sae if sae.W_dec.device == device else sae.to(device)
+    def _sae_on(self, device: torch.device) -> SAE:
+        """The SAE, or its copy on another device: whoever gave it finds it where it was."""
+        assert self.sae is not None
+        if self.sae.W_dec.device != device:
+            self.sae = copy.deepcopy(self.sae).to(device)
+        return self.sae
 
 
 class Steering:
@@ -126,6 +133,7 @@ class Steering:
             raise InputError("this steering was entered before; make another one with steer(...)")
         try:
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+            self._handles.append(Uncompiled())
             if not self._tracker.everywhere:
                 for depth, module in enumerate(self._path()):
                     before, after = self._passes(depth)
@@ -152,7 +160,7 @@ class Steering:
         trace: TracebackType | None,
     ) -> None:
         self._leave()
-        if kind is None and not self._acted:
+        if kind is None and self.edits and not self._acted:
             warnings.warn(
                 "the model did not run in this block's thread, so nothing was steered; use "
                 "steering.stream(...) or start threads with contextvars.copy_context().run",
@@ -210,11 +218,12 @@ class Steering:
     def keep(self, places_B: Tensor) -> None:
         """Go on with some rows of the batch, in this order (1-d int64): the others have left it.
 
-        Alphas must be one for all rows or one for each.
+        Alphas must be one for all rows or one for each. Blocks around this one follow.
         """
         for edit in self.edits:
             edit.keep(places_B)
-        self._tracker.keep(places_B)
+        for steering in open_blocks(self.model):
+            steering._tracker.keep(places_B)
 
     # --- streaming ---
 
@@ -253,6 +262,12 @@ class Steering:
             thread.join()
         if failure:
             raise failure[0]
+
+
+def open_blocks(model: Any) -> list[Steering]:
+    """Those that steer a model in this thread, the outermost first."""
+    layers = decoder_layers(model)
+    return [steering for steering in _ACTIVE.get() if steering._layers is layers]
 
 
 class _Queue:

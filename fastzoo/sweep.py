@@ -7,8 +7,8 @@ wish said in the system prompt.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
 from fastzoo.scores import Cell, CellScores, Concept, score_cells
-from fastzoo.steering import Edit, Steering, check_fits, make_edit
+from fastzoo.steering import Edit, Steering, check_fits, make_edit, open_blocks
 
 LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
 ARMS = (LATENT, RANDOM, PROMPT)
@@ -80,7 +80,8 @@ class Sweep:
                 cells that are returned do.
 
         Raises:
-            InputError: no question, no alpha, an alpha that is not finite; see also ``steer``.
+            InputError: no question, no alpha, an alpha that is not finite, an open steering block with
+                alphas per row; see also ``steer``.
             DataError: the chat template refuses a question, or it is too long for the model.
             ModelError: a width or layer that is not the model's.
         """
@@ -118,6 +119,10 @@ class Sweep:
         )
 
     def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
+        if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
+            raise InputError(
+                "a steering block with alphas per row is open; rows of a sweep are its own"
+            )
         answers: list[list[int]] = [[] for _ in rows]
         # What is asked twice, such as alpha 0 of latent and control, is answered once.
         same: dict[Any, list[int]] = {}
@@ -255,9 +260,12 @@ class Sweep:
     ) -> list[list[int]]:
         """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by."""
         settings = self.settings
+        # Whoever watches may use the model, and finds it as it was before the sweep.
+        before = contextvars.copy_context()
 
         def told(step: list[tuple[int, int]]) -> None:
-            watch([(number, token) for row, token in step for number in numbers[row]])
+            said = [(number, token) for row, token in step for number in numbers[row]]
+            before.run(watch, said)
 
         with self._steered(rows) as steering:
             return write_answers(
@@ -270,13 +278,13 @@ class Sweep:
                 top_p=settings.top_p,
                 seed=settings.seed,
                 told=told if watch else None,
-                kept=steering.keep if steering else None,
+                kept=steering.keep,
             )
 
-    def _steered(self, rows: Sequence[_Row]) -> AbstractContextManager[Steering | None]:
+    def _steered(self, rows: Sequence[_Row]) -> Steering:
         """Every row by its own edit; rows of none by nothing."""
         if all(row.edit is None for row in rows):
-            return nullcontext()
+            return Steering(self.model, [])
         width = self.sae.d_in
         if self.mode == "add":
             nothing = torch.zeros(width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import gc
 import random
 import threading
@@ -442,6 +443,30 @@ def test_a_model_split_over_devices(sae: Any, tmp_path: Any) -> None:
                 expected = generate(plain, inputs)
             with steer(model, sae, {7: 9.0}, layer=layer, mode=mode):
                 assert generate(model, inputs) == expected
+
+
+def test_a_compiled_model(sae: Any) -> None:
+    plain, inputs = small_model("qwen2"), prompts()
+    with steer(plain, sae, {7: 9.0}, layer=1):
+        expected = plain(**inputs).logits
+    model = torch.compile(small_model("qwen2"), backend="eager")
+    before = model(**inputs).logits
+    with steer(model, sae, {7: 9.0}, layer=1), steer(model, sae, {3: 0.0}, layer=2):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert torch.equal(model(**inputs).logits, before)
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_an_sae_in_bfloat16(sae: Any) -> None:
+    model, inputs = small_model("qwen2"), prompts()
+    narrow = copy.deepcopy(sae).to(torch.bfloat16)
+    wide = copy.deepcopy(narrow).float()
+    for mode in ("clamp", "scale", "ablate"):
+        found = []
+        for weights in (narrow, wide):
+            with steer(model, weights, {7: 3.0, 4: 2.0}, layer=1, mode=mode):
+                found.append(model(**inputs).logits)
+        torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.3)
 
 
 def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:

@@ -309,3 +309,35 @@ def test_the_embedded_model_answers(tokenizer: Any) -> None:
     answers = {(c.question, c.alpha): c for c in sweep.cells() if c.arm == "latent"}
     assert answers[0, 0.0].ended and answers[0, 0.0].text.strip()
     assert all(answers[q, 0.0].ids != answers[q, 50.0].ids for q in range(3))
+
+
+def test_a_sweep_inside_a_block_and_blocks_inside_a_sweep(sae: Any) -> None:
+    model = small_model("qwen2")
+    model.generation_config.eos_token_id = ENDS
+    far = {"control": False, "settings": {"max_new_tokens": 60}}
+    with steer(model, sae, {3: 5.0}, layer=2, positions="generated"):
+        within = make(model, sae, **far).cells()
+        for cell in within:
+            assert cell.ids == alone(model, sae, cell, {}, {"do_sample": False})
+    plain = make(model, sae, **far).cells()
+    assert plain != within
+
+    def watch(step: list[tuple[int, int]]) -> None:
+        if len(step) == 5:
+            with steer(model, sae, {3: 9.0}, layer=1):
+                model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=3, pad_token_id=0)
+            found.append(make(model, sae, **far).cells())
+
+    found: list[Any] = []
+    assert make(model, sae, **far).cells(watch) == plain and found[0] == plain
+    rows = steer(model, sae, {7: [1.0, 2.0]}, layer=1)
+    with pytest.raises(InputError, match="alphas per row is open"), rows:
+        make(model, sae).cells()
+
+
+def test_a_model_whose_weights_are_fetched_layer_by_layer(sae: Any) -> None:
+    from accelerate import cpu_offload
+
+    expected = make(small_model("llama"), sae).cells()
+    model = cpu_offload(small_model("llama"), execution_device=torch.device("cpu"))
+    assert make(model, sae).cells() == expected
