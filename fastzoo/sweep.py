@@ -16,11 +16,12 @@ import torch
 
 from fastzoo.activations import decoder_layers
 from fastzoo.decoding import write_answers
+from fastzoo.edits import Edit, make_edit
 from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
 from fastzoo.scores import Cell, CellScores, Concept, score_cells
-from fastzoo.steering import Edit, Steering, check_fits, make_edit, open_blocks
+from fastzoo.steering import Steering, check_fits, open_blocks
 
 LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
 ARMS = (LATENT, RANDOM, PROMPT)

@@ -17,12 +17,13 @@ import torch
 from conftest import VOCABULARY, WIDTH, randomise, small_model
 from torch import Tensor
 
+from fastzoo.edits import make_edit
 from fastzoo.errors import InputError, ModelError
 from fastzoo.formats import LoadedSAE
 from fastzoo.positions import roles
 from fastzoo.saes import architecture
 from fastzoo.saes.topk import TopKSAE
-from fastzoo.steering import Steering, make_edit, steer
+from fastzoo.steering import Steering, steer
 
 LATENTS = 24
 KINDS = ("qwen2", "llama", "gemma2")
