@@ -8,6 +8,7 @@ wish said in the system prompt.
 from __future__ import annotations
 
 import contextvars
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,12 +136,13 @@ class Sweep:
 
         # Rows of like length lie together, so that little is padding.
         order = sorted(same.values(), key=lambda found: (alone(found), len(rows[found[0]].prompt)))
+        heard: Counter[int] = Counter()
         start, size = 0, self._rows_at_once(max(len(row.prompt) for row in rows))
         while start < len(order):
             part = order[start : start + size]
             part = [numbers for numbers in part if alone(numbers) == alone(part[0])]
             try:
-                found = self._generate([rows[numbers[0]] for numbers in part], part, watch)
+                found = self._generate([rows[numbers[0]] for numbers in part], part, watch, heard)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise ModelError(
@@ -257,16 +259,30 @@ class Sweep:
     # --- generating ---
 
     def _generate(
-        self, rows: Sequence[_Row], numbers: Sequence[Sequence[int]], watch: Any
+        self,
+        rows: Sequence[_Row],
+        numbers: Sequence[Sequence[int]],
+        watch: Any,
+        heard: Counter[int],
     ) -> list[list[int]]:
-        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by."""
+        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by, and
+        ``heard`` says how many tokens it was told of each, before memory ran out."""
         settings = self.settings
         # Whoever watches may use the model, and finds it as it was before the sweep.
         before = contextvars.copy_context()
 
+        written = [0] * len(rows)
+
         def told(step: list[tuple[int, int]]) -> None:
-            said = [(number, token) for row, token in step for number in numbers[row]]
-            before.run(watch, said)
+            said = []
+            for row, token in step:
+                written[row] += 1
+                for number in numbers[row]:
+                    if written[row] > heard[number]:
+                        heard[number] += 1
+                        said.append((number, token))
+            if said:
+                before.run(watch, said)
 
         with self._steered(rows) as steering:
             return write_answers(

@@ -253,7 +253,17 @@ def test_every_token_is_told_once(sae: Any) -> None:
         for row, token in step:
             told.setdefault(row, []).append(token)
 
-    cells = make(small_model("llama"), sae, settings={"rows": 7}).cells(watch)
+    model = small_model("llama")
+    cells = make(model, sae, settings={"rows": 7}).cells(watch)
+    assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
+    told.clear()
+
+    def limited(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > 8 and len(told.get(0, ())) == 5:
+            raise torch.OutOfMemoryError("made up")
+
+    model.register_forward_pre_hook(limited, with_kwargs=True)
+    assert make(model, sae).cells(watch) == cells
     assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
 
 
