@@ -107,6 +107,11 @@ class Steering:
                 return None
             self._acted = True
             hidden_BTD = hidden_of(output)
+            if hidden_BTD.ndim != 3:
+                raise ModelError(
+                    f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
+                    "stream of (batch, tokens, width)"
+                )
             change_BTD = edit.change(hidden_BTD)
             if not self._tracker.everywhere:
                 mask_BT = self._tracker.mask().to(hidden_BTD.device)

@@ -240,15 +240,15 @@ class Sweep:
         if self.settings.rows is not None:
             return self.settings.rows
         config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        width = config.hidden_size
+        every = _size(config, "num_attention_heads", 1)
+        heads = _size(config, "num_key_value_heads", every)
+        head = _size(config, "head_dim", width // every)
         bytes_each = next(self.model.parameters()).element_size()
         tokens = longest_prompt + self.settings.max_new_tokens
-        cache = 2 * len(decoder_layers(self.model)) * heads * width * bytes_each * tokens
+        cache = 2 * len(decoder_layers(self.model)) * heads * head * bytes_each * tokens
         # The prompt's hidden states and MLP, and the logits of one step in float32.
-        wide = longest_prompt * 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+        wide = longest_prompt * 4 * _size(config, "intermediate_size", 4 * width)
         row = cache + wide * bytes_each + 3 * 4 * config.vocab_size
         device = next(self.model.parameters()).device
         free = (
@@ -326,6 +326,12 @@ class Sweep:
     def _padding(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else min(self.ends(), default=0))
+
+
+def _size(config: Any, name: str, default: int) -> int:
+    """A size of a model; the largest where layers differ."""
+    said = getattr(config, name, None)
+    return max(said, default=default) if isinstance(said, list | tuple) else said or default
 
 
 @dataclass(frozen=True)

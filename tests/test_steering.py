@@ -510,6 +510,10 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
         steer(model, loaded, {1: 1.0})
     steer(model, loaded, {1: 1.0}, force=True)
     assert hooks_of(model) == 0
+    # Gemma 3n's layers pass on several streams side by side.
+    with pytest.raises(ModelError, match="not one residual"), steer(model, sae, {1: 1.0}, layer=0):
+        model.model.layers[0].register_forward_hook(lambda m, args, out: out[None], prepend=True)
+        model(**prompts())
 
 
 def test_edits_are_sums_of_decoder_rows(sae: Any) -> None:

@@ -284,6 +284,19 @@ def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.Mon
     assert sizes == [21, 10, 5, 5, 5, 5, 1]
 
 
+def test_memory_of_models_without_heads_or_with_layers_that_differ(sae: Any) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    shape: dict[str, Any] = {"vocab_size": 96, "hidden_size": WIDTH, "num_hidden_layers": 2}
+    headless = MambaForCausalLM(MambaConfig(**shape, bos_token_id=None)).eval()
+    assert len(make(headless, sae, alphas=[0.0, 5.0], control=False).cells()) == 6
+    model = small_model("qwen2")
+    one = make(model, sae)._rows_at_once(1 << 17)
+    # As Gemma 3n has it.
+    object.__setattr__(model.config, "intermediate_size", [48, 48, 48 << 9, 48])
+    assert make(model, sae)._rows_at_once(1 << 17) < one
+
+
 def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
     model = small_model("qwen2")
     for more in ({"questions": []}, {"alphas": []}, {"alphas": [float("inf")]}):
