@@ -133,7 +133,12 @@ def make_edit(
         return Edit(layer, mode, None, sae, latents_K, values_RK)
     rows_KD = sae.W_dec.detach()[latents_K].float().cpu()
     if units == "norm":
-        rows_KD = rows_KD / rows_KD.norm(dim=1, keepdim=True) * statistics.residual_norm
+        length_K1 = rows_KD.norm(dim=1, keepdim=True)
+        if empty := [k for k, length in zip(latents, length_K1, strict=True) if not length > 0]:
+            raise InputError(
+                f"latent {empty[0]} has a decoder row of length 0, and so no direction"
+            )
+        rows_KD = rows_KD / length_K1 * statistics.residual_norm
     return Edit(layer, "add", values_RK @ rows_KD)
 
 
