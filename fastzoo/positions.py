@@ -137,14 +137,17 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
         InputError: another role, or a chat template whose turns cannot be told by their headers.
     """
     from fastzoo.config import DataSection
-    from fastzoo.special_latents import ROLE_WORDS, SpecialTokens
+    from fastzoo.special_latents import ROLE_WORDS, WRITTEN_ROLES, SpecialTokens
     from fastzoo.streams import ChatTokenizer
 
     names = {wanted} if isinstance(wanted, str) else set(wanted)
     if not names or names - set(ROLE_WORDS):
         raise InputError(f"roles are {' and '.join(ROLE_WORDS)}, not {one_line(sorted(names), 80)}")
     chat = ChatTokenizer(tokenizer, DataSection(max_tokens=512), "the model", None)
-    headers = {pair: tokenizer.decode([pair[1]]).strip() for pair in SpecialTokens.of(chat).headers}
+    headers = {
+        pair: WRITTEN_ROLES[tokenizer.decode([pair[1]]).strip()]
+        for pair in SpecialTokens.of(chat).headers
+    }
     if set(headers.values()) != set(ROLE_WORDS):
         raise InputError("the chat template does not write its roles as one token each")
 

@@ -24,6 +24,8 @@ ELEMENTS = 1 << 24
 """Activations that are made float64 at once (groups x latents)."""
 
 ROLE_WORDS = ("user", "assistant")
+WRITTEN_ROLES = {"user": "user", "assistant": "assistant", "model": "assistant"}
+"""What chat templates write for the roles: Gemma's calls the assistant model."""
 
 DEFINITION = (
     "per special token the latents with the largest mean_max (five by default): a latent's largest activation over "
@@ -57,7 +59,7 @@ class SpecialTokens:
         for sequence in chat.dialogues([(0, row)], Counts(), truncate=False):
             ids = sequence.ids.tolist()
             for i in np.flatnonzero(sequence.special[:-1]).tolist():
-                if chat.tokenizer.decode([ids[i + 1]]).strip() in ROLE_WORDS:
+                if chat.tokenizer.decode([ids[i + 1]]).strip() in WRITTEN_ROLES:
                     headers.add((ids[i], ids[i + 1]))
         return cls(frozenset(headers), chat.tokenizer.convert_ids_to_tokens)
 

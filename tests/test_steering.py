@@ -275,6 +275,38 @@ def test_roles(tokenizer: Any) -> None:
         roles(tokenizer, "system")
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "assistant", "head"),
+    [
+        ("<|start_header_id|>", "<|eot_id|>", "assistant", "<|end_header_id|>\n\n"),
+        ("<start_of_turn>", "<end_of_turn>\n", "model", "\n"),
+    ],
+    ids=["llama-3", "gemma"],
+)
+def test_roles_of_other_templates(
+    start: str, end: str, assistant: str, head: str, tokenizer: Any
+) -> None:
+    chat = copy.deepcopy(tokenizer)
+    added = [text.strip() for text in (start, end, head) if text.strip()]
+    chat.add_special_tokens({"additional_special_tokens": added})
+    chat.add_tokens([assistant])
+    one = f"{start!r} + names.get(turn.role, turn.role) + {head!r} + turn.content + {end!r}"
+    chat.chat_template = (
+        f"{{% set names = {{'assistant': {assistant!r}}} %}}"
+        f"{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
+    )
+    said = ["say user model", "no assistant", "why", "user, so"]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(said)]
+    lengths = [0]
+    for i in range(1, 5):
+        text = chat.apply_chat_template(turns[:i], tokenize=False)
+        lengths.append(len(chat(text, add_special_tokens=False)["input_ids"]))
+    ids = torch.tensor([chat(text, add_special_tokens=False)["input_ids"]])
+    for parity, role in enumerate(("user", "assistant")):
+        expected = [i % 2 == parity for i in range(4) for _ in range(lengths[i], lengths[i + 1])]
+        assert roles(chat, role)(ids).tolist() == [expected]
+
+
 # --- the model afterwards, nesting, threads --------------------------------------------------------
 
 
