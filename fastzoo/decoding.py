@@ -25,6 +25,38 @@ TOY_PARAMETERS, TOY_PRODUCTS = 1 << 24, 1 << 28
 """A pass of so small a model with so few multiplications runs in one thread on a CPU: up to twice as fast
 as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16 rows)."""
 
+NOT_OBEYED: dict[str, Any] = {
+    # Penalties would hide what large alphas do, and depend on the padding.
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    # How tokens are drawn is for the caller to say.
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "penalty_alpha": None,
+    # So is where answers end.
+    "max_length": None,
+    "min_length": None,
+    "max_time": None,
+    "stop_strings": None,
+    # One answer to each prompt as it is, token by token.
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "guidance_scale": None,
+    "token_healing": False,
+    "prompt_lookup_num_tokens": None,
+    "is_assistant": False,
+    # The cache must let rows leave.
+    "cache_implementation": None,
+    "max_cache_len": None,
+}
+"""What a model's own generation config may say, and what is done instead. What it says of the tokens
+themselves (suppressed, biased or forced ones, the least number of new ones) is obeyed."""
+
 
 def write_answers(
     model: Any,
@@ -43,7 +75,8 @@ def write_answers(
 
     The tokens of a row are those of a ``generate`` call of its own: greedy ones up to rounding, and
     sampled ones, since each row draws as if ``torch.manual_seed(seed)`` came before its call. torch's
-    own generator is left alone.
+    own generator is left alone. See ``NOT_OBEYED`` for what such a call would take from the model's
+    generation config besides.
 
     Args:
         told: called after each step with (row, token) of the rows that go on.
@@ -51,6 +84,8 @@ def write_answers(
             when others leave.
     """
     device = model.get_input_embeddings().weight.device
+    if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
+        device = torch.device("cpu")
     longest = max(map(len, prompts))
     ids_BT = torch.full((len(prompts), longest), pad)
     mask_BT = torch.zeros_like(ids_BT)
@@ -106,12 +141,10 @@ def write_answers(
         input_ids=ids_BT.to(device),
         attention_mask=mask_BT.to(device),
         max_new_tokens=max_new_tokens,
-        # A penalty would hide what large alphas do, and depend on the padding.
-        repetition_penalty=1.0,
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
-        num_beams=1,
         custom_generate=loop,
+        **NOT_OBEYED,
         **how,
     )
     return answers

@@ -71,7 +71,8 @@ def find_pool(
     """
     ((layer, sae),) = assembly.saes.values()
     often_F = known.dialogue_frequency_F.cpu() >= FEWEST_DIALOGUES
-    strength_F = torch.where(often_F, known.mean_max_F.cpu(), 0.0)
+    directed_F = sae.W_dec.detach().any(1).cpu()
+    strength_F = torch.where(often_F & directed_F, known.mean_max_F.cpu(), 0.0)
     firing = [int(k) for k in strength_F.argsort(descending=True) if strength_F[k] > 0]
     if not firing:
         raise InputError(f"no latent fires in {FEWEST_DIALOGUES:.0%} of the dialogues")
@@ -102,7 +103,11 @@ def _points_to(assembly: Assembly, rows_LD: Tensor, words: Collection[str]) -> T
     standard deviations over the vocabulary."""
     tokenizer, size = assembly.chat.tokenizer, assembly.vocabulary
     forms = {form for word in words for form in (f" {word}", f" {word.capitalize()}", word)}
-    firsts = {ids[0] for form in forms if (ids := tokenizer.encode(form, add_special_tokens=False))}
+    firsts = set()
+    for form in forms:
+        ids = tokenizer.encode(form, add_special_tokens=False)
+        # Some tokenizers put a space before a text, which then is a token of its own.
+        firsts |= {next((token for token in ids if tokenizer.decode([token]).strip()), size)}
     wanted = sorted(token for token in firsts if token < size)
     if not wanted:
         return torch.zeros(len(rows_LD))
@@ -122,6 +127,7 @@ def search(
         sweep: its questions are those that may choose; see ``window``.
     """
     found: list[dict[str, Any]] = []
+    pool = list(dict.fromkeys(pool))
     for number, how in enumerate(rounds):
         pool = pool[: how.latents]
         if len(pool) == 1 and number < len(rounds) - 1:

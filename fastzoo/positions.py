@@ -36,18 +36,30 @@ class Tracker:
         return isinstance(self.positions, str) and self.positions == "all"
 
     def mask(self) -> Tensor:
-        """(B, T) bool of the forward pass that runs."""
-        mask_BT: Tensor = self._pass.mask_BT
+        """(B, T) bool of the forward pass that runs. Raises InputError."""
+        mask_BT: Tensor | None = getattr(self._pass, "mask_BT", None)
+        if mask_BT is None:
+            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
         return mask_BT
 
-    def begin(self, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note which tokens of the forward pass that begins are steered. Raises InputError."""
+    def begin(self, depth: int, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note which tokens of a forward pass are steered, as it enters a module. Raises InputError.
+
+        Args:
+            depth: of the module; that of the model is 0. Which modules a pass enters depends on the
+                family and on the caller; the first that is given tokens says what they are.
+        """
+        outermost = getattr(self._pass, "outermost", None)
+        if outermost is None or depth <= outermost:
+            self._pass.outermost, self._pass.mask_BT = depth, None
+        elif self._pass.mask_BT is not None:
+            return
         ids_BT = kwargs.get("input_ids", args[0] if args else None)
         if ids_BT is None:
-            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
+            return
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        known_BT = self._history(ids_BT, cache, past)
+        known_BT = self._history(ids_BT, cache, past, kwargs.get("logits_to_keep"))
         if self.positions == "prompt":
             mask_BT = _from(known_BT, 0, self._pass.prompt)
         elif self.positions == "generated":
@@ -64,38 +76,58 @@ class Tracker:
             mask_BT = torch.isin(known_BT, wanted)
         self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
 
+    def end(self, depth: int, output: Any) -> None:
+        """Note that a forward pass has left a module."""
+        if getattr(self._pass, "outermost", None) == depth:
+            self._pass.outermost = None
+            # The model makes the cache itself where it is given none.
+            self._pass.cache = getattr(output, "past_key_values", None)
+
     def keep(self, places_B: Tensor) -> None:
         """Go on with some rows of the batch, in this order."""
         known_BT = getattr(self._pass, "known_BT", None)
         if known_BT is not None:
             self._pass.known_BT = known_BT[places_B.to(known_BT.device)]
 
-    def _history(self, ids_BT: Tensor, cache: Any, past: int) -> Tensor:
+    def _history(self, ids_BT: Tensor, cache: Any, past: int, keep: Any) -> Tensor:
         """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
 
         A forward pass goes on with what came before it where the cache that it fills is the same or,
-        without a cache, where its tokens are those of before and one more.
+        without a cache, where its tokens begin with the same prompt and are one more than before.
+
+        Args:
+            keep: of how many of the last tokens the logits are asked for: all but one of these are
+                guesses that assisted decoding has checked; 0 or None: of all.
         """
         before_BT = getattr(self._pass, "known_BT", None)
         same = cache is not None and getattr(self._pass, "cache", None) is cache
+        asked = keep if isinstance(keep, int) and keep > 0 else None
+        guessed = 0 if asked is None else asked - 1
         if past and same and before_BT is not None and past <= before_BT.shape[1]:
             # Beams exchange their pasts; their tokens before are those of the rows they came from.
             known_BT = torch.cat([before_BT[:, :past].to(ids_BT.device), ids_BT], 1)
+            # More tokens than are asked about are the next piece of a prompt that comes in pieces.
+            new = asked is not None and ids_BT.shape[1] > asked
         else:
             known_BT = ids_BT
             if past:  # a cache that was filled before this block
                 unknown = ids_BT.new_full((ids_BT.shape[0], past), -1)
                 known_BT = torch.cat([unknown, ids_BT], 1)
-            grown = (
-                not past
-                and before_BT is not None
-                and before_BT.shape == (ids_BT.shape[0], ids_BT.shape[1] - 1)
-                and bool((before_BT.to(ids_BT.device) == ids_BT[:, :-1]).all())
+            new = (
+                bool(past)
+                or before_BT is None
+                or before_BT.shape != (ids_BT.shape[0], ids_BT.shape[1] - 1)
+                or not self._same_prompt(before_BT, ids_BT)
             )
-            if not grown:
-                self._pass.prompt = known_BT.shape[1]
+        if new:
+            self._pass.prompt = known_BT.shape[1] - guessed
         self._pass.known_BT, self._pass.cache = known_BT, cache
         return known_BT
+
+    def _same_prompt(self, before_BT: Tensor, ids_BT: Tensor) -> bool:
+        """Whether two sequences begin with the prompt; after it beams exchange their tokens."""
+        prompt = self._pass.prompt
+        return torch.equal(before_BT[:, :prompt].to(ids_BT.device), ids_BT[:, :prompt])
 
 
 def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Tensor]:
@@ -105,14 +137,17 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
         InputError: another role, or a chat template whose turns cannot be told by their headers.
     """
     from fastzoo.config import DataSection
-    from fastzoo.special_latents import ROLE_WORDS, SpecialTokens
+    from fastzoo.special_latents import ROLE_WORDS, WRITTEN_ROLES, SpecialTokens
     from fastzoo.streams import ChatTokenizer
 
     names = {wanted} if isinstance(wanted, str) else set(wanted)
     if not names or names - set(ROLE_WORDS):
         raise InputError(f"roles are {' and '.join(ROLE_WORDS)}, not {one_line(sorted(names), 80)}")
     chat = ChatTokenizer(tokenizer, DataSection(max_tokens=512), "the model", None)
-    headers = {pair: tokenizer.decode([pair[1]]).strip() for pair in SpecialTokens.of(chat).headers}
+    headers = {
+        pair: WRITTEN_ROLES[tokenizer.decode([pair[1]]).strip()]
+        for pair in SpecialTokens.of(chat).headers
+    }
     if set(headers.values()) != set(ROLE_WORDS):
         raise InputError("the chat template does not write its roles as one token each")
 

@@ -24,13 +24,15 @@ ELEMENTS = 1 << 24
 """Activations that are made float64 at once (groups x latents)."""
 
 ROLE_WORDS = ("user", "assistant")
+WRITTEN_ROLES = {"user": "user", "assistant": "assistant", "model": "assistant"}
+"""What chat templates write for the roles: Gemma's calls the assistant model."""
 
 DEFINITION = (
     "per special token the latents with the largest mean_max (five by default): a latent's largest activation over "
     "the token's positions in a dialogue, averaged over the dialogues that contain the token "
     "(dialogues, zeros included; a latent's own dialogues: those in which it fires on the token). "
     "Special are the tokenizer's special tokens and, where the chat template writes them as one token "
-    "directly after a special token, the role words user and assistant; in content these words do not "
+    "directly after a special token, the role words user and assistant (Gemma's model); in content these words do not "
     "count. Position 0 is an attention sink whose large activations are about the place and not the "
     "token: it does not count in latents, unless the token stands nowhere else in the split. In "
     "with_position_0 it counts, as most likely in arXiv 2506.07691, Appendix F.3; null for tokens that "
@@ -57,7 +59,7 @@ class SpecialTokens:
         for sequence in chat.dialogues([(0, row)], Counts(), truncate=False):
             ids = sequence.ids.tolist()
             for i in np.flatnonzero(sequence.special[:-1]).tolist():
-                if chat.tokenizer.decode([ids[i + 1]]).strip() in ROLE_WORDS:
+                if chat.tokenizer.decode([ids[i + 1]]).strip() in WRITTEN_ROLES:
                     headers.add((ids[i], ids[i + 1]))
         return cls(frozenset(headers), chat.tokenizer.convert_ids_to_tokens)
 

@@ -14,6 +14,7 @@ import torch
 from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
+from fastzoo.edits import MODES, make_edit
 from fastzoo.errors import FastzooError, InputError, one_line
 from fastzoo.features import of_special_tokens
 from fastzoo.judge import Judge, Verdict
@@ -33,7 +34,6 @@ from fastzoo.scores import (
     concept_of_words,
 )
 from fastzoo.special_latents import ROLE_WORDS
-from fastzoo.steering import MODES, make_edit
 from fastzoo.streams import TokenSequence
 from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
 from fastzoo.unembedding import lens_tokens

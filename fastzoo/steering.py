@@ -5,8 +5,7 @@ the latent's decoder row (Li et al. 2025, arXiv 2506.07691). Only the forward pa
 thread are changed; hooks stand on the model only while a block is open, and an open one whose
 generator was abandoned does nothing any more once it is closed or collected.
 
-Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width, K latents, R rows of
-alphas (1, or one per row of the batch).
+Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import contextvars
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,88 +24,17 @@ from torch import Tensor
 
 from fastzoo.activations import decoder_layers, hidden_of
 from fastzoo.config import EMBEDDED_MODEL
+from fastzoo.edits import Edit, Latents, make_edit
 from fastzoo.errors import InputError, ModelError, one_line
 from fastzoo.formats import LoadedSAE, open_sae
 from fastzoo.local import text_at
 from fastzoo.positions import Positions, Tracker
 from fastzoo.saes.base import SAE
-
-MODES = ("add", "clamp", "scale", "ablate")
-UNITS = ("raw", "max", "norm")
-
-Alpha = float | Sequence[float] | Tensor
-Latents = Mapping[int, Alpha]
+from fastzoo.uncompiled import Uncompiled
 
 _ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar(
     "fastzoo_steering", default=()
 )
-
-
-@dataclass
-class Edit:
-    """What is done to the residual stream after one layer."""
-
-    layer: int
-    mode: str = "add"
-    delta_RD: Tensor | None = None
-    """Of ``add``: what is added, float32."""
-    sae: SAE | None = None
-    latents_K: Tensor | None = None
-    values_RK: Tensor | None = None
-    """Of the other modes: the SAE, its latents, and their alphas."""
-    _ready: dict[Any, Tensor] = field(default_factory=dict, repr=False)
-
-    @property
-    def rows(self) -> int:
-        values = self.delta_RD if self.values_RK is None else self.values_RK
-        assert values is not None
-        return values.shape[0]
-
-    def change(self, hidden_BTD: Tensor) -> Tensor:
-        """What to add to the residual stream: (B, T, D), or what broadcasts to it, in its dtype."""
-        if self.mode == "add":
-            return self._rows(self.delta_RD, hidden_BTD)
-        assert self.sae is not None and self.latents_K is not None
-        x_BTD = hidden_BTD.float()
-        value_B1K = self._rows(self.values_RK, x_BTD)
-        acts_BTK = self._moved(self.sae, hidden_BTD.device).encode_latents(x_BTD, self.latents_K)
-        if self.mode == "clamp":
-            change_BTK = value_B1K - acts_BTK
-        elif self.mode == "scale":
-            change_BTK = (value_B1K - 1) * acts_BTK
-        else:
-            change_BTK = -acts_BTK * (value_B1K != 0)
-        rows_KD = self._moved(self.sae, hidden_BTD.device).W_dec[self.latents_K.to(x_BTD.device)]
-        return (change_BTK @ rows_KD.float()).to(hidden_BTD.dtype)
-
-    def _rows(self, values: Tensor | None, like_BTD: Tensor) -> Tensor:
-        """(B, 1, ...) of (R, ...), on the device and in the dtype of ``like_BTD``."""
-        assert values is not None
-        batch, rows = like_BTD.shape[0], values.shape[0]
-        key = (like_BTD.device, like_BTD.dtype, batch)
-        if key not in self._ready:
-            if rows > 1 and batch % rows:
-                raise InputError(
-                    f"alphas for {rows} rows do not fit a batch of {batch}; give one alpha, or one per "
-                    "row"
-                )
-            # Beams and several answers per prompt lie side by side.
-            spread = values if rows == 1 else values.repeat_interleave(batch // rows, 0)
-            self._ready[key] = spread.to(like_BTD.device, like_BTD.dtype)[:, None, :]
-        return self._ready[key]
-
-    def keep(self, places_R: Tensor) -> None:
-        """Go on with these rows, in this order; an edit of one row is for all of them."""
-        if self.rows > 1:
-            places_R = places_R.cpu()
-            if self.delta_RD is not None:
-                self.delta_RD = self.delta_RD[places_R]
-            if self.values_RK is not None:
-                self.values_RK = self.values_RK[places_R]
-        self._ready.clear()
-
-    def _moved(self, sae: SAE, device: torch.device) -> SAE:
-        return sae if sae.W_dec.device == device else sae.to(device)
 
 
 class Steering:
@@ -126,10 +53,14 @@ class Steering:
             raise InputError("this steering was entered before; make another one with steer(...)")
         try:
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+            self._handles.append(Uncompiled())
             if not self._tracker.everywhere:
-                self._handles.append(
-                    self.model.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
-                )
+                for depth, module in enumerate(self._path()):
+                    before, after = self._passes(depth)
+                    self._handles += [
+                        module.register_forward_pre_hook(before, with_kwargs=True),
+                        module.register_forward_hook(after, always_call=True),
+                    ]
             for edit in self.edits:
                 # Before other hooks, so that these see what the next layer will see.
                 hook = self._hook(edit)
@@ -149,7 +80,7 @@ class Steering:
         trace: TracebackType | None,
     ) -> None:
         self._leave()
-        if kind is None and not self._acted:
+        if kind is None and self.edits and not self._acted:
             warnings.warn(
                 "the model did not run in this block's thread, so nothing was steered; use "
                 "steering.stream(...) or start threads with contextvars.copy_context().run",
@@ -176,6 +107,11 @@ class Steering:
                 return None
             self._acted = True
             hidden_BTD = hidden_of(output)
+            if hidden_BTD.ndim != 3:
+                raise ModelError(
+                    f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
+                    "stream of (batch, tokens, width)"
+                )
             change_BTD = edit.change(hidden_BTD)
             if not self._tracker.everywhere:
                 mask_BT = self._tracker.mask().to(hidden_BTD.device)
@@ -185,18 +121,34 @@ class Steering:
 
         return hook
 
-    def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._acts():
-            self._tracker.begin(args, kwargs)
+    def _path(self) -> list[Any]:
+        """The modules from the model to its layers, these not included."""
+        name = next(name for name, part in self.model.named_modules() if part is self._layers)
+        parts = name.split(".")
+        return [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+
+    def _passes(self, depth: int) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Hooks before and after the forward pass of a module."""
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if self._acts():
+                self._tracker.begin(depth, args, kwargs)
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            if self._acts():
+                self._tracker.end(depth, output)
+
+        return before, after
 
     def keep(self, places_B: Tensor) -> None:
         """Go on with some rows of the batch, in this order (1-d int64): the others have left it.
 
-        Alphas must be one for all rows or one for each.
+        Alphas must be one for all rows or one for each. Blocks around this one follow.
         """
         for edit in self.edits:
             edit.keep(places_B)
-        self._tracker.keep(places_B)
+        for steering in open_blocks(self.model):
+            steering._tracker.keep(places_B)
 
     # --- streaming ---
 
@@ -235,6 +187,12 @@ class Steering:
             thread.join()
         if failure:
             raise failure[0]
+
+
+def open_blocks(model: Any) -> list[Steering]:
+    """Those that steer a model in this thread, the outermost first."""
+    layers = decoder_layers(model)
+    return [steering for steering in _ACTIVE.get() if steering._layers is layers]
 
 
 class _Queue:
@@ -304,47 +262,6 @@ def steer(
     return Steering(model, [edit], positions)
 
 
-def make_edit(
-    sae: SAE,
-    latents: Latents,
-    *,
-    layer: int | None,
-    mode: str = "add",
-    units: str = "raw",
-    statistics: Any = None,
-) -> Edit:
-    """What ``steer`` does after the layer. Raises InputError."""
-    if layer is None:
-        raise InputError("the SAE does not say which layer it belongs to; give layer=")
-    if mode not in MODES:
-        raise InputError(f"mode '{one_line(mode, 40)}' is none of {', '.join(MODES)}")
-    allowed = {"add": UNITS, "clamp": ("raw", "max")}.get(mode, ("raw",))
-    if units not in allowed:
-        raise InputError(
-            f"units '{one_line(units, 40)}': with {mode} they are {', '.join(allowed)}"
-        )
-    if units != "raw" and statistics is None:
-        raise InputError(f"units '{units}' need statistics= of the SAE")
-    if not latents:
-        raise InputError("no latent is given; {latent: alpha} says which")
-    for latent in latents:
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.d_sae:
-            raise InputError(f"there is no latent {latent!r}; the SAE has 0 to {sae.d_sae - 1}")
-    values_RK = _alphas(latents)
-    latents_K = torch.tensor(list(latents), device=sae.W_dec.device)
-    if units == "max":
-        mean_max_K = statistics.mean_max_F.cpu().float()[latents_K.cpu()]
-        if silent := [k for k, value in zip(latents, mean_max_K, strict=True) if not value > 0]:
-            raise InputError(f"latent {silent[0]} fires nowhere, so its mean maximum is no unit")
-        values_RK = values_RK * mean_max_K
-    if mode != "add":
-        return Edit(layer, mode, None, sae, latents_K, values_RK)
-    rows_KD = sae.W_dec.detach()[latents_K].float().cpu()
-    if units == "norm":
-        rows_KD = rows_KD / rows_KD.norm(dim=1, keepdim=True) * statistics.residual_norm
-    return Edit(layer, "add", values_RK @ rows_KD)
-
-
 # --- checks --------------------------------------------------------------------------------------
 
 
@@ -377,23 +294,3 @@ def _called(name: str) -> str:
         if part.startswith("models--"):
             return part.rpartition("--")[2].lower()
     return EMBEDDED_MODEL if name == EMBEDDED_MODEL else Path(name).name.lower()
-
-
-def _alphas(latents: Latents) -> Tensor:
-    """(R, K) float32 of the alphas. Raises InputError."""
-    columns = []
-    for latent, alpha in latents.items():
-        try:
-            column = torch.as_tensor(alpha, dtype=torch.float32).cpu().reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            column = torch.empty(0)
-        if not column.numel() or not bool(column.isfinite().all()):
-            raise InputError(
-                f"alpha of latent {latent} is {one_line(alpha, 60)}, and not one or more finite numbers (float32)"
-            )
-        columns.append(column)
-    sizes = {column.numel() for column in columns} - {1}
-    if len(sizes) > 1:
-        raise InputError(f"alphas for different numbers of rows: {sorted(sizes)}")
-    rows = sizes.pop() if sizes else 1
-    return torch.stack([column.expand(rows) for column in columns], 1)

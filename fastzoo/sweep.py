@@ -7,8 +7,9 @@ wish said in the system prompt.
 
 from __future__ import annotations
 
+import contextvars
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 
 from fastzoo.activations import decoder_layers
 from fastzoo.decoding import write_answers
+from fastzoo.edits import Edit, make_edit
 from fastzoo.errors import DataError, InputError, ModelError, one_line
 from fastzoo.files import machine_memory
 from fastzoo.saes.base import SAE
 from fastzoo.scores import Cell, CellScores, Concept, score_cells
-from fastzoo.steering import Edit, Steering, check_fits, make_edit
+from fastzoo.steering import Steering, check_fits, open_blocks
 
 LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
 ARMS = (LATENT, RANDOM, PROMPT)
@@ -80,7 +82,8 @@ class Sweep:
                 cells that are returned do.
 
         Raises:
-            InputError: no question, no alpha, an alpha that is not finite; see also ``steer``.
+            InputError: no question, no alpha, an alpha that is not finite, an open steering block with
+                alphas per row; see also ``steer``.
             DataError: the chat template refuses a question, or it is too long for the model.
             ModelError: a width or layer that is not the model's.
         """
@@ -118,6 +121,10 @@ class Sweep:
         )
 
     def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
+        if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
+            raise InputError(
+                "a steering block with alphas per row is open; rows of a sweep are its own"
+            )
         answers: list[list[int]] = [[] for _ in rows]
         # What is asked twice, such as alpha 0 of latent and control, is answered once.
         same: dict[Any, list[int]] = {}
@@ -129,12 +136,13 @@ class Sweep:
 
         # Rows of like length lie together, so that little is padding.
         order = sorted(same.values(), key=lambda found: (alone(found), len(rows[found[0]].prompt)))
+        heard: Counter[int] = Counter()
         start, size = 0, self._rows_at_once(max(len(row.prompt) for row in rows))
         while start < len(order):
             part = order[start : start + size]
             part = [numbers for numbers in part if alone(numbers) == alone(part[0])]
             try:
-                found = self._generate([rows[numbers[0]] for numbers in part], part, watch)
+                found = self._generate([rows[numbers[0]] for numbers in part], part, watch, heard)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise ModelError(
@@ -232,15 +240,15 @@ class Sweep:
         if self.settings.rows is not None:
             return self.settings.rows
         config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        width = config.hidden_size
+        every = _size(config, "num_attention_heads", 1)
+        heads = _size(config, "num_key_value_heads", every)
+        head = _size(config, "head_dim", width // every)
         bytes_each = next(self.model.parameters()).element_size()
         tokens = longest_prompt + self.settings.max_new_tokens
-        cache = 2 * len(decoder_layers(self.model)) * heads * width * bytes_each * tokens
+        cache = 2 * len(decoder_layers(self.model)) * heads * head * bytes_each * tokens
         # The prompt's hidden states and MLP, and the logits of one step in float32.
-        wide = longest_prompt * 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+        wide = longest_prompt * 4 * _size(config, "intermediate_size", 4 * width)
         row = cache + wide * bytes_each + 3 * 4 * config.vocab_size
         device = next(self.model.parameters()).device
         free = (
@@ -251,13 +259,30 @@ class Sweep:
     # --- generating ---
 
     def _generate(
-        self, rows: Sequence[_Row], numbers: Sequence[Sequence[int]], watch: Any
+        self,
+        rows: Sequence[_Row],
+        numbers: Sequence[Sequence[int]],
+        watch: Any,
+        heard: Counter[int],
     ) -> list[list[int]]:
-        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by."""
+        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by, and
+        ``heard`` says how many tokens it was told of each, before memory ran out."""
         settings = self.settings
+        # Whoever watches may use the model, and finds it as it was before the sweep.
+        before = contextvars.copy_context()
+
+        written = [0] * len(rows)
 
         def told(step: list[tuple[int, int]]) -> None:
-            watch([(number, token) for row, token in step for number in numbers[row]])
+            said = []
+            for row, token in step:
+                written[row] += 1
+                for number in numbers[row]:
+                    if written[row] > heard[number]:
+                        heard[number] += 1
+                        said.append((number, token))
+            if said:
+                before.run(watch, said)
 
         with self._steered(rows) as steering:
             return write_answers(
@@ -270,13 +295,13 @@ class Sweep:
                 top_p=settings.top_p,
                 seed=settings.seed,
                 told=told if watch else None,
-                kept=steering.keep if steering else None,
+                kept=steering.keep,
             )
 
-    def _steered(self, rows: Sequence[_Row]) -> AbstractContextManager[Steering | None]:
+    def _steered(self, rows: Sequence[_Row]) -> Steering:
         """Every row by its own edit; rows of none by nothing."""
         if all(row.edit is None for row in rows):
-            return nullcontext()
+            return Steering(self.model, [])
         width = self.sae.d_in
         if self.mode == "add":
             nothing = torch.zeros(width)
@@ -301,6 +326,12 @@ class Sweep:
     def _padding(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else min(self.ends(), default=0))
+
+
+def _size(config: Any, name: str, default: int) -> int:
+    """A size of a model; the largest where layers differ."""
+    said = getattr(config, name, None)
+    return max(said, default=default) if isinstance(said, list | tuple) else said or default
 
 
 @dataclass(frozen=True)

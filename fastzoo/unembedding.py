@@ -12,7 +12,7 @@ from fastzoo.errors import ModelError
 
 ELEMENTS = 1 << 25
 """Logits computed at once (directions x vocabulary)."""
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 """What transformers' models call the norm before the LM head."""
 
 
@@ -41,11 +41,17 @@ def folded(model: Any, directions_LD: Tensor) -> Tensor:
     """Directions (L, D) as the final norm passes them on, but for its division by the length."""
     norm = final_norm(model)
     directions_LD = directions_LD.float()
-    if isinstance(norm, nn.LayerNorm):
-        centred_LD = directions_LD - directions_LD.mean(1, keepdim=True)
-        return centred_LD * norm.weight.float()
-    # Of ones an RMS norm makes its effective weight, in whatever form it holds that (Gemma: less 1).
-    return directions_LD * norm(torch.ones_like(directions_LD[:1])).float()
+    dtype = next(norm.parameters(), directions_LD).dtype
+    ones_1D = torch.ones_like(directions_LD[:1], dtype=dtype)
+    # Of mean 0 and length 1 per dimension: every norm passes these on as its effective weight, in
+    # whatever form it holds that (Gemma and Nemotron: less 1).
+    signs_1D = ones_1D.clone()
+    signs_1D[:, 1::2] = -1
+    bias_1D = norm(torch.zeros_like(ones_1D))
+    weight_1D = (norm(signs_1D) - bias_1D).float() * signs_1D.float()
+    if torch.equal(norm(ones_1D), bias_1D):  # it takes away the mean
+        directions_LD = directions_LD - directions_LD.mean(1, keepdim=True)
+    return directions_LD * weight_1D
 
 
 def final_norm(model: Any) -> nn.Module:

@@ -114,6 +114,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {}),
     "llama": ("Llama", {}),
+    "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}),
     "gemma2": (
         "Gemma2",
         {

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -441,9 +442,14 @@ def test_logit_lens_equals_a_plain_computation(kind: str) -> None:
     torch.testing.assert_close(values, slow.gather(1, ids), rtol=1e-4, atol=1e-5)
 
 
-def test_logit_lens_through_a_layer_norm() -> None:
+@pytest.mark.parametrize("family", [None, "cohere.CohereLayerNorm", "nemotron.NemotronLayerNorm1P"])
+def test_logit_lens_through_a_layer_norm(family: str | None) -> None:
     """Whose division aside it takes the mean out first."""
-    norm, head = torch.nn.LayerNorm(6), torch.nn.Linear(6, 9, bias=False)
+    made: Any = torch.nn.LayerNorm
+    if family is not None:
+        module, name = family.split(".")
+        made = getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+    norm, head = made(6, eps=1e-5), torch.nn.Linear(6, 9, bias=False)
     torch.nn.init.normal_(norm.weight)
     layers = torch.nn.ModuleList([torch.nn.Identity()])
     base = torch.nn.Module()
@@ -452,9 +458,9 @@ def test_logit_lens_through_a_layer_norm() -> None:
     model = SimpleNamespace(base_model=base, config=config, get_output_embeddings=lambda: head)
     d_D = torch.randn(6)
     with torch.no_grad():
-        spread = torch.sqrt(d_D.var(unbiased=False) + norm.eps)
-        slow = head((norm(d_D) - norm.bias) * spread)
-    torch.testing.assert_close(logit_lens(model, d_D[None])[0], slow)
+        spread = torch.sqrt(d_D.var(unbiased=False) + 1e-5)
+        slow = head((norm(d_D) - norm(torch.zeros(6))) * spread)
+    torch.testing.assert_close(logit_lens(model, d_D[None])[0], slow, rtol=1e-4, atol=1e-5)
 
 
 # --- output scores -----------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from fastzoo.assembly import Assembly, assemble
 from fastzoo.config import EMBEDDED_MODEL
+from fastzoo.edits import make_edit
+from fastzoo.errors import InputError
 from fastzoo.formats import save_sae
 from fastzoo.language import FUNCTION_WORDS, language_share
 from fastzoo.latent_search import Round, find_pool, finer, search
@@ -72,8 +76,35 @@ def test_the_latent_of_a_language_is_found(known: Any) -> None:
     found = search(sweep, pool, concept_of_language("fr"), rounds)
     assert len(found) == 4 and found[0]["latent"] == FRENCH
     assert found[0]["promise"] > 0.3 > 0.2 > found[1]["promise"]
-    one = search(sweep, [FRENCH], concept_of_language("fr"), rounds)
+    one = search(sweep, [FRENCH, FRENCH], concept_of_language("fr"), rounds)
     assert one == found[:1]
+
+
+def test_words_of_a_tokenizer_that_puts_a_space_before_a_text(known: Any) -> None:
+    """As those of Llama 2 do: " owl" is a lone space and then the word."""
+    together, figures, dialogues = known
+    chat = copy.copy(together.chat)
+    chat.tokenizer = copy.deepcopy(chat.tokenizer)
+    spaced, plain = chat.tokenizer, together.chat.tokenizer
+    (space,) = plain.encode(" ")
+    spaced.encode = lambda text, **how: [space, *plain.encode(text, **how)]
+    words = FUNCTION_WORDS["fr"].split()
+    found = find_pool(replace(together, chat=chat), figures, dialogues, words, 30)
+    assert found == find_pool(together, figures, dialogues, words, 30)
+
+
+def test_latents_without_a_direction_are_left_out(known: Any) -> None:
+    together, figures, dialogues = known
+    ((_, sae),) = together.saes.values()
+    row_D = sae.W_dec[FRENCH].clone()
+    try:
+        sae.W_dec[FRENCH] = 0
+        for words in (("le",), ()):
+            assert FRENCH not in find_pool(together, figures, dialogues, words, LATENTS)
+        with pytest.raises(InputError, match=f"latent {FRENCH} has a decoder row of length 0"):
+            make_edit(sae, {FRENCH: 1.0}, layer=LAYER, units="norm", statistics=figures)
+    finally:
+        sae.W_dec[FRENCH] = row_D
 
 
 def test_without_a_concept_the_pool_has_the_highest_output_scores(known: Any) -> None:

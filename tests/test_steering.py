@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import gc
 import random
 import threading
@@ -16,12 +17,13 @@ import torch
 from conftest import VOCABULARY, WIDTH, randomise, small_model
 from torch import Tensor
 
+from fastzoo.edits import make_edit
 from fastzoo.errors import InputError, ModelError
 from fastzoo.formats import LoadedSAE
 from fastzoo.positions import roles
 from fastzoo.saes import architecture
 from fastzoo.saes.topk import TopKSAE
-from fastzoo.steering import Steering, make_edit, steer
+from fastzoo.steering import Steering, steer
 
 LATENTS = 24
 KINDS = ("qwen2", "llama", "gemma2")
@@ -41,7 +43,8 @@ def hook_by_hand(model: Any, layer: int, edit: Callable[[Tensor], Tensor]) -> An
             return (edit(output[0]), *output[1:])
         return edit(output)
 
-    return model.model.layers[layer].register_forward_hook(hook)
+    stack = getattr(model.model, "decoder", model.model)
+    return stack.layers[layer].register_forward_hook(hook)
 
 
 def prompts(rows: int = 3, longest: int = 9, seed: int = 0) -> dict[str, Tensor]:
@@ -170,7 +173,8 @@ def by_full_forwards(
     return ids[0, length:].tolist()
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
+# OPT's base model is not entered when the model is.
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "opt"])
 def test_positions_are_those_of_the_sequence(kind: str, sae: Any) -> None:
     model = small_model(kind)
     some = {5, 17, 40, *range(60, 80)}
@@ -218,6 +222,37 @@ def test_positions_of_a_padded_batch_and_of_beams(sae: Any) -> None:
             assert generate(model, alone(inputs, row), num_beams=3)[0] == beams[row]
 
 
+@pytest.mark.parametrize("positions", ["prompt", "generated"])
+def test_positions_however_the_tokens_come(positions: str, sae: Any) -> None:
+    model = small_model("llama")
+    ids = prompts(1, 12)["input_ids"] % 9 + 1
+    ids[0, 6:] = ids[0, :6]  # so that a look-up in the prompt finds something
+    # The prompt ends within a piece, and with one.
+    ways: list[dict[str, Any]] = [{"prefill_chunk_size": size} for size in (5, 6)]
+    ways.append({"prompt_lookup_num_tokens": 3})
+    wanted = {"prompt": lambda i, n: i < n, "generated": lambda i, n: i >= n}[positions]
+    expected = by_full_forwards(
+        model, ids, 25 * sae.W_dec[7], lambda i, token, length: wanted(i, length), 12
+    )
+    with steer(model, sae, {7: 25.0}, layer=1, positions=positions):
+        for how in ways:
+            assert generate(model, {"input_ids": ids}, **how) == [expected], how
+        # A loop of one's own, whose cache the model makes.
+        found, out = [], model(input_ids=ids, use_cache=True)
+        for _ in range(12):
+            token = out.logits[:, -1:].argmax(-1)
+            found.append(int(token))
+            out = model(input_ids=token, past_key_values=out.past_key_values)
+        assert found == expected
+        beams = [
+            generate(model, {"input_ids": ids}, num_beams=3, use_cache=cache)
+            for cache in (True, False)
+        ]
+        assert beams[0] == beams[1]
+        with pytest.raises(InputError, match="embeddings say no tokens"):
+            model(inputs_embeds=model.get_input_embeddings()(ids))
+
+
 def test_roles(tokenizer: Any) -> None:
     turns = [
         {"role": "user", "content": "say user assistant"},
@@ -238,6 +273,38 @@ def test_roles(tokenizer: Any) -> None:
     assert not both[0, : len(tokenizer(text[:start], add_special_tokens=False)["input_ids"])].any()
     with pytest.raises(InputError, match="roles are user and assistant"):
         roles(tokenizer, "system")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "assistant", "head"),
+    [
+        ("<|start_header_id|>", "<|eot_id|>", "assistant", "<|end_header_id|>\n\n"),
+        ("<start_of_turn>", "<end_of_turn>\n", "model", "\n"),
+    ],
+    ids=["llama-3", "gemma"],
+)
+def test_roles_of_other_templates(
+    start: str, end: str, assistant: str, head: str, tokenizer: Any
+) -> None:
+    chat = copy.deepcopy(tokenizer)
+    added = [text.strip() for text in (start, end, head) if text.strip()]
+    chat.add_special_tokens({"additional_special_tokens": added})
+    chat.add_tokens([assistant])
+    one = f"{start!r} + names.get(turn.role, turn.role) + {head!r} + turn.content + {end!r}"
+    chat.chat_template = (
+        f"{{% set names = {{'assistant': {assistant!r}}} %}}"
+        f"{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
+    )
+    said = ["say user model", "no assistant", "why", "user, so"]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(said)]
+    lengths = [0]
+    for i in range(1, 5):
+        text = chat.apply_chat_template(turns[:i], tokenize=False)
+        lengths.append(len(chat(text, add_special_tokens=False)["input_ids"]))
+    ids = torch.tensor([chat(text, add_special_tokens=False)["input_ids"]])
+    for parity, role in enumerate(("user", "assistant")):
+        expected = [i % 2 == parity for i in range(4) for _ in range(lengths[i], lengths[i + 1])]
+        assert roles(chat, role)(ids).tolist() == [expected]
 
 
 # --- the model afterwards, nesting, threads --------------------------------------------------------
@@ -411,6 +478,30 @@ def test_a_model_split_over_devices(sae: Any, tmp_path: Any) -> None:
                 assert generate(model, inputs) == expected
 
 
+def test_a_compiled_model(sae: Any) -> None:
+    plain, inputs = small_model("qwen2"), prompts()
+    with steer(plain, sae, {7: 9.0}, layer=1):
+        expected = plain(**inputs).logits
+    model = torch.compile(small_model("qwen2"), backend="eager")
+    before = model(**inputs).logits
+    with steer(model, sae, {7: 9.0}, layer=1), steer(model, sae, {3: 0.0}, layer=2):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert torch.equal(model(**inputs).logits, before)
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_an_sae_in_bfloat16(sae: Any) -> None:
+    model, inputs = small_model("qwen2"), prompts()
+    narrow = copy.deepcopy(sae).to(torch.bfloat16)
+    wide = copy.deepcopy(narrow).float()
+    for mode in ("clamp", "scale", "ablate"):
+        found = []
+        for weights in (narrow, wide):
+            with steer(model, weights, {7: 3.0, 4: 2.0}, layer=1, mode=mode):
+                found.append(model(**inputs).logits)
+        torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.3)
+
+
 def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
     model = small_model("qwen2")
     wide = architecture("standard")(WIDTH + 1, LATENTS)
@@ -451,6 +542,10 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
         steer(model, loaded, {1: 1.0})
     steer(model, loaded, {1: 1.0}, force=True)
     assert hooks_of(model) == 0
+    # Gemma 3n's layers pass on several streams side by side.
+    with pytest.raises(ModelError, match="not one residual"), steer(model, sae, {1: 1.0}, layer=0):
+        model.model.layers[0].register_forward_hook(lambda m, args, out: out[None], prepend=True)
+        model(**prompts())
 
 
 def test_edits_are_sums_of_decoder_rows(sae: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +143,59 @@ def test_rows_that_end_leave_and_change_no_other(
         assert cell.ids == alone(model, sae, cell, how, generate)
 
 
+SHIPPED: dict[str, Any] = {
+    "do_sample": True,
+    "top_k": 3,
+    "min_p": 0.3,
+    "typical_p": 0.5,
+    "top_h": 0.3,
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "repetition_penalty": 1.5,
+    "encoder_repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "penalty_alpha": 0.6,
+    "max_length": 20,
+    "min_length": 40,
+    "max_time": 0.001,
+    "stop_strings": ["a"],
+    "num_beams": 4,
+    "num_return_sequences": 3,
+    "guidance_scale": 1.5,
+    "token_healing": True,
+    "prompt_lookup_num_tokens": 3,
+    "is_assistant": True,
+    "cache_implementation": "quantized",
+    "prefill_chunk_size": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+}
+"""Of models' generation configs: what an answer of a sweep does without."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_what_a_models_generation_config_says(
+    temperature: float, sae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"max_new_tokens": 30, "temperature": temperature}
+    expected = make(small_model("llama"), sae, settings=settings).cells()
+    model = small_model("llama")
+    for name, value in SHIPPED.items():
+        assert hasattr(model.generation_config, name)
+        setattr(model.generation_config, name, value)
+    logger = logging.getLogger("transformers")  # its records go no further
+    logger.addHandler(caplog.handler)
+    try:
+        assert make(model, sae, settings=settings).cells() == expected
+        assert not caplog.records
+    finally:
+        logger.removeHandler(caplog.handler)
+    # What it says of the tokens themselves is obeyed.
+    model.generation_config.suppress_tokens = list({*expected[0].ids})
+    said = make(model, sae, settings=settings).cells()
+    assert said[0].ids and not {*said[0].ids} & {*expected[0].ids}
+
+
 def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
     sae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +253,17 @@ def test_every_token_is_told_once(sae: Any) -> None:
         for row, token in step:
             told.setdefault(row, []).append(token)
 
-    cells = make(small_model("llama"), sae, settings={"rows": 7}).cells(watch)
+    model = small_model("llama")
+    cells = make(model, sae, settings={"rows": 7}).cells(watch)
+    assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
+    told.clear()
+
+    def limited(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > 8 and len(told.get(0, ())) == 5:
+            raise torch.OutOfMemoryError("made up")
+
+    model.register_forward_pre_hook(limited, with_kwargs=True)
+    assert make(model, sae).cells(watch) == cells
     assert [tuple(told[row]) for row in range(len(cells))] == [cell.ids for cell in cells]
 
 
@@ -218,6 +282,19 @@ def test_too_little_memory_means_smaller_calls(sae: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(model, "generate", limited)
     assert make(model, sae).cells() == expected
     assert sizes == [21, 10, 5, 5, 5, 5, 1]
+
+
+def test_memory_of_models_without_heads_or_with_layers_that_differ(sae: Any) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    shape: dict[str, Any] = {"vocab_size": 96, "hidden_size": WIDTH, "num_hidden_layers": 2}
+    headless = MambaForCausalLM(MambaConfig(**shape, bos_token_id=None)).eval()
+    assert len(make(headless, sae, alphas=[0.0, 5.0], control=False).cells()) == 6
+    model = small_model("qwen2")
+    one = make(model, sae)._rows_at_once(1 << 17)
+    # As Gemma 3n has it.
+    object.__setattr__(model.config, "intermediate_size", [48, 48, 48 << 9, 48])
+    assert make(model, sae)._rows_at_once(1 << 17) < one
 
 
 def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
@@ -255,3 +332,35 @@ def test_the_embedded_model_answers(tokenizer: Any) -> None:
     answers = {(c.question, c.alpha): c for c in sweep.cells() if c.arm == "latent"}
     assert answers[0, 0.0].ended and answers[0, 0.0].text.strip()
     assert all(answers[q, 0.0].ids != answers[q, 50.0].ids for q in range(3))
+
+
+def test_a_sweep_inside_a_block_and_blocks_inside_a_sweep(sae: Any) -> None:
+    model = small_model("qwen2")
+    model.generation_config.eos_token_id = ENDS
+    far = {"control": False, "settings": {"max_new_tokens": 60}}
+    with steer(model, sae, {3: 5.0}, layer=2, positions="generated"):
+        within = make(model, sae, **far).cells()
+        for cell in within:
+            assert cell.ids == alone(model, sae, cell, {}, {"do_sample": False})
+    plain = make(model, sae, **far).cells()
+    assert plain != within
+
+    def watch(step: list[tuple[int, int]]) -> None:
+        if len(step) == 5:
+            with steer(model, sae, {3: 9.0}, layer=1):
+                model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=3, pad_token_id=0)
+            found.append(make(model, sae, **far).cells())
+
+    found: list[Any] = []
+    assert make(model, sae, **far).cells(watch) == plain and found[0] == plain
+    rows = steer(model, sae, {7: [1.0, 2.0]}, layer=1)
+    with pytest.raises(InputError, match="alphas per row is open"), rows:
+        make(model, sae).cells()
+
+
+def test_a_model_whose_weights_are_fetched_layer_by_layer(sae: Any) -> None:
+    from accelerate import cpu_offload
+
+    expected = make(small_model("llama"), sae).cells()
+    model = cpu_offload(small_model("llama"), execution_device=torch.device("cpu"))
+    assert make(model, sae).cells() == expected
