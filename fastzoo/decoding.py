@@ -144,7 +144,8 @@ def write_answers(
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
         custom_generate=loop,
-        **NOT_OBEYED,
+        # Of this version of transformers: what it does not know it would refuse.
+        **{k: v for k, v in NOT_OBEYED.items() if hasattr(model.generation_config, k)},
         **how,
     )
     return answers
