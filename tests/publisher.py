@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from forked import run_python
 from loopback_hub import ROOT, LoopbackHub
 
 from fastzoo.collection import TITLE
@@ -22,42 +18,7 @@ NAMES = tuple(
     for kind in ("standard", "jumprelu")
 )
 
-# Forks a process for each line it reads, which is then as one that was started with that environment
-# in that folder, but for torch: importing it is half of what a short push takes. Answers with the
-# exit code. Nothing that reads the Hub's settings may be imported before the fork.
-FORK = """
-import json, os, signal, sys
-import torch
-for line in sys.stdin:
-    if not (child := os.fork()):
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-signal.alarm(300)  # no push takes that long
-asked = json.loads(line)
-os.environ.clear()
-os.environ.update(asked["env"])
-os.chdir(asked["cwd"])
-for number, name in enumerate(("/dev/null", "stdout", "stderr")):
-    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC * (number > 0)), number)
-sys.argv = ["fastzoo", *asked["arguments"]]
-from fastzoo.cli import main
-main()
-"""
-
-
-@cache
-def forker() -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORK],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    atexit.register(process.communicate)
-    return process
+PUSH = "from fastzoo.cli import main; main()"
 
 
 class Person:
@@ -72,19 +33,11 @@ class Person:
         if "--namespace" not in arguments:
             command += ["--namespace", "org"]
         more = {"PYTHONPATH": str(ROOT), "FASTZOO_RETRY_SECONDS": "0.01", **env}
-        asked = {
-            "arguments": command,
-            "cwd": str(self.where),
-            "env": self.hub.env(self.where / self.home, **more),
-        }
-        forked = forker()
-        assert forked.stdin and forked.stdout
-        forked.stdin.write(json.dumps(asked) + "\n")
-        forked.stdin.flush()
-        left = int(forked.stdout.readline())
-        out, self.stderr = ((self.where / name).read_text() for name in ("stdout", "stderr"))
-        assert left == code, self.stderr
-        return json.loads(out) if out else {}
+        env = self.hub.env(self.where / self.home, **more)
+        done = run_python(PUSH, *command, env=env, cwd=self.where)
+        self.stderr = done.stderr
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout) if done.stdout else {}
 
     def commits(self, kind: str | None = None, name: str | None = None) -> int:
         return len(self.hub.commits(kind, f"org/{name}" if name else None))
