@@ -232,6 +232,7 @@ FAULTS: list[tuple[Any, int, str]] = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", WRITERS)
 def test_what_failed_for_a_while_changes_no_row(tmp_path: Path, kind: str) -> None:
     def short(request: Request) -> Response:
