@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +191,18 @@ def randomise(sae: Any, seed: int = 0, scale: float = 0.3) -> Any:
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
             parameter.copy_(values.abs() + 0.05 if "threshold" in name else values)
     return sae
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within, the kernel refuses larger files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        yield resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def value(figures: Mapping[str, Any], metric: str, subset: str = "all") -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from forked import run_python
 from loopback_hub import ROOT, LoopbackHub
 
 from fastzoo.collection import TITLE
@@ -18,6 +17,8 @@ NAMES = tuple(
     for layer in (4, 12)
     for kind in ("standard", "jumprelu")
 )
+
+PUSH = "from fastzoo.cli import main; main()"
 
 
 class Person:
@@ -32,14 +33,8 @@ class Person:
         if "--namespace" not in arguments:
             command += ["--namespace", "org"]
         more = {"PYTHONPATH": str(ROOT), "FASTZOO_RETRY_SECONDS": "0.01", **env}
-        done = subprocess.run(
-            [sys.executable, "-m", "fastzoo.cli", *command],
-            cwd=self.where,
-            env=self.hub.env(self.where / self.home, **more),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        env = self.hub.env(self.where / self.home, **more)
+        done = run_python(PUSH, *command, env=env, cwd=self.where)
         self.stderr = done.stderr
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if done.stdout else {}

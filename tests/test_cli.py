@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fastzoo.cli import _debug_first, app
+from fastzoo.cli import _debug_first, app, main
 from fastzoo.errors import (
     EXIT_CODES,
     FastzooError,
@@ -129,14 +129,16 @@ def test_eval_gives_the_figures_of_the_run(workplace: Path) -> None:
         assert same["mean_max"] == pytest.approx(best["mean_max"], rel=1e-4) and best["mean_max"]
 
 
-def test_eval_on_an_own_file(workplace: Path, tmp_path: Path) -> None:
+def test_eval_on_an_own_file(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mine.jsonl"
     chat = [{"from": "human", "value": "Where is Paris?"}, {"from": "gpt", "value": "In France."}]
     path.write_text(json.dumps({"conversations": chat}) + "\n" + json.dumps({"x": 1}) + "\n")
-    result = fastzoo(
-        "eval", "tiny-chat-L1-8x-jumprelu", "--data", str(path), "--json", cwd=workplace
-    )
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(workplace)
+    command = ["eval", "tiny-chat-L1-8x-jumprelu", "--data", str(path), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["split"]["used"] == 1
 
 
@@ -218,13 +220,27 @@ def test_options_of_eval_that_cannot_be(
     ],
 )
 def test_errors_are_one_line(
-    workplace: Path, arguments: tuple[str, ...], code: int, said: str
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
 ) -> None:
-    result = fastzoo(*arguments, cwd=workplace)
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+    """As the command's entry point has it; of one that loads torch, as a process has it too."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", ["fastzoo", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capfd.readouterr()
+    shown = [(left.value.code, out, err)]
+    if "gone.jsonl" in arguments:
+        result = fastzoo(*arguments, cwd=workplace)
+        shown.append((result.returncode, result.stdout, result.stderr))
+    for found, out, err in shown:
+        assert (found, out) == (code, ""), err
+        lines = err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
 
 
 def test_json_is_json_in_any_encoding(workplace: Path, tmp_path: Path) -> None:

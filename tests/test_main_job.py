@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import largest_file
 
 from fastzoo import load_sae, tiny
 from fastzoo.errors import (
@@ -24,6 +25,7 @@ from fastzoo.errors import (
     NotFoundError,
     OutputError,
     TrainingError,
+    report_failures,
 )
 from fastzoo.formats import open_sae
 
@@ -78,11 +80,11 @@ def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
+def one_error_line(said: str) -> str:
     """The single line of a failed command's error; fails if there is a traceback."""
-    assert "Traceback" not in result.stderr, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in said, said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
     return lines[0]
 
 
@@ -161,7 +163,9 @@ def test_decoder_rows_have_unit_norm_and_the_scale_is_folded(finished: Path) -> 
     torch.testing.assert_close(loaded.sae.W_dec.norm(dim=1), torch.ones(1024), rtol=0, atol=1e-5)
 
 
-def test_card_parses_on_the_hub_side_and_its_snippets_run(finished: Path) -> None:
+def test_card_parses_on_the_hub_side_and_its_snippets_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from huggingface_hub import ModelCard
 
     folder = finished / NAMES[0]
@@ -172,16 +176,9 @@ def test_card_parses_on_the_hub_side_and_its_snippets_run(finished: Path) -> Non
     assert l0.metric_value == metrics["l0"]["all"]["value"]
     snippets = re.findall(r"```python\n(.*?)```", card.content, re.S)
     assert len(snippets) == 4
-    result = subprocess.run(
-        [sys.executable, "-c", "\n".join(snippets)],
-        cwd=finished,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "'<|im_start|>'" in result.stdout
+    monkeypatch.chdir(finished)
+    exec("\n".join(snippets), {})
+    assert "'<|im_start|>'" in capsys.readouterr().out
 
 
 def test_load_by_name_from_the_runs_folder(
@@ -423,32 +420,32 @@ def test_diverging_training_stops_with_a_name(train: Any, tmp_path: Path) -> Non
         )
 
 
-def test_full_disk_is_one_line_and_keeps_what_was_complete(tmp_path: Path) -> None:
-    """A limit on file sizes makes the kernel refuse the weights: 1 MB and no more."""
-    code = (
-        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000));"
-        f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, *SMALL, "layers=[1]", "output.folder=out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == OutputError.exit_code, result.stderr
-    assert "cannot be written" in one_error_line(result)
+def failed(train: Any, *arguments: str) -> int:
+    """The exit code of a run that must fail, as the script has it."""
+    with pytest.raises(SystemExit) as left:
+        report_failures(lambda: train([*SMALL, *arguments]))
+    return left.value.code
+
+
+def test_full_disk_is_one_line_and_keeps_what_was_complete(
+    train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on file sizes makes the kernel refuse the weights: 0.6 MB and no more."""
+    with largest_file(600_000):
+        code = failed(train, "layers=[1]", f"output.folder={tmp_path / 'out'}")
+    assert code == OutputError.exit_code
+    assert "cannot be written" in one_error_line(capfd.readouterr().err)
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"recipe.yaml"}
 
 
-def test_script_exit_codes_and_one_line_errors(tmp_path: Path) -> None:
+def test_script_exit_codes_and_one_line_errors(
+    train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     result = run_script("layers=[7]", cwd=tmp_path)
     assert result.returncode == InputError.exit_code
-    assert "0 to 3" in one_error_line(result)
-    result = run_script("data.source=gone.jsonl", cwd=tmp_path)
-    assert result.returncode == DataError.exit_code
-    one_error_line(result)
+    assert "0 to 3" in one_error_line(result.stderr)
+    gone = (f"data.source={tmp_path / 'gone.jsonl'}", f"output.folder={tmp_path / 'out'}")
+    assert failed(train, *gone) == DataError.exit_code
+    one_error_line(capfd.readouterr().err)
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from loopback_hub import LoopbackHub, hang_up
 from fastzoo import tiny
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "recipes" / "train.py"
 
 
 def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
             *("evaluation.dialogues=10", "data.shuffle_rows=32"),
         ]
         result = subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / "train.py"), *recipe],
+            [sys.executable, str(SCRIPT), *recipe],
             cwd=tmp_path,
             env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
             capture_output=True,
@@ -49,11 +51,21 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
     assert "base_model: lab/Tiny-Instruct" in card and "- lab/chats" in card
 
 
+TWICE = """
+import contextlib, runpy, sys
+train = runpy.run_path(sys.argv[1], run_name="recipe")["main"]
+for name in ("undisturbed", "dropped"):
+    with contextlib.redirect_stdout(sys.stderr):
+        train([*sys.argv[2:], f"output.folder={name}"])
+    print(name, flush=True)
+    sys.stdin.readline()
+"""
+
+
 def test_dropped_connections_change_no_weight(tmp_path: Path) -> None:
     """Every file fails for longer than one piece of it is asked for again."""
     rows = tiny.DIALOGUES.read_bytes().splitlines(keepends=True)[:150]
-    weights = []
-    with LoopbackHub() as hub:
+    with LoopbackHub() as hub, (tmp_path / "stderr").open("w+") as stderr:
         files = {f"data/train-{i}.jsonl": b"".join(rows[i::3]) for i in range(3)}
         hub.add("dataset", "lab/chats", files)
         recipe = [
@@ -61,53 +73,68 @@ def test_dropped_connections_change_no_weight(tmp_path: Path) -> None:
             *("training.tokens=16384", "training.batch_size=512", "training.buffer_tokens=4096"),
             *("evaluation.dialogues=60", "data.shuffle_rows=32"),
         ]
-        for name in ("undisturbed", "dropped"):
-            if name == "dropped":
-                met = [
-                    *(hub.fail(f"train-{i}", hub.cut, after=1, times=2 + i) for i in range(2)),
-                    hub.fail("train-2", hang_up, times=4),
-                ]
-            result = subprocess.run(
-                [
-                    sys.executable,
-                    str(ROOT / "recipes" / "train.py"),
-                    *recipe,
-                    f"output.folder={name}",
-                ],
-                cwd=tmp_path,
-                env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.01"),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert result.returncode == 0, result.stderr
-            weights.append(next((tmp_path / name).glob("*/*/sae_weights.safetensors")).read_bytes())
+        with subprocess.Popen(
+            [sys.executable, "-c", TWICE, str(SCRIPT), *recipe],
+            cwd=tmp_path,
+            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.01"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as process:
+            assert process.stdout and process.stdout.readline() == "undisturbed\n"
+            met = [
+                *(hub.fail(f"train-{i}", hub.cut, after=1, times=2 + i) for i in range(2)),
+                hub.fail("train-2", hang_up, times=4),
+            ]
+            process.communicate("go on\n\n", timeout=300)
+        said = (tmp_path / "stderr").read_text()
+        assert process.returncode == 0, said
+    undisturbed, dropped = (
+        next((tmp_path / name).glob("*/*/sae_weights.safetensors")).read_bytes()
+        for name in ("undisturbed", "dropped")
+    )
     assert [len(requests) for requests in met] == [2, 3, 4]
-    assert result.stderr.count("trying again in") == 9
-    assert weights[0] == weights[1]
+    assert said.count("trying again in") == 9
+    assert undisturbed == dropped
+
+
+# Runs the recipes given as lines one after the other, each as its own process would.
+RECIPES = """
+import runpy, sys
+from fastzoo.errors import report_failures
+train = runpy.run_path(sys.argv[1], run_name="recipe")["main"]
+for recipe in sys.argv[2:]:
+    try:
+        report_failures(lambda: train(recipe.split()))
+    except SystemExit as left:
+        print(f"left with {left.code}", file=sys.stderr)
+"""
 
 
 def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:
+    cases = {
+        "model.name=lab/gone": "lab/gone",
+        "data.source=lab/gone": "lab/gone",
+        "data.source=lab/chats data.split=test": "test",
+        "data.source=lab/chats": "no usable row",
+    }
     with LoopbackHub() as hub:
         hub.add("dataset", "lab/chats", {"data/train.jsonl": b'{"messages": []}\n'})
-        for override, said in (
-            ("model.name=lab/gone", "lab/gone"),
-            ("data.source=lab/gone", "lab/gone"),
-            ("data.source=lab/chats data.split=test", "test"),
-            ("data.source=lab/chats", "no usable row"),
-        ):
-            result = subprocess.run(
-                [sys.executable, str(ROOT / "recipes" / "train.py"), *override.split()],
-                cwd=tmp_path,
-                env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            errors = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
-            assert result.returncode in (3, 4, 8), result.stderr
-            assert len(errors) == 1 and said in errors[0], result.stderr
-            assert "Traceback" not in result.stderr
+        result = subprocess.run(
+            [sys.executable, "-c", RECIPES, str(SCRIPT), *cases],
+            cwd=tmp_path,
+            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    parts = re.findall(r"(.*?)^left with (\d+)$", result.stderr, re.MULTILINE | re.DOTALL)
+    for said, (stderr, code) in zip(cases.values(), parts, strict=True):
+        errors = [x for x in stderr.splitlines() if x.startswith("error: ")]
+        assert int(code) in (3, 4, 8), result.stderr
+        assert len(errors) == 1 and said in errors[0], result.stderr
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 

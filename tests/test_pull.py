@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_python
 from loopback_hub import PRELUDE, ROOT, LoopbackHub, Request, Response, sha256
 from loopback_hub_collections import Collection, Item, new_id
 
@@ -48,14 +49,8 @@ def hub() -> Iterator[LoopbackHub]:
 def run(hub: LoopbackHub, home: Path, code: str, *args: str, **env: str) -> list[Any]:
     """Run ``code`` as a client of ``hub`` in the folder ``home``; it prints JSON, line by line."""
     env = {"FASTZOO_RETRY_SECONDS": "0.01", "FASTZOO_NAMESPACE": "org", **env}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code, *args],
-        env=hub.env(home, PYTHONPATH=str(ROOT), **env),
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = hub.env(home, PYTHONPATH=str(ROOT), **env)
+    done = run_python(PRELUDE + code, *args, env=env, cwd=home)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import largest_file, write_jsonl
 from long.kill_resume import CONFIG, ROOT, SCRIPT, Span, contents, differences, disturbed
 
 from fastzoo import files, tiny
@@ -625,18 +625,6 @@ def test_a_folder_that_becomes_free_is_used(how: str, tmp_path: Path) -> None:
 
 
 # --- full disks ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Within, the kernel refuses larger files."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        yield resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_refuses_a_checkpoint_keeps_the_one_before(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import write_jsonl
+from forked import run_python
 from loopback_hub import LoopbackHub, Request, Response, error, hang_up
 
 from fastzoo.config import DataSection
@@ -81,13 +82,7 @@ def run(hub: LoopbackHub, home: Path, **ask: Any) -> subprocess.CompletedProcess
     environment = hub.env(
         home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps(ask)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python(READ, json.dumps(ask), env=environment, cwd=ROOT)
     assert "Traceback" not in done.stderr, done.stderr
     assert not hub.foreign
     return done
@@ -237,6 +232,7 @@ FAULTS: list[tuple[Any, int, str]] = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", WRITERS)
 def test_what_failed_for_a_while_changes_no_row(tmp_path: Path, kind: str) -> None:
     def short(request: Request) -> Response:

@@ -30,7 +30,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     Raises:
         RuntimeError: a run failed; holds what it said.
     """
-    tokens = 20_480 if quick else 245_760
+    tokens = 10_240 if quick else 245_760
     times: dict[int, list[Seconds]] = {1: [], 2: []}
     for pair in range(1 if quick else PAIRS):
         for processes in (1, 2) if pair % 2 == 0 else (2, 1):
