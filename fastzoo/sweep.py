@@ -183,7 +183,7 @@ class Sweep:
             rows += self._arm(RANDOM, self._random(edit), prompts)
         if self.wish is not None:
             for question, turns in enumerate(self.questions):
-                told = self._prompt(question, [{"role": "system", "content": self.wish}, *turns])
+                told = self._told(question, turns, self.wish)
                 rows.append(_Row(PROMPT, question, 0.0, told, None, 0))
         return rows
 
@@ -206,6 +206,17 @@ class Sweep:
             for question, prompt in enumerate(prompts)
             for i, alpha in enumerate(self.alphas)
         ]
+
+    def _told(self, index: int, turns: Turns, wish: str) -> list[int]:
+        """The prompt with a wish in its system turn; before the question where the chat template has no
+        such turn (Gemma 2)."""
+        if turns[0]["role"] == "system":
+            wish, turns = f"{turns[0]['content']}\n\n{wish}", turns[1:]
+        try:
+            return self._prompt(index, [{"role": "system", "content": wish}, *turns])
+        except DataError:
+            first = {**turns[0], "content": f"{wish}\n\n{turns[0]['content']}"}
+            return self._prompt(index, [first, *turns[1:]])
 
     def _prompt(self, index: int, turns: Turns) -> list[int]:
         try:

@@ -219,6 +219,29 @@ def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
         torch.set_num_threads(threads)
 
 
+def test_the_wish_goes_where_the_template_has_room_for_it(sae: Any) -> None:
+    class NoSystem(Words):  # as Gemma 2's
+        def apply_chat_template(self, turns: Any, **how: Any) -> dict[str, list[int]]:
+            if turns[0]["role"] == "system":
+                raise ValueError("no system turns")
+            return super().apply_chat_template(turns, **how)
+
+    system = [{"role": "system", "content": "Be brief."}, *QUESTIONS[0]]
+
+    def prompt(turns: Any, tokenizer: Any) -> list[int]:
+        how = {"questions": [turns], "wish": "Say nothing", "tokenizer": tokenizer}
+        return [row.prompt for row in make(small_model("qwen2"), sae, **how)._rows()][-1]
+
+    def ids(text: str) -> list[int]:
+        return Words().apply_chat_template([{"content": text}])["input_ids"]
+
+    assert prompt(QUESTIONS[0], Words()) == ids("Say nothing Hello!")
+    assert prompt(QUESTIONS[0], NoSystem()) == ids("Say nothing Hello!")
+    assert prompt(system, Words()) == ids("Be brief. Say nothing Hello!")
+    with pytest.raises(DataError, match="no system turns"):
+        prompt(system, NoSystem())
+
+
 def test_what_is_asked_twice_is_answered_once(sae: Any) -> None:
     model, sizes = small_model("llama"), []
     model.register_forward_pre_hook(
