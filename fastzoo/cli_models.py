@@ -234,7 +234,8 @@ def steer_sae(
         typer.Option(
             metavar="TEXT",
             callback=_text,
-            help="The same as a system prompt, which is tried beside it; by default the latent's words.",
+            help="The same as a system prompt, which is tried beside it; by default the language, the "
+            "concept's words or the latent's.",
         ),
     ] = None,
     control: Annotated[bool, typer.Option(help="Sweep a random direction beside it.")] = True,

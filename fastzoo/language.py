@@ -61,6 +61,16 @@ FUNCTION_WORDS = {
 }
 """Words that hardly a sentence of the language lacks; a word may stand in several languages."""
 
+NAMES = {
+    "en": "English",
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "nl": "Dutch",
+}
+
 WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
 LETTERS = {"fr": "çœèêëùîû", "de": "äöüß", "es": "ñ¿¡", "it": "òì", "pt": "ãõ"}

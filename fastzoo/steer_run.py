@@ -18,7 +18,7 @@ from fastzoo.edits import MODES, make_edit
 from fastzoo.errors import FastzooError, InputError, one_line
 from fastzoo.features import of_special_tokens
 from fastzoo.judge import Judge, Verdict
-from fastzoo.language import FUNCTION_WORDS, words_of
+from fastzoo.language import FUNCTION_WORDS, NAMES, words_of
 from fastzoo.latent_search import CANDIDATES, find_pool, finer, search
 from fastzoo.latent_statistics import statistics
 from fastzoo.output_score import refuse_missing
@@ -209,14 +209,14 @@ def steer_sae(
         if not ask.alphas:
             sweep = replace(sweep, alphas=finer(sweep.alphas, candidates[0]["alpha"]))
     if sweep.wish is None:
-        sweep = replace(sweep, wish=_wish(assembly, sweep))
+        sweep = replace(sweep, wish=_wish(ask, assembly, sweep))
     with watch(sweep) as told:
         cells = sweep.cells(told)
     scores = sweep.scores(cells, concept)
     verdicts: list[Verdict] | None = None
     failure: FastzooError | KeyboardInterrupt | None = None
     if judge is not None:
-        said = ", ".join(ask.concept) or _in_words(ask.language) or sweep.wish
+        said = ", ".join(ask.concept) or NAMES.get(ask.language or "") or sweep.wish
         pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
         try:
             judge.rate(pairs, said)
@@ -347,10 +347,6 @@ def _concept(ask: Ask) -> Concept | None:
     return concept_of_words(ask.concept) if ask.concept else None
 
 
-def _in_words(language: str | None) -> str | None:
-    return language and f"the language with the ISO 639-1 code '{language}'"
-
-
 def _judge(ask: Ask) -> Judge | None:
     """The judge, if one was asked for, and if it answers."""
     if ask.judge is None and ask.judge_url is None:
@@ -362,9 +358,11 @@ def _judge(ask: Ask) -> Judge | None:
     return judge
 
 
-def _wish(assembly: Assembly, sweep: Sweep) -> str:
-    """The same wish in words: what the latent's own tokens are."""
-    words = [
+def _wish(ask: Ask, assembly: Assembly, sweep: Sweep) -> str:
+    """The same wish in words: the language, the concept's words, or else the latents' own."""
+    if ask.language is not None:
+        return f"Answer in {NAMES[ask.language]}."
+    words = list(ask.concept) or [
         word
         for latent in sweep.latents
         for text in written(assembly, sweep, latent)

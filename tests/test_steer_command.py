@@ -160,7 +160,7 @@ def test_a_judges_ratings_are_shown(
     wanted = {"concept": None, "instruction": None, "fluency": 2, "overall": None}
     assert [cell["judge"] for cell in report["cells"]] == [wanted] * len(report["cells"])
     assert "judge" in report["definitions"] and report["judge"] == f"m at {judge.url}"
-    assert any("language with the ISO 639-1 code 'fr'" in prompt for prompt in judge.prompts)
+    assert report["wish"] == "Answer in French." and any("French" in p for p in judge.prompts)
     text = page.read_text(encoding="utf-8")
     assert f"Ratings by m at {judge.url}" in text and "rated —, —, 2" in text
 
@@ -283,7 +283,11 @@ def test_other_modes_and_samples(sae: str) -> None:
     # What is clamped to 0 is compared with the answer that is not steered at all.
     doubled = ("--latent", "5", "--mode", "scale", "--alpha", "1", "2")
     scaled = steer(sae, "Tell me of cats.", *doubled)["cells"]
-    plain = steer(sae, "Tell me of cats.", "--latent", "5", "--alpha", "0", "1")["cells"][0]
+    report = steer(
+        sae, "Tell me of cats.", "--latent", "5", "--alpha", "0", "1", "--concept", "arr, ahoy"
+    )
+    plain = report["cells"][0]
+    assert report["wish"] == "Use words such as these in your answer: arr, ahoy."
     by = {c["alpha"]: c for c in scaled if c["arm"] == "latent"}
     assert by[1]["ids"] == plain["ids"] and by[1]["scores"]["kept"] == 1
     zero = next(c for c in clamped["cells"] if c["arm"] == "latent" and c["alpha"] == 0)
