@@ -53,7 +53,7 @@ def make(model: Any, sae: Any, **more: Any) -> Sweep:
 
 
 @pytest.mark.parametrize("mode", ["add", "clamp"])
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2", "opt"])
 def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
     model = small_model(kind)
     cells = make(model, sae, mode=mode, control=False).cells()
