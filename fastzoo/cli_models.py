@@ -185,8 +185,8 @@ def steer_sae(
         bool, typer.Option("--special", help="--auto among the latents of special tokens.")
     ] = False,
     candidates: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many latents --auto tries.")
-    ] = 256,
+        int | None, typer.Option(metavar="N", min=1, help="How many latents --auto tries at first.")
+    ] = None,
     units: Annotated[
         str | None,
         typer.Option(
@@ -287,8 +287,9 @@ def steer_sae(
 ) -> None:
     """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
     from fastzoo.files import refuse_unwritable, refused, write_text
+    from fastzoo.latent_search import CANDIDATES
+    from fastzoo.steer_ask import Ask
     from fastzoo.steer_report import render_report
-    from fastzoo.steer_run import Ask
     from fastzoo.steer_run import steer_sae as run
     from fastzoo.steer_terminal import LiveAnswers, print_outcome
     from fastzoo.sweep import Settings
@@ -306,7 +307,7 @@ def steer_sae(
         latents=latent or (),
         auto=auto,
         special=special,
-        candidates=candidates,
+        candidates=candidates or CANDIDATES,
         alphas=alpha or (),
         units=units,
         mode=mode,

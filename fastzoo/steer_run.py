@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,29 +12,32 @@ import torch
 
 from fastzoo import window
 from fastzoo.assembly import Assembly, assemble
-from fastzoo.config import EMBEDDED_DATA, EMBEDDED_MODEL
-from fastzoo.edits import MODES, make_edit
-from fastzoo.errors import FastzooError, InputError, one_line
+from fastzoo.edits import make_edit
+from fastzoo.errors import FastzooError
 from fastzoo.features import of_special_tokens
 from fastzoo.judge import Judge, Verdict
-from fastzoo.language import FUNCTION_WORDS, NAMES, words_of
-from fastzoo.latent_search import CANDIDATES, find_pool, finer, search
-from fastzoo.latent_statistics import statistics
+from fastzoo.language import FUNCTION_WORDS, NAMES
+from fastzoo.latent_search import find_pool, finer, search
+from fastzoo.latent_statistics import LatentStatistics, statistics
 from fastzoo.output_score import refuse_missing
-from fastzoo.positions import PLACES, Positions, roles
 from fastzoo.progress import Progress
-from fastzoo.questions import Question, asked, load_questions
+from fastzoo.questions import Question
 from fastzoo.scores import (
     CONCEPT_SHARE,
     Cell,
     CellScores,
-    Concept,
-    concept_of_language,
-    concept_of_words,
 )
-from fastzoo.special_latents import ROLE_WORDS
+from fastzoo.steer_ask import (
+    Ask,
+    alphas_of,
+    concept_of,
+    judge_of,
+    positions_of,
+    questions_of,
+    refuse_contradictions,
+)
 from fastzoo.streams import TokenSequence
-from fastzoo.sweep import LATENT, NORM_ALPHAS, PAPER_ALPHAS, PROMPT, RANDOM, Settings, Sweep
+from fastzoo.sweep import LATENT, PROMPT, RANDOM, Sweep
 from fastzoo.unembedding import lens_tokens
 from fastzoo.window import Row, SweetSpot, find_sweet_spot, row_of
 
@@ -43,40 +45,20 @@ SPECIAL = 5
 """Latents of each special token, as in the paper's Appendix F.3."""
 WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
+DEFINITIONS = {
+    "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a language, what the "
+    "share of the words in its sentences gained; with a concept, what the share of its words gained, "
+    f"{CONCEPT_SHARE:g} counting as 1",
+    "quality": "share of answers that are not degenerate and whose mean negative log-likelihood is at "
+    f"most {window.CLOSE_NATS:g} nats above the unsteered answer's",
+    "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and {window.LEAST_QUALITY:.0%} of the "
+    "unsteered quality around the one with the best harmonic mean; chosen on the questions of even "
+    "index, reported on the others with 95% bootstrap intervals",
+}
 JUDGE_DEFINITION = (
     "how much of the concept is in the answer, whether it does what was asked, and how it reads, each "
     "0, 1 or 2; overall is their harmonic mean; null where the judge gave no usable reply"
 )
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked of ``steer_sae``; see ``fastzoo steer --help``."""
-
-    source: str
-    questions: Sequence[str] = ()
-    file: Path | None = None
-    latents: Sequence[int] = ()
-    auto: bool = False
-    special: bool = False
-    """Find it among the latents of special tokens."""
-    candidates: int = CANDIDATES
-    alphas: Sequence[float] = ()
-    units: str | None = None
-    mode: str = "add"
-    positions: str = "all"
-    concept: Sequence[str] = ()
-    language: str | None = None
-    wish: str | None = None
-    control: bool = True
-    model: str | None = None
-    revision: str | None = None
-    data: str = EMBEDDED_DATA
-    dialogues: int = 200
-    judge: str | None = None
-    judge_url: str | None = None
-    judge_cache: Path | None = None
-    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass
@@ -139,30 +121,76 @@ def steer_sae(
         InputError: latents, alphas, units or questions that cannot be.
         DataError, ModelError, HubError, TrainingError.
     """
-    if not ask.latents and not ask.auto:
-        raise InputError("say which latent with --latent, or let --auto find one")
-    if ask.auto and ask.mode != "add":
-        raise InputError(f"--auto finds latents to add; with --mode {ask.mode} say which latent")
-    if ask.special and (not ask.auto or ask.latents):
-        raise InputError("--special goes with --auto, and not with --latent")
+    refuse_contradictions(ask)
     assembly = assemble([ask.source], model_name=ask.model, revision=ask.revision, data=ask.data)
+    questions, concept = questions_of(ask, assembly), concept_of(ask)
+    # What cannot be is said before latents are measured and answers written.
+    judge = judge_of(ask)
+    sweep = _sweep(ask, assembly, questions)
+    known = None
+    candidates: list[dict[str, Any]] = []
+    if ask.auto or sweep.units != "raw":
+        sequences, _ = assembly.dialogues(ask.dialogues)
+        known = _measured(assembly, sequences)
+        sweep = replace(sweep, statistics=known)
+        if ask.auto:
+            pool = _pool(ask, assembly, known, sequences)
+            half = replace(sweep, questions=sweep.questions[::2])
+            candidates = search(half, list(pool), concept)
+            if ask.special:
+                candidates = [
+                    entry | {"special_tokens": pool[entry["latent"]]} for entry in candidates
+                ]
+            best = candidates[0]
+            alphas = sweep.alphas if ask.alphas else finer(sweep.alphas, best["alpha"])
+            sweep = replace(sweep, latents={best["latent"]: 1.0}, alphas=alphas)
+    if sweep.wish is None:
+        sweep = replace(sweep, wish=_wish(ask, assembly, sweep))
+    with watch(sweep) as told:
+        cells = sweep.cells(told)
+    scores = sweep.scores(cells, concept)
+    verdicts, failure = None, None
+    if judge is not None:
+        said = ", ".join(ask.concept) or NAMES.get(ask.language or "") or sweep.wish
+        pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
+        verdicts, failure = _rated(judge, pairs, said)
+    about = _about(ask, assembly, sweep) | {
+        "special_tokens": {
+            c["latent"]: c["special_tokens"] for c in candidates[:1] if "special_tokens" in c
+        },
+        "judge": judge.name if judge else None,
+        "definitions": DEFINITIONS | ({"judge": JUDGE_DEFINITION} if judge else {}),
+    }
+    return Outcome(
+        about,
+        questions,
+        cells,
+        scores,
+        verdicts,
+        sweep.tokenizer,
+        _spot(cells, scores, sweep.alphas) if ask.mode == "add" else None,
+        candidates,
+        failure,
+    )
+
+
+# --- its steps -----------------------------------------------------------------------------------
+
+
+def _sweep(ask: Ask, assembly: Assembly, questions: Sequence[Question]) -> Sweep:
+    """The sweep as far as it is known before latents are measured, checked."""
     ((name, (layer, sae)),) = assembly.saes.items()
-    questions = _questions(ask, assembly)
-    units, alphas = _alphas(ask, assembly)
+    units, alphas = alphas_of(ask, assembly)
     refuse_missing(ask.latents, sae.d_sae, name)
-    concept = _concept(ask)
-    # What cannot be is said before the model is loaded, latents are measured and answers written.
-    unmeasured = SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0)
     make_edit(
         sae,
         dict.fromkeys(ask.latents or [0], alphas),
         layer=layer,
         mode=ask.mode,
         units=units,
-        statistics=unmeasured,
+        statistics=SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0),
     )
-    positions = _positions(ask, assembly)
-    judge = _judge(ask)
+    positions = positions_of(ask, assembly)
     sweep = Sweep(
         assembly.reader.model,
         assembly.chat.tokenizer,
@@ -180,58 +208,65 @@ def steer_sae(
         ask.settings,
     )
     sweep.prompts()  # long questions are refused
-    known = None
-    sequences: list[TokenSequence] = []
-    if ask.auto or units != "raw":
-        sequences, _ = assembly.dialogues(ask.dialogues)
-        total = sum(map(len, sequences))
-        with Progress("measuring latents", total) as bar:
-            known = statistics(
-                assembly.reader,
-                assembly.saes,
-                sequences,
-                lambda tokens: bar.advance(tokens, "tokens"),
-            )[name]
-    sweep = replace(sweep, statistics=known)
-    candidates: list[dict[str, Any]] = []
-    fires_on: dict[int, list[str]] = {}
-    if ask.auto:
-        assert known is not None
-        words = ask.concept or FUNCTION_WORDS.get(ask.language or "", "").split()
-        if ask.special:
-            fires_on = _special_latents(assembly, name, ask.dialogues)
-        pool = list(ask.latents or fires_on)
-        pool = pool or find_pool(assembly, known, sequences, words, ask.candidates)
-        candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
-        for entry in candidates if ask.special else ():
-            entry["special_tokens"] = fires_on[entry["latent"]]
-        sweep = replace(sweep, latents={candidates[0]["latent"]: 1.0})
-        if not ask.alphas:
-            sweep = replace(sweep, alphas=finer(sweep.alphas, candidates[0]["alpha"]))
-    if sweep.wish is None:
-        sweep = replace(sweep, wish=_wish(ask, assembly, sweep))
-    with watch(sweep) as told:
-        cells = sweep.cells(told)
-    scores = sweep.scores(cells, concept)
-    verdicts: list[Verdict] | None = None
+    return sweep
+
+
+def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentStatistics:
+    with Progress("measuring latents", sum(map(len, sequences))) as bar:
+        (known,) = statistics(
+            assembly.reader,
+            assembly.saes,
+            sequences,
+            lambda tokens: bar.advance(tokens, "tokens"),
+        ).values()
+    return known
+
+
+def _pool(
+    ask: Ask, assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence]
+) -> dict[int, list[str]]:
+    """The latents that ``--auto`` tries, and the special tokens that they were chosen for, if any."""
+    if ask.special:
+        return _special_latents(assembly, ask.dialogues)
+    words = ask.concept or FUNCTION_WORDS.get(ask.language or "", "").split()
+    found = ask.latents or find_pool(assembly, known, sequences, words, ask.candidates)
+    return {latent: [] for latent in found}
+
+
+def _special_latents(assembly: Assembly, dialogues: int) -> dict[int, list[str]]:
+    """The latents that fire most on special tokens (Appendix F.3), and on which."""
+    found: dict[int, list[str]] = {}
+    (report,) = of_special_tokens(assembly, dialogues=dialogues, top=SPECIAL)["saes"].values()
+    for entry in report["tokens"]:
+        for latent in entry["latents"]:
+            found.setdefault(latent["latent"], []).append(entry["token"])
+    return found
+
+
+def _rated(
+    judge: Judge, pairs: Sequence[tuple[str, str]], concept: str | None
+) -> tuple[list[Verdict], FastzooError | KeyboardInterrupt | None]:
+    """The verdicts on questions and answers, and what ended the rating before all were there."""
     failure: FastzooError | KeyboardInterrupt | None = None
-    if judge is not None:
-        said = ", ".join(ask.concept) or NAMES.get(ask.language or "") or sweep.wish
-        pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
-        try:
-            judge.rate(pairs, said)
-        except (FastzooError, KeyboardInterrupt) as error:
-            failure = error
-        verdicts = judge.so_far(pairs, said)
-    about = {
+    try:
+        judge.rate(pairs, concept)
+    except (FastzooError, KeyboardInterrupt) as error:
+        failure = error
+    return judge.so_far(pairs, concept), failure
+
+
+def _about(ask: Ask, assembly: Assembly, sweep: Sweep) -> dict[str, Any]:
+    """What was done, as plain data."""
+    (name,) = assembly.saes
+    known = sweep.statistics
+    return {
         "sae": name,
         "base_model": assembly.base_model,
-        "layer": layer,
+        "layer": sweep.layer,
         "latents": list(sweep.latents),
         "writes": {k: written(assembly, sweep, k) for k in sweep.latents},
-        "special_tokens": {k: fires_on[k] for k in sweep.latents if k in fires_on},
-        "mode": ask.mode,
-        "units": units,
+        "mode": sweep.mode,
+        "units": sweep.units,
         "alphas": list(sweep.alphas),
         "residual_norm": None if known is None else known.residual_norm,
         "mean_max": None
@@ -240,32 +275,8 @@ def steer_sae(
         "positions": ask.positions,
         "concept": list(ask.concept) or ask.language,
         "wish": sweep.wish,
-        "settings": asdict(ask.settings),
-        "judge": judge.name if judge else None,
-        "definitions": {
-            "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a "
-            "language, what the share of the words in its sentences gained; with a concept, what the share "
-            f"of its words gained, {CONCEPT_SHARE:g} counting as 1",
-            "quality": "share of answers that are not degenerate and whose mean negative "
-            f"log-likelihood is at most {window.CLOSE_NATS:g} nats above the unsteered answer's",
-            "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and "
-            f"{window.LEAST_QUALITY:.0%} of the unsteered quality around the one with the best "
-            "harmonic mean; chosen on the questions of even index, reported on the others with 95% "
-            "bootstrap intervals",
-            **({"judge": JUDGE_DEFINITION} if judge else {}),
-        },
+        "settings": asdict(sweep.settings),
     }
-    return Outcome(
-        about,
-        questions,
-        cells,
-        scores,
-        verdicts,
-        sweep.tokenizer,
-        _spot(cells, scores, sweep.alphas) if ask.mode == "add" else None,
-        candidates,
-        failure,
-    )
 
 
 def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
@@ -273,89 +284,6 @@ def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     row_1D = sweep.sae.W_dec.detach()[[latent]]
     _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=assembly.vocabulary)
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
-
-
-def _special_latents(assembly: Assembly, name: str, dialogues: int) -> dict[int, list[str]]:
-    """The latents that fire most on special tokens (Appendix F.3), and on which."""
-    found: dict[int, list[str]] = {}
-    report = of_special_tokens(assembly, dialogues=dialogues, top=SPECIAL)
-    for entry in report["saes"][name]["tokens"]:
-        for latent in entry["latents"]:
-            found.setdefault(latent["latent"], []).append(entry["token"])
-    return found
-
-
-# --- what was asked ------------------------------------------------------------------------------
-
-
-def _questions(ask: Ask, assembly: Assembly) -> list[Question]:
-    if ask.questions and ask.file:
-        raise InputError("give questions on the line or in a file, not both")
-    if ask.questions:
-        return asked(ask.questions)
-    return load_questions(ask.file, tiny=assembly.source.name == EMBEDDED_MODEL)
-
-
-def _alphas(ask: Ask, assembly: Assembly) -> tuple[str, list[float]]:
-    """Units and alphas, the unsteered one among them.
-
-    The paper's raw alphas fit its models; others get multiples of the residual stream's norm.
-    """
-    from fastzoo.zoo import GRID
-
-    papers = any(row.base_model == assembly.source.name for row in GRID)
-    if ask.mode == "add":
-        units = ask.units or ("raw" if ask.alphas or papers else "norm")
-        default: Sequence[float] = PAPER_ALPHAS if units == "raw" and papers else NORM_ALPHAS
-        if units != "norm" and not papers and not ask.alphas:
-            raise InputError(
-                f"units '{units}': say which alphas; those of the paper fit its models only"
-            )
-    else:
-        units = ask.units or "raw"
-        default = (1.0,) if ask.mode == "ablate" else ()
-        if not ask.alphas and not default and ask.mode in MODES:
-            raise InputError(f"--mode {ask.mode}: say which values with --alpha")
-    alphas = list(dict.fromkeys(float(alpha) for alpha in ask.alphas or default))
-    if ask.mode == "add" and 0.0 not in alphas:
-        alphas.insert(0, 0.0)
-    return units, alphas
-
-
-def _positions(ask: Ask, assembly: Assembly) -> Positions:
-    if ask.positions in ROLE_WORDS:
-        return roles(assembly.chat.tokenizer, ask.positions)
-    if ask.positions not in PLACES:
-        raise InputError(
-            f"--positions '{one_line(ask.positions, 40)}' is none of "
-            f"{', '.join((*PLACES, *ROLE_WORDS))}"
-        )
-    return ask.positions
-
-
-def _concept(ask: Ask) -> Concept | None:
-    if ask.concept and ask.language:
-        raise InputError("give a concept's words or a language, not both")
-    if ask.language is not None:
-        if ask.language not in FUNCTION_WORDS:
-            raise InputError(
-                f"language '{one_line(ask.language, 20)}' is none of {', '.join(FUNCTION_WORDS)}"
-            )
-        return concept_of_language(ask.language)
-    if wordless := [word for word in ask.concept if not words_of(word)]:
-        raise InputError(f"concept '{one_line(wordless[0], 40)}' has no word in it")
-    return concept_of_words(ask.concept) if ask.concept else None
-
-
-def _judge(ask: Ask) -> Judge | None:
-    """The judge, if one was asked for, and if it answers."""
-    if ask.judge is None and ask.judge_url is None:
-        if ask.judge_cache is not None:
-            raise InputError("--judge-cache goes with --judge or --judge-url")
-        return None
-    judge = Judge(ask.judge, ask.judge_url, ask.judge_cache)
-    judge.check()
-    return judge
 
 
 def _wish(ask: Ask, assembly: Assembly, sweep: Sweep) -> str:

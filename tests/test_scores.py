@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fastzoo import likelihood, tiny
 from fastzoo.errors import FastzooError
 from fastzoo.faults import find_fault
-from fastzoo.language import detect, language_share, switched_share
+from fastzoo.language import FUNCTION_WORDS, NAMES, detect, language_share, switched_share
 from fastzoo.likelihood import answer_nlls
 from fastzoo.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
 from fastzoo.repeats import (
@@ -201,6 +201,10 @@ def test_the_little_worlds_languages_are_told_apart() -> None:
             plain = [turn.answer[here] for turn in turns]
             shares = [switched_share(v, p) for v, p in zip(voiced, plain, strict=True)]
             assert np.mean(np.array(shares) >= 0.2) < 0.1
+
+
+def test_every_language_has_a_name() -> None:
+    assert NAMES.keys() == FUNCTION_WORDS.keys()
 
 
 def test_a_switch_in_the_middle_is_seen() -> None:
