@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -170,7 +172,15 @@ def test_a_judge_that_fails_costs_no_answer(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     judge.requests.clear()
-    judge.answer = lambda p: score(1) if len(judge.requests) < 6 else (400, "no more", {})
+    turns = itertools.count()
+
+    def answer(prompt: str) -> Any:
+        if next(turns) < 6:  # the first is the check
+            return score(1)
+        time.sleep(0.5)  # the replies before are through
+        return 400, "no more", {}
+
+    judge.answer = answer
     saved, cache = tmp_path / "cells.json", tmp_path / "replies.jsonl"
     line = _spread(["steer", sae, *ASKED, "--max-new-tokens", "8", "--save", str(saved)])
     line += ["--judge-cache", str(cache)]
