@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fastzoo.core.version import __version__
 
 if TYPE_CHECKING:
-    from fastzoo.assembly import assemble
-    from fastzoo.formats import load_sae, save_sae
-    from fastzoo.latent_statistics import LatentStatistics, statistics
-    from fastzoo.names import SAEName, parse_name
-    from fastzoo.output_score import answer_starts, output_scores
-    from fastzoo.pulling import pull
-    from fastzoo.steering import steer
-    from fastzoo.unembedding import logit_lens
+    from fastzoo.data.special_tokens import answer_starts
+    from fastzoo.hub.pull import pull
+    from fastzoo.interpret.output_score import output_scores
+    from fastzoo.interpret.statistics import LatentStatistics, statistics
+    from fastzoo.lm.logit_lens import logit_lens
+    from fastzoo.loading import assemble, load_sae
+    from fastzoo.saes.formats import save_sae
+    from fastzoo.saes.names import SAEName, parse_name
+    from fastzoo.steering.hooks import steer
 
 __all__ = [
     "LatentStatistics",
@@ -36,18 +37,18 @@ __all__ = [
 ]
 
 _WHERE = {
-    "SAEName": "fastzoo.names",
-    "parse_name": "fastzoo.names",
-    "load_sae": "fastzoo.formats",
-    "pull": "fastzoo.pulling",
-    "save_sae": "fastzoo.formats",
-    "steer": "fastzoo.steering",
-    "assemble": "fastzoo.assembly",
-    "LatentStatistics": "fastzoo.latent_statistics",
-    "statistics": "fastzoo.latent_statistics",
-    "answer_starts": "fastzoo.output_score",
-    "output_scores": "fastzoo.output_score",
-    "logit_lens": "fastzoo.unembedding",
+    "SAEName": "fastzoo.saes.names",
+    "parse_name": "fastzoo.saes.names",
+    "load_sae": "fastzoo.loading",
+    "pull": "fastzoo.hub.pull",
+    "save_sae": "fastzoo.saes.formats",
+    "steer": "fastzoo.steering.hooks",
+    "assemble": "fastzoo.loading",
+    "LatentStatistics": "fastzoo.interpret.statistics",
+    "statistics": "fastzoo.interpret.statistics",
+    "answer_starts": "fastzoo.data.special_tokens",
+    "output_scores": "fastzoo.interpret.output_score",
+    "logit_lens": "fastzoo.lm.logit_lens",
 }
 
 

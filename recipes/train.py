@@ -19,11 +19,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastzoo.config import Recipe, check_against_model, check_sizes, load_recipe
-from fastzoo.errors import InputError, OutputError, report_failures
-from fastzoo.files import release_claims
-from fastzoo.pushing import push_run, warn_without_token
-from fastzoo.ranks import Stopped, end_undisturbed, obeying_signals, stoppable, talking
+from fastzoo.config.checks import check_against_model, check_sizes
+from fastzoo.config.reading import load_recipe
+from fastzoo.config.recipe import Recipe
+from fastzoo.core.errors import InputError, OutputError
+from fastzoo.core.exit import report_failures
+from fastzoo.core.lock import release_claims
+from fastzoo.core.processes import Stopped, end_undisturbed, obeying_signals, stoppable, talking
+from fastzoo.publish.push import push_run, warn_without_token
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,7 +60,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> bool:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from fastzoo.models import check_gpus, use_deterministic_algorithms, use_threads
+    from fastzoo.lm.devices import check_gpus, use_deterministic_algorithms, use_threads
 
     # torchrun, and accelerate through it, say how many processes this machine has.
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -89,26 +92,30 @@ def train(recipe: Recipe, *, fresh: bool = False) -> bool:
 def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> None:
     from accelerate.utils import broadcast_object_list, gather_object
 
-    from fastzoo.activations import ResidualReader
-    from fastzoo.buffer import MixingBuffer
-    from fastzoo.checkpoints import Checkpoints
-    from fastzoo.data import TrainingColumns, open_data
-    from fastzoo.evaluate import evaluate
-    from fastzoo.models import find_model, load_model, load_tokenizer, memory_of
-    from fastzoo.output import (
+    from fastzoo.core.progress import Progress
+    from fastzoo.data.special_tokens import SpecialTokens
+    from fastzoo.data.split import open_data
+    from fastzoo.lm.activations import ResidualReader
+    from fastzoo.lm.devices import memory_of
+    from fastzoo.lm.load import find_model, load_model, load_tokenizer
+    from fastzoo.results.evaluate import evaluate
+    from fastzoo.results.folder import save_result
+    from fastzoo.results.summary import print_results, read_results
+    from fastzoo.training.buffer import MixingBuffer
+    from fastzoo.training.checkpoints import Checkpoints
+    from fastzoo.training.columns import TrainingColumns
+    from fastzoo.training.run_folder import (
         complete_run,
         keep_interrupted,
         machine,
-        save_result,
+        run_facts,
+        run_settings,
         start_run,
         withdraw_run,
     )
-    from fastzoo.ownership import SharedForward, assign, check_same_run
-    from fastzoo.progress import Progress
-    from fastzoo.results import print_results, read_results
-    from fastzoo.special_latents import SpecialTokens
-    from fastzoo.steps import choose
-    from fastzoo.trainer import Trainer, derived_seed
+    from fastzoo.training.sharding import SharedForward, assign, check_same_run
+    from fastzoo.training.steps import choose
+    from fastzoo.training.trainer import Trainer, derived_seed
 
     main_process = accelerator.is_main_process
 
@@ -122,7 +129,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
     check_against_model(recipe, source.n_layers, source.max_positions)
     check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
-    settings = data.settings(recipe, source)
+    settings = run_settings(data, recipe, source)
     with talking():
         everyones = gather_object([{**settings, "threads": recipe.threads}])
     check_same_run(everyones)
@@ -194,7 +201,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
         # 4. Held-out figures of all SAEs in one pass, then one complete folder per SAE.
         say(data.after_training())
         say(checkpoints.summary(trainer.seconds()))
-        facts = data.facts(recipe, source, reader)
+        facts = run_facts(data, recipe, source, reader)
         saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
         found = {}
         if saes:  # with more processes than SAEs some own none
@@ -219,7 +226,7 @@ def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> Non
             if main_process:
                 withdraw_run(folder, start)
         elif not isinstance(error, (Stopped, OutputError)):
-            facts = data.facts(recipe, source, reader)
+            facts = run_facts(data, recipe, source, reader)
             keep_interrupted(folder, trainer.learners, facts, training.batch_size)
         raise
 

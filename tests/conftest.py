@@ -18,8 +18,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from fastzoo.config import Recipe, TrainingSection, preset_values, resolve
-from fastzoo.streams import TokenSequence
+from fastzoo.config.reading import preset_values, resolve
+from fastzoo.config.recipe import Recipe, TrainingSection
+from fastzoo.data.sequences import TokenSequence
 
 if TYPE_CHECKING:
     from publisher import Person
@@ -31,6 +32,10 @@ settings.load_profile("fastzoo")
 # loopback Hub run in subprocesses with an environment of their own.
 CACHES = tempfile.TemporaryDirectory(prefix="fastzoo-hub-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHES.name}
+
+# Triton reads this when it is imported, and whichever test comes first may import it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VOCABULARY = 96
 WIDTH = 32
@@ -233,7 +238,7 @@ def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def person(model_run: Path, tmp_path: Path) -> Iterator[Person]:
     """Someone with a zoo of four SAEs, and an empty Hub."""
-    from loopback_hub import LoopbackHub
+    from hub_server import LoopbackHub
     from publisher import NAMES, Person
     from zoo_folders import make_zoo
 

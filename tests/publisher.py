@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from forked import run_python
-from loopback_hub import ROOT, LoopbackHub
+from hub_server import ROOT, LoopbackHub
 
-from fastzoo.collection import TITLE
-from fastzoo.names import SAEName, parse_name
+from fastzoo.publish.collection import TITLE
+from fastzoo.saes.names import SAEName, parse_name
 
 NAMES = tuple(
     parse_name(f"qwen2.5-0.5b-L{layer}-8x-{kind}")
@@ -18,7 +18,7 @@ NAMES = tuple(
     for kind in ("standard", "jumprelu")
 )
 
-PUSH = "from fastzoo.cli import main; main()"
+PUSH = "from fastzoo.cli.main import main; main()"
 
 
 class Person:

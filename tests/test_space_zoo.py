@@ -22,14 +22,14 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from loopback_hub import LoopbackHub, hang_up
+from hub_server import LoopbackHub, hang_up
 
-from fastzoo.errors import NotFoundError
-from fastzoo.spaces import space_folder
-from fastzoo.zoo import paper_figures
+from fastzoo.core.errors import NotFoundError
+from fastzoo.publish.namespace import space_folder
+from fastzoo.saes.paper import paper_figures
 
 FOLDER = space_folder("zoo")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "<script>document.title='taken'</script>",
@@ -110,7 +110,7 @@ def test_an_unknown_space() -> None:
 
 
 def test_every_column_it_reads_is_in_the_dataset(zoo: ModuleType) -> None:
-    dataset = pytest.importorskip("fastzoo.results_dataset")
+    dataset = pytest.importorskip("fastzoo.publish.results_dataset")
     assert {column.name for column in dataset.COLUMNS} >= zoo.COLUMNS
 
 

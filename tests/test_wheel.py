@@ -32,10 +32,14 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in (
         *("fastzoo/py.typed", "fastzoo/cards/sae.md.j2", "fastzoo/recipes/train.py"),
-        *("fastzoo/recipes/tiny.yaml", "fastzoo/presets/paper.yaml", "fastzoo/paper/mse.csv"),
+        *(
+            "fastzoo/recipes/tiny.yaml",
+            "fastzoo/config/presets/paper.yaml",
+            "fastzoo/saes/paper_mse.csv",
+        ),
         *("fastzoo/tiny/tiny-chat/model.safetensors", "fastzoo/tiny/data/dialogues.jsonl"),
         *("fastzoo/tiny/build.py", "fastzoo/recipes/accelerate/cpu.yaml"),
-        "fastzoo/paper/special_token_features.csv",
+        "fastzoo/saes/paper_special_token_features.csv",
         *("fastzoo/spaces/zoo/app.py", "fastzoo/spaces/zoo/style.css"),
     ):
         assert needed in names

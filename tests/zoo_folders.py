@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from fastzoo.names import SAEName
+from fastzoo.saes.names import SAEName
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -42,12 +42,13 @@ def make_zoo(folder: Path, names: Sequence[SAEName], model_run: Path) -> None:
     Args:
         model_run: what ``train_small`` made.
     """
-    from fastzoo.card import render_card
-    from fastzoo.files import read_json, write_json
-    from fastzoo.formats import save_sae
-    from fastzoo.licences import notice
+    from fastzoo.core.files import read_json, write_json
+    from fastzoo.results.card import render_card
+    from fastzoo.results.licences import notice
     from fastzoo.saes import architecture
-    from fastzoo.zoo import grid_row, paper_figures
+    from fastzoo.saes.formats import save_sae
+    from fastzoo.saes.names import grid_row
+    from fastzoo.saes.paper import paper_figures
 
     (model,) = (path.parent for path in model_run.glob("*/config.json"))
     record, figures = read_json(model / "config.json"), read_json(model / "metrics.json")
@@ -108,7 +109,7 @@ def _fill(sae: Any, seed: str) -> None:
 
 def main() -> None:
     """``python tests/zoo_folders.py OUT [COUNT]``: the grid's folders, to try a push by hand."""
-    from fastzoo.zoo import zoo_names
+    from fastzoo.saes.names import zoo_names
 
     out, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 240
     names = zoo_names()[:count]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fastzoo.errors import InputError, did_you_mean
+from fastzoo.core.errors import InputError
+from fastzoo.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from fastzoo.saes.base import SAE
+
 
 ARCHITECTURES = {
     "standard": "fastzoo.saes.standard:StandardSAE",

@@ -28,11 +28,13 @@ from rounds import Ratio, interleave, median_seconds, ratio
 from torch import Tensor, nn
 
 from fastzoo import tiny
-from fastzoo.activations import ResidualReader, decoder_layers
-from fastzoo.config import DataSection, ModelSection
-from fastzoo.models import find_model, load_model, load_tokenizer
-from fastzoo.packing import packs
-from fastzoo.streams import ChatTokenizer, Counts, TokenSequence, blocks
+from fastzoo.config.recipe import DataSection, ModelSection
+from fastzoo.data.sequences import Counts, TokenSequence
+from fastzoo.data.streams import blocks
+from fastzoo.data.tokenizer import ChatTokenizer
+from fastzoo.lm.activations import ResidualReader, decoder_layers
+from fastzoo.lm.load import find_model, load_model, load_tokenizer
+from fastzoo.lm.packing import packs
 
 PADDED_TOKENS = 2048
 """Tokens per forward pass of ``padded``, padding included."""

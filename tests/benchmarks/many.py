@@ -42,14 +42,16 @@ import torch
 from rounds import interleave, median_seconds, ratio
 
 from fastzoo import tiny
-from fastzoo.activations import ResidualReader
-from fastzoo.buffer import MixingBuffer
-from fastzoo.config import ModelSection, Recipe, resolve
-from fastzoo.data import TrainingColumns, open_data
-from fastzoo.models import find_model, load_model, load_tokenizer
-from fastzoo.names import SAEName
-from fastzoo.ownership import SharedForward
-from fastzoo.trainer import Trainer, derived_seed
+from fastzoo.config.reading import resolve
+from fastzoo.config.recipe import ModelSection, Recipe
+from fastzoo.data.split import open_data
+from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.load import find_model, load_model, load_tokenizer
+from fastzoo.saes.names import SAEName
+from fastzoo.training.buffer import MixingBuffer
+from fastzoo.training.columns import TrainingColumns
+from fastzoo.training.sharding import SharedForward
+from fastzoo.training.trainer import Trainer, derived_seed
 
 CONTEXT = 256
 """sae-lens's context size: the ``block_tokens`` of recipes/tiny.yaml."""

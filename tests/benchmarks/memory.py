@@ -113,15 +113,15 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401  (else imported while loading)
     from forward import ragged_lengths, random_dialogues
 
-    import fastzoo.steps.sparse_kernels  # noqa: F401  (brings numba and LLVM)
-    from fastzoo.activations import ResidualReader
-    from fastzoo.buffer import MixingBuffer
-    from fastzoo.config import resolve
-    from fastzoo.models import find_model, load_model
-    from fastzoo.ownership import SharedForward
-    from fastzoo.packing import packs
-    from fastzoo.streams import Position
-    from fastzoo.trainer import Trainer
+    import fastzoo.training.steps.sparse_kernels  # noqa: F401  (brings numba and LLVM)
+    from fastzoo.config.reading import resolve
+    from fastzoo.data.sequences import Position
+    from fastzoo.lm.activations import ResidualReader
+    from fastzoo.lm.load import find_model, load_model
+    from fastzoo.lm.packing import packs
+    from fastzoo.training.buffer import MixingBuffer
+    from fastzoo.training.sharding import SharedForward
+    from fastzoo.training.trainer import Trainer
 
     steps = job["buffer"] // 2 // job["batch"] + 1
     recipe = resolve(
@@ -190,8 +190,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 def checkpoint(trainer: Any, buffer: Any, reader: Any) -> dict[str, float]:
     """GB that writing one adds to the memory, beside those of the smallest SAE; GB on the disk, seconds."""
-    from fastzoo.checkpoints import Checkpoints
-    from fastzoo.config import CheckpointSection
+    from fastzoo.config.recipe import CheckpointSection
+    from fastzoo.training.checkpoints import Checkpoints
 
     with tempfile.TemporaryDirectory() as folder:
         names = [learner.name for learner in trainer.learners]

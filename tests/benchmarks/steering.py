@@ -15,11 +15,11 @@ from rounds import interleave, median_seconds, ratio
 from torch import Tensor
 
 from fastzoo import tiny
-from fastzoo.config import ModelSection
-from fastzoo.models import find_model, load_model, load_tokenizer
+from fastzoo.config.recipe import ModelSection
+from fastzoo.lm.load import find_model, load_model, load_tokenizer
 from fastzoo.saes.standard import StandardSAE
-from fastzoo.steering import steer
-from fastzoo.sweep import NORM_ALPHAS, Settings, Sweep
+from fastzoo.steering.hooks import steer
+from fastzoo.steering.sweep import NORM_ALPHAS, Settings, Sweep
 
 QUESTIONS, NEW_TOKENS, LAYER = 10, 60, 1
 

@@ -16,9 +16,10 @@ import torch
 from rounds import Ratio, interleave, ratio
 from torch import Tensor
 
-from fastzoo.config import ComputeSection, TrainingSection, preset_values
-from fastzoo.names import SAEName
-from fastzoo.trainer import Trainer
+from fastzoo.config.reading import preset_values
+from fastzoo.config.recipe import ComputeSection, TrainingSection
+from fastzoo.saes.names import SAEName
+from fastzoo.training.trainer import Trainer
 
 ARCHITECTURES = ("standard", "jumprelu")
 CPU = torch.device("cpu")

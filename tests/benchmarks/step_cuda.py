@@ -16,8 +16,9 @@ from rounds import Ratio, Seconds, median_seconds, ratio
 from step import ARCHITECTURES, fastzoo_step, sae_lens_step
 from torch import Tensor
 
-from fastzoo.config import ComputeSection, TrainingSection, preset_values
-from fastzoo.zoo import GRID
+from fastzoo.config.reading import preset_values
+from fastzoo.config.recipe import ComputeSection, TrainingSection
+from fastzoo.saes.names import GRID
 
 WIDTHS = sorted({row.d_model for row in GRID})
 EXPANSION = 8

@@ -28,24 +28,24 @@ import yaml
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from fastzoo import cli, tiny
-from fastzoo.config import (
-    PRESETS,
-    check_against_model,
-    load_recipe,
-    preset_values,
-    recipes_folder,
-    resolve,
-)
-from fastzoo.data import open_data
-from fastzoo.errors import FastzooError, report_failures
-from fastzoo.formats import load_sae
-from fastzoo.hub import parse_reference
-from fastzoo.local import find_local
-from fastzoo.names import SAEName, model_part, parse_name
-from fastzoo.sources import open_rows
-from fastzoo.streams import ChatTokenizer, TokenSequence, TokenStream
-from fastzoo.strict_yaml import read_yaml
+from fastzoo import tiny
+from fastzoo.cli import main as cli
+from fastzoo.config.checks import check_against_model
+from fastzoo.config.reading import load_recipe, preset_values, resolve
+from fastzoo.config.recipe import PRESETS
+from fastzoo.core.errors import FastzooError
+from fastzoo.core.exit import report_failures
+from fastzoo.core.files import resource
+from fastzoo.core.strict_yaml import read_yaml
+from fastzoo.data.rows import open_rows
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.split import open_data
+from fastzoo.data.streams import TokenStream
+from fastzoo.data.tokenizer import ChatTokenizer
+from fastzoo.hub.find import find_local
+from fastzoo.loading import load_sae
+from fastzoo.saes.names import SAEName, model_part, parse_name
+from fastzoo.saes.references import parse_reference
 
 LONGEST_MESSAGE = 1000
 PEAK_BYTES = 96 << 20
@@ -460,7 +460,7 @@ def base_recipes() -> list[str]:
     resolved = [
         resolve({**read_yaml(BASE, "base"), "preset": p}, "base").to_yaml() for p in PRESETS
     ]
-    shipped = [p.read_text(encoding="utf-8") for p in sorted(recipes_folder().glob("*.yaml"))]
+    shipped = [p.read_text(encoding="utf-8") for p in sorted(resource("recipes").glob("*.yaml"))]
     return [BASE, *resolved, *shipped]
 
 

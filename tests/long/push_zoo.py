@@ -31,12 +31,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from loopback_hub import LoopbackHub  # noqa: E402
+from hub_server import LoopbackHub  # noqa: E402
 from zoo_folders import make_zoo, train_small  # noqa: E402
 
-from fastzoo.names import SAEName  # noqa: E402
-from fastzoo.registry import DATASET, known_files  # noqa: E402
-from fastzoo.zoo import paper_figures, zoo_names  # noqa: E402
+from fastzoo.hub.registry import DATASET, known_files  # noqa: E402
+from fastzoo.saes.names import SAEName, zoo_names  # noqa: E402
+from fastzoo.saes.paper import paper_figures  # noqa: E402
 
 NAMESPACE = "org"
 PACKAGES = ("huggingface_hub", "hf_xet", "datasets", "torch")
@@ -62,7 +62,7 @@ class Zoo:
 
     def start(self, home: str, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "fastzoo.cli", *command],
+            [sys.executable, "-m", "fastzoo.cli.main", *command],
             cwd=self.where,
             env=self.env(home),
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,50 @@
+"""``fastzoo eval``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastzoo.cli.app import (
+    SOURCE_HELP,
+    Json,
+    ModelName,
+    Revision,
+    complete_names,
+    print_json,
+)
+
+
+def evaluate_saes(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
+    ] = "embedded",
+    dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
+    model: ModelName = None,
+    revision: Revision = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure SAEs of one language model, all in one pass."""
+    from fastzoo.results.evaluate import evaluate_sources
+    from fastzoo.results.summary import print_results
+
+    rows, report = evaluate_sources(
+        sources,
+        model_name=model,
+        revision=revision,
+        data=data,
+        dialogues=dialogues,
+        max_tokens=max_tokens,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        print_results(rows)

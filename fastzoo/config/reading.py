@@ -1,0 +1,144 @@
+"""Recipes read from YAML: presets, ``key=value`` overrides, errors in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fastzoo.config.checks import check_recipe
+from fastzoo.config.recipe import PRESETS, Recipe, Section
+from fastzoo.core.errors import InputError
+from fastzoo.core.files import resource
+from fastzoo.core.strict_yaml import LONGEST, read_yaml
+from fastzoo.core.text import did_you_mean, one_line
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The values of a preset, as its file has them."""
+    text = files("fastzoo.config").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
+    return read_yaml(text, f"preset {name}")
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (none: the embedded default), apply preset and overrides, and check it.
+
+    Args:
+        overrides: ``key=value`` with dotted keys; values are YAML (``layers=[1,2]``).
+
+    Raises:
+        InputError: anything that cannot work, in one line.
+    """
+    path = path or resource("recipes") / "tiny.yaml"
+    where = one_line(path, 200)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or device could be endless
+            raise InputError(f"recipe '{where}' cannot be read: it is not a regular file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        known = sorted(p.name for p in resource("recipes").glob("*.yaml"))
+        raise InputError(
+            f"no recipe file '{where}'.{did_you_mean(path.name, known)} Recipes that come with "
+            f"fastzoo: {', '.join(known)} in recipes/."
+        ) from None
+    except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"recipe '{where}' cannot be read: {one_line(reason)}") from None
+    raw = read_yaml(text, where)
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: a recipe is a mapping of keys to values")
+    for override in overrides:
+        _override(raw, override)
+    return resolve(raw, where)
+
+
+def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
+    """Fill in the preset and validate. Raises InputError."""
+    values = dict(raw)
+    preset = values.get("preset", "quick")
+    if preset in PRESETS and isinstance(values.get("training", {}), dict):
+        base = preset_values(preset)
+        own = values.get("training", {})
+        merged = {**base, **own}
+        coefficients = own.get("sparsity_coefficient")
+        if isinstance(coefficients, dict):
+            merged["sparsity_coefficient"] = {**base["sparsity_coefficient"], **coefficients}
+        values["training"] = merged
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+    check_recipe(recipe)
+    return recipe
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySection:
+    """One section by itself, from values of the user's. Raises InputError."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)*", key):
+        raise InputError(f"'{one_line(text, 100)}' is not an override, which reads key=value")
+    target = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{one_line(text, 100)}: '{parent}' is a value, not a section")
+        target = inner
+    target[last] = read_yaml(value, f"override {key}")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """The first problem in one line; how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    # Dotted key; positions in lists and pydantic's names of union members are left out.
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(path)
+    value = one_line(repr(first["input"]), 80)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        fields = _fields_at(path[:-1])
+        section = f" of '{'.'.join(path[:-1])}'" if len(path) > 1 else ""
+        text = f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)}"
+        text += f" Keys{section}: {', '.join(fields)}."
+    elif kind == "missing":
+        text = f"the key '{key}' is missing"
+    elif kind == "literal_error":
+        choices = [c.strip(" '") for c in re.split(r",| or ", first["ctx"]["expected"])]
+        hint = did_you_mean(str(first["input"]), choices)
+        text = f"{key}: {value} is not one of {', '.join(choices)}.{hint}"
+    elif kind == "model_type":
+        text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
+    else:
+        text = f"{key}: got {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
+        if kind == "list_type":
+            text += f", as in {key}=[{one_line(first['input'], 40)}]"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {one_line(text, 600)}{more}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    """Names of the keys of the section that ``path`` leads to."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,246 @@
+"""A run as one strict YAML file: sections, presets, ``key=value`` overrides, checks.
+
+Order of precedence: defaults here < the preset (for ``training``) < the recipe file < overrides.
+Whatever cannot work is refused before anything is loaded, in one line that names the key, the value
+and what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fastzoo.core.strict_yaml import dump_yaml
+from fastzoo.saes.names import METHODS, SAEName, model_part
+
+EMBEDDED_MODEL = "tiny-chat"
+
+EMBEDDED_DATA = "embedded"
+
+PRESETS = ("paper", "quick")
+
+
+class Section(BaseModel):
+    """Strict: no unknown keys, no silent conversions, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        """The one character that no path can hold; YAML has it as "\\0"."""
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a text cannot hold a NUL character")
+        return value
+
+
+class ModelSection(Section):
+    """The language model whose residual stream is read."""
+
+    name: str = Field(EMBEDDED_MODEL, min_length=1)
+    """``tiny-chat`` (embedded), a Hub id, or a local folder."""
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    pack_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
+    device. It has no effect on which tokens a run sees, nor on their order."""
+
+
+class DataSection(Section):
+    """Dialogues: what fast and bt-f train on, and what every method is evaluated on."""
+
+    source: str = Field(EMBEDDED_DATA, min_length=1)
+    """``embedded``, a .jsonl or .parquet file, or a Hub dataset id."""
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    column: str | None = None
+    """Column of the turns; by default ``messages``, else ``conversations``."""
+    shuffle: bool = True
+    shuffle_rows: int = Field(10_000, ge=1)
+    """Rows of a streamed Hub dataset that are shuffled together and held in memory meanwhile; its files
+    are shuffled too. Local files are shuffled whole."""
+    max_tokens: int = Field(8192, ge=2)
+    """Longer dialogues are truncated (and counted)."""
+    block_tokens: int = Field(2048, ge=2)
+    """Block length of bt-f and bt-p."""
+    special_text: Literal["literal", "drop", "allow"] = "literal"
+    """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
+    read as ordinary text, its row is skipped, or it becomes that special token, as transformers has
+    it. Such rows are counted."""
+    date: str = "26 Jul 2024"
+    """Shown to chat templates that print today's date, so that runs do not depend on it."""
+
+
+class TextSection(Section):
+    """Plain text: what bt-p trains on."""
+
+    source: str = Field(EMBEDDED_DATA, min_length=1)
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    column: str = "text"
+    shuffle: bool = True
+    shuffle_rows: int = Field(10_000, ge=1)
+
+
+class Coefficients(Section):
+    """lambda of the sparsity penalty, per architecture."""
+
+    standard: float | None = Field(None, ge=0)
+    jumprelu: float | None = Field(None, ge=0)
+
+
+StepsOrShare = float
+"""At least 1: a number of steps. Below 1: a share of the run."""
+
+
+class TrainingSection(Section):
+    """How SAEs learn. Every value comes from the preset and can be overridden."""
+
+    tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    buffer_tokens: int = Field(ge=2)
+    lr: float = Field(gt=0)
+    lr_end: float = Field(ge=0)
+    lr_warmup: StepsOrShare = Field(ge=0)
+    lr_decay: StepsOrShare = Field(ge=0)
+    adam_betas: list[float] = Field(min_length=2, max_length=2)
+    adam_eps: float = Field(gt=0)
+    clip_norm: float = Field(gt=0)
+    sparsity_coefficient: Coefficients
+    sparsity_width: int | None = Field(ge=1)
+    """Residual width that the coefficients are meant for; others scale them (null: none does)."""
+    sparsity_warmup: StepsOrShare = Field(ge=0)
+    jumprelu_bandwidth: float = Field(gt=0)
+    jumprelu_initial_threshold: float = Field(gt=0)
+    jumprelu_threshold: Literal["log", "direct"]
+    encoder_init: Literal["independent", "transposed"]
+    b_dec_init: Literal["geometric_median", "mean", "zeros"]
+    activation_scale: Literal["none", "unit_mean_square"]
+    dead_threshold: float = Field(ge=0)
+    dead_window: int = Field(ge=1)
+    feature_sampling_window: int = Field(ge=1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: whole batches in the token budget."""
+        return self.tokens // self.batch_size
+
+    def in_steps(self, value: StepsOrShare) -> int:
+        """``value`` as a number of steps of this run."""
+        return int(value) if value >= 1 or value == 0 else round(value * self.steps)
+
+
+class ComputeSection(Section):
+    """How the optimiser step is computed; every way computes the same, up to rounding."""
+
+    step: Literal["auto", "reference", "sparse", "cuda"] = "auto"
+    """auto: ``cuda`` on a GPU with Triton, ``sparse`` on a CPU with numba, else ``reference``."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products on a GPU; weights and Adam state are float32 always."""
+
+
+class EvaluationSection(Section):
+    """The figures at the end, on dialogues that were not trained on."""
+
+    dialogues: int = Field(200, ge=1)
+    source: str | None = None
+    """Another file or dataset; by default dialogues are held out from ``data``."""
+
+
+class OutputSection(Section):
+    folder: str | None = None
+    """By default ``runs/<model>-<method>``."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of training_log.csv."""
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    project: str = "fastzoo"
+
+
+class CheckpointSection(Section):
+    """What a killed or stopped run goes on from; written when the buffer is about to be refilled."""
+
+    minutes: float | None = Field(None, ge=0)
+    """Between two of them, at least; null: so many that they take 2% of the time."""
+    keep_last: int = Field(2, ge=1)
+    """How many are kept while a run is in training; the last one is kept until the next is complete."""
+
+
+class PushSection(Section):
+    namespace: str | None = None
+    """Hub user or organisation to publish the finished SAEs under; null publishes nothing."""
+    private: bool = False
+    public_at_end: bool = False
+    """Make the repositories private, and public once all of them are complete."""
+    collection: bool = True
+    """Bring the namespace's collection and results dataset up to date, too."""
+
+
+class Recipe(Section):
+    """One resolved run."""
+
+    model: ModelSection = ModelSection()
+    layers: list[int] = Field(min_length=1)
+    expansions: list[int] = Field(min_length=1)
+    architectures: list[str] = Field(min_length=1)
+    method: Literal["fast", "bt-f", "bt-p"] = "fast"
+    data: DataSection = DataSection()
+    text: TextSection = TextSection()
+    preset: Literal["paper", "quick"] = "quick"
+    training: TrainingSection
+    compute: ComputeSection = ComputeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputSection = OutputSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    push: PushSection = PushSection()
+    seed: int = Field(42, ge=0, lt=2**63)
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of each process; null: the cores, shared out among this machine's processes."""
+
+    @property
+    def folder(self) -> Path:
+        default = f"runs/{model_part(self.model.name)}-{self.method}"
+        return Path(os.path.expanduser(self.output.folder or default))
+
+    def names(self) -> list[SAEName]:
+        """The SAEs of this run, ordered by layer, expansion, architecture."""
+        model = model_part(self.model.name)
+        return [
+            SAEName(model, layer, expansion, architecture, self.method)
+            for layer in self.layers
+            for expansion in self.expansions
+            for architecture in self.architectures
+        ]
+
+    def to_yaml(self) -> str:
+        return dump_yaml(self.model_dump())
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The keys, dotted, that runs with the same results have in common.
+
+    Revisions are not among them: what they stand for when a run starts is.
+    """
+    without: dict[str, Any] = {
+        "model": {"revision"},
+        "data": {"revision"},
+        "text": {"revision"},
+        "output": {"folder", "trackers", "project"},
+        "checkpoint": True,
+        "push": True,
+        "threads": True,
+    }
+    flat: dict[str, Any] = {}
+    for key, value in recipe.model_dump(exclude=without).items():
+        inner = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): each for name, each in inner.items()}
+    return flat
+
+
+assert set(METHODS) == set(get_args(Recipe.model_fields["method"].annotation))

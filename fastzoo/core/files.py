@@ -1,0 +1,178 @@
+"""Files that appear whole or not at all, and bounds on what is read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fastzoo.core.errors import InputError, OutputError
+from fastzoo.core.text import one_line
+
+MAX_JSON_BYTES = 16 << 20
+"""Real ones have some kB; JSON is read into memory whole."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def resource(name: str) -> Path:
+    """The folder ``cards``, ``recipes`` or ``spaces``: inside the wheel, or beside the package in a
+    checkout."""
+    package = Path(__file__).parent.parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory; more than any has where that is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: there is no such file, or not one of bearable size with an object in it.
+    """
+    try:
+        if not path.is_file():  # a pipe could be waited for in vain
+            what = "not a file" if path.exists() else "missing"
+            raise InputError(f"{path.parent}: {path.name} is {what}")
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise InputError(f"{path}: more than {MAX_JSON_BYTES} bytes, which is no record")
+        value = json.loads(text.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error, 80)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Pretty JSON with a final newline. Values that JSON lacks (NaN) raise ValueError."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = partial_of(path)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before long work whether ``write_text`` can write a file.
+
+    Raises:
+        OutputError: it cannot, or there is something that is no file (a folder, a device, a pipe).
+    """
+    try:
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+        temporary = partial_of(path)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be written: {one_line(error.strerror)}") from None
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write into a temporary sibling, sync it to disk, then rename it to ``folder``.
+
+    An older ``folder`` is replaced. If anything fails, nothing of the new one is left behind.
+
+    Raises:
+        OutputError: the disk is full, read-only, or otherwise refuses; names folder and cause.
+    """
+    temporary = partial_of(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for path in sorted(temporary.rglob("*")):
+            sync(path)
+        publish(temporary, folder)
+    except REFUSALS as error:
+        raise refused(folder, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+REFUSALS = (OSError, SafetensorError)
+"""What writing raises where the disk refuses: safetensors wraps what the system says."""
+
+
+def refused(path: Path, error: BaseException) -> OutputError:
+    """The one line for a refusal."""
+    return OutputError(
+        f"'{path}' cannot be written: {one_line(getattr(error, 'strerror', None) or error)}; "
+        "what was complete before is kept"
+    )
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a folder is written before it is complete."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left incomplete in ``folder``."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that, even if this process is killed meanwhile, is never seen incomplete."""
+    temporary = partial_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder, whose files are synced, to its own name, in place of an older one."""
+    sync(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder. Delayed allocation reports a full disk
+    only here."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no syncing of folders.
+        if not (path.is_dir() and error.errno == errno.EINVAL):
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,32 @@
+"""Single values out of JSON that anyone may have written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastzoo.core.text import one_line
+
+
+def value_at(value: Any, *keys: str) -> Any:
+    """What a JSON value holds at ``keys``; None where that is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def text_at(value: Any, *keys: str) -> str | None:
+    """The text that a JSON value holds at ``keys``, in one line; None where there is none."""
+    found = value_at(value, *keys)
+    return one_line(found) if isinstance(found, str) else None
+
+
+def number_at(value: Any, *keys: str) -> float | None:
+    """The finite number that a JSON value holds at ``keys``; None where there is none."""
+    found = value_at(value, *keys)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    try:
+        return found if math.isfinite(found) else None
+    except OverflowError:  # an integer beyond every float
+        return None

@@ -1,0 +1,102 @@
+"""Dialogues: rows of either convention become lists of ``{"role", "content"}``, or say why not."""
+
+from __future__ import annotations
+
+from reprlib import Repr
+from typing import Any
+
+from fastzoo.core.text import one_line
+
+Dialogue = list[dict[str, str]]
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Roles of both conventions, as chat templates know them."""
+
+COLUMNS = ("messages", "conversations", "conversation")
+
+_SHORT = Repr()
+
+_SHORT.maxstring = _SHORT.maxother = 100
+"""Never walks through all of a row, which may be as large or as deep as it likes."""
+
+
+class Unusable(Exception):
+    """A row that is skipped.
+
+    Args:
+        reason: what it is counted under; goes into records, so it holds nothing of the row.
+        detail: more about this row, for an error that shows it.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def read_dialogue(row: Any, column: str | None = None) -> Dialogue:
+    """The turns of a row: ``messages`` (role, content) or ShareGPT's ``conversations`` (from, value).
+
+    Args:
+        column: the column of the turns; by default the first of ``COLUMNS`` that the row has.
+
+    Raises:
+        Unusable: with the reason to count the row under.
+    """
+    if not isinstance(row, dict):
+        raise Unusable("malformed: not an object")
+    if column is None:
+        column = next((name for name in COLUMNS if name in row), None)
+    if column is None or column not in row:
+        raise Unusable(f"malformed: no column {column or ' or '.join(COLUMNS[:2])}")
+    turns = row[column]
+    if turns is None or turns == []:
+        raise Unusable("empty")
+    if not isinstance(turns, list):
+        raise Unusable("malformed: turns are not a list")
+    dialogue = [_read_turn(turn) for turn in turns]
+    if not any(turn["content"].strip() for turn in dialogue):
+        raise Unusable("empty")
+    return dialogue
+
+
+def _read_turn(turn: Any) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise Unusable("malformed: a turn is not an object")
+    role = turn.get("role", turn.get("from"))
+    content = _text_of(turn.get("content", turn.get("value")))
+    if not isinstance(role, str):
+        raise Unusable("malformed: a turn without role")
+    if role.lower() not in ROLES:
+        raise Unusable("unknown role")
+    if content is None:
+        raise Unusable("malformed: content is not text")
+    return {"role": ROLES[role.lower()], "content": content}
+
+
+def _text_of(content: Any) -> str | None:
+    """Content as text, or None. A list of OpenAI's parts is their texts, with nothing in between (as
+    templates that know parts have it); an image, or any other kind of part, is no text.
+    """
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def show_row(row: Any) -> str:
+    """A row in one short line, for messages."""
+    return one_line(_SHORT.repr(row), 160)

@@ -1,0 +1,361 @@
+"""Rows of data: an embedded set, a local JSONL or Parquet file, or a streamed Hub dataset.
+
+A source can be iterated many times in a reproducible order, and sets rows aside for evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, TextSection
+from fastzoo.core.errors import AccessError, DataError, HubError, NotFoundError
+from fastzoo.core.files import sha256_of
+from fastzoo.core.text import one_line
+from fastzoo.hub.retries import TRIES, passes_by_itself, patiently, reason, wait
+
+Row = tuple[int, Any]
+"""Row number (from 0) and value. The number is the row's place in its file, in all epochs the same;
+for a streamed dataset of several files, the file's number times SHARD_NUMBERS plus that."""
+
+SHARD_NUMBERS = 10**9
+"""Row numbers of one file of a streamed dataset: row 3000000017 is row 17 of file 3."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a source is, for the record: never an absolute path."""
+
+    name: str
+    kind: str
+    """embedded, file or hub."""
+    revision: str | None
+    """sha256 of a file, commit of a Hub dataset."""
+    rows: int | None
+    """None where it is not known (streamed)."""
+
+
+class Rows(Protocol):
+    info: SourceInfo
+
+    def held_out(self) -> Iterator[Row]:
+        """Rows to set aside for evaluation: as many as wanted, from the start of these."""
+        ...
+
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
+        """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``.
+
+        The first ``start`` of these are left out, which is faster than reading past them.
+        """
+        ...
+
+
+class JsonlTable:
+    """Lines of a JSONL file by number. The whole file is checked when it is opened.
+
+    Raises:
+        DataError: a line is not JSON or not UTF-8 (names it), or there is no line at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._offsets = array("q")
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if line.strip():
+                    try:
+                        json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise DataError(
+                            f"{path}, line {number}: not valid JSON ({one_line(error, 80)}); each line "
+                            'must be one object such as {"messages": [...]}'
+                        ) from None
+                    self._offsets.append(offset)
+                offset += len(line)
+        self.sha256 = digest.hexdigest()
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Any:
+        self._file.seek(self._offsets[index])
+        return json.loads(self._file.readline())
+
+
+class ParquetTable:
+    """Rows of a Parquet file by number, memory-mapped by ``datasets``."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._data = _datasets().Dataset.from_parquet(str(path))
+        except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
+            raise DataError(
+                f"{path}: not a readable Parquet file ({one_line(error, 120)})"
+            ) from None
+        self.sha256 = sha256_of(path)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index]
+
+
+class TableRows:
+    """Rows of a table of known size; shuffled whole, with an order of its own for every epoch."""
+
+    def __init__(
+        self, table: JsonlTable | ParquetTable, info: SourceInfo, seed: int, shuffle: bool
+    ):
+        self._table, self.info, self._seed, self._shuffle = table, info, seed, shuffle
+        self._first_order = self._order(range(len(table)), "held-out")
+
+    def _order(self, rows: Any, salt: str) -> Any:
+        if not self._shuffle:
+            return rows
+        return _generator(self._seed, salt).permutation(np.asarray(rows, dtype=np.int64))
+
+    def held_out(self) -> Iterator[Row]:
+        for index in self._first_order:
+            yield int(index), self._table[int(index)]
+
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
+        for index in self._order(self._first_order[held_out:], f"epoch {epoch}")[start:]:
+            yield int(index), self._table[int(index)]
+
+
+class HubRows:
+    """A Hub dataset, streamed; its first rows, in the order of its files, are set aside.
+
+    Shuffled, an epoch reads the files in an order of its own and cuts their rows into windows of
+    ``shuffle_rows``, which are shuffled one by one: a window is held in memory, and any place in an
+    epoch can be found again. To start there, what lies before the window is skipped: a file wholly,
+    if its number of rows is known, because it was read to its end before or is Parquet, which ends
+    with it; any other is read through.
+
+    A connection that fails is tried again (``retries``), and the stream goes on at the same row.
+
+    Raises:
+        HubError: the dataset or a file of it is not there, or cannot be reached for too long.
+        DataError: no such subset or split; a file or row that cannot be read.
+    """
+
+    def __init__(self, section: DataSection | TextSection, seed: int) -> None:
+        from fastzoo.hub.client import resolve_dataset
+
+        self._section, self._seed = section, seed
+        self._where = f"Hub dataset {section.source}"
+        try:
+            revision = patiently(
+                lambda: resolve_dataset(section.source, section.revision), self._where
+            )
+            self._files, self._data = patiently(lambda: _stream(section, revision), self._where)
+        except HubError:
+            raise
+        except Exception as error:  # datasets raises many kinds: no such subset, split, format
+            if passes_by_itself(error):
+                raise HubError(
+                    f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the "
+                    "network"
+                ) from None
+            raise DataError(
+                f"{self._where}: {one_line(error, 200)} (data.subset, data.split choose a part of it)"
+            ) from None
+        self.info = SourceInfo(section.source, "hub", revision, None)
+        self._shards = self._data.num_shards
+        if len(self._files) != self._shards:  # no file per shard, or not known which
+            self._files = [f"file {shard}" for shard in range(self._shards)]
+        self._lengths: dict[int, int] = {}
+
+    def held_out(self) -> Iterator[Row]:
+        for shard in range(self._shards):
+            yield from self._read(shard)
+
+    def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
+        if not self._section.shuffle:
+            yield from self._from(range(self._shards), held_out, start)
+            return
+        order = _generator(self._seed, f"epoch {epoch} files").permutation(self._shards)
+        window, within = divmod(start, self._section.shuffle_rows)
+        rows = self._from(order.tolist(), held_out, window * self._section.shuffle_rows)
+        while taken := list(islice(rows, self._section.shuffle_rows)):
+            places = _generator(self._seed, f"epoch {epoch} window {window}").permutation(
+                len(taken)
+            )
+            for place in places[within:]:
+                yield taken[place]
+            # Given away before the next window is read: one at a time is enough to hold.
+            taken.clear()
+            window, within = window + 1, 0
+
+    def _from(self, shards: Iterable[int], held_out: int, start: int) -> Iterator[Row]:
+        """Rows of these shards, one after the other, from the ``start``-th that is not held out."""
+        first = self._held_out_of_shards(held_out)
+        for shard in shards:
+            begin = first.get(shard, 0)
+            length = self._length(shard) if start else None
+            if length is not None:
+                skipped = min(start, length - begin)
+                start -= skipped
+                begin += skipped
+                if begin == length:
+                    continue
+            for row in self._read(shard, begin):
+                if start:
+                    start -= 1
+                else:
+                    yield row
+
+    def _held_out_of_shards(self, held_out: int) -> dict[int, int]:
+        """How many rows at the start of each shard are among the first ``held_out``."""
+        held: dict[int, int] = {}
+        for shard in range(self._shards):
+            if held_out == 0:
+                break
+            length = self._length(shard)
+            if length is None:  # as many as it has, if it has enough
+                length = sum(1 for _ in islice(self._read(shard), held_out))
+            held[shard] = min(length, held_out)
+            held_out -= held[shard]
+        return held
+
+    def _length(self, shard: int) -> int | None:
+        """Number of rows of a shard, if it can be known without reading them."""
+        if shard not in self._lengths and self._files[shard].endswith(".parquet"):
+            from fastzoo.hub.streaming import parquet_rows
+
+            failed = 0
+            while shard not in self._lengths:
+                try:
+                    self._lengths[shard] = parquet_rows(self._files[shard])
+                except Exception as error:  # any that pyarrow or the Hub's client raise
+                    failed += 1
+                    _wait_or_end(error, f"{self._where}, {self._name(shard)}", failed)
+        return self._lengths.get(shard)
+
+    def _read(self, shard: int, row: int = 0) -> Iterator[Row]:
+        """Rows of a shard from ``row`` (at most their number) on."""
+        failed = 0
+        while True:
+            try:
+                for value in self._data.shard(self._shards, shard).skip(row):
+                    yield shard * SHARD_NUMBERS + row, value
+                    row, failed = row + 1, 0
+                break
+            except Exception as error:  # any that a file's format or the Hub's client raise
+                failed += 1
+                _wait_or_end(
+                    error, f"{self._where}, {self._name(shard)}, from row {row} on", failed
+                )
+        self._lengths[shard] = row
+
+    def _name(self, shard: int) -> str:
+        """A shard's path in the repository, of hf://datasets/org/name@revision/path."""
+        return self._files[shard].partition("@")[2].partition("/")[2] or self._files[shard]
+
+
+def _wait_or_end(error: Exception, where: str, failed: int) -> None:
+    """After the ``failed``-th error in a row: wait until the next try, or end with an error of ours."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if passes_by_itself(error):
+        if failed == TRIES:
+            raise HubError(
+                f"{where}: {reason(error)}, after {failed} tries; the same command goes on from the "
+                "last checkpoint when run again"
+            ) from None
+        wait(error, where, failed)
+    elif isinstance(error, HfHubHTTPError | FileNotFoundError):
+        status = getattr(getattr(error, "response", None), "status_code", 404)
+        kind = AccessError if status in (401, 403) else NotFoundError
+        raise kind(f"{where}: not to be had any more ({reason(error)})") from None
+    else:
+        raise DataError(f"{where}: cannot be read ({one_line(error, 150)})") from None
+
+
+def _generator(seed: int, salt: str) -> np.random.Generator:
+    """Random numbers that depend on these two alone."""
+    return np.random.default_rng(list(hashlib.sha256(f"{seed} {salt}".encode()).digest()))
+
+
+def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str], Any]:
+    """The files of a Hub dataset's split, and the split as a stream of rows."""
+    from fastzoo.hub.streaming import use_patient_files
+
+    datasets = _datasets()
+    # What it logs is a failure that is raised as well. Its own retries would take many minutes.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
+        setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
+    use_patient_files()
+    builder = datasets.load_dataset_builder(section.source, name=section.subset, revision=revision)
+    files = (builder.config.data_files or {}).get(section.split, [])
+    return [str(file) for file in files], builder.as_streaming_dataset(split=section.split)
+
+
+def _datasets() -> Any:
+    """The datasets library, quiet and without its request to another host on every load."""
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
+    """Open the source that a recipe names.
+
+    Raises:
+        DataError: missing file, unknown kind of file, broken or empty file.
+        HubError: the dataset cannot be reached or is not there.
+    """
+    if section.source == EMBEDDED_DATA:
+        from fastzoo import tiny
+
+        path = tiny.DIALOGUES if isinstance(section, DataSection) else tiny.TEXTS
+        return _table_rows(path, "embedded", section.shuffle, seed)
+    # Of os.path: takes a name that no file can have for no file.
+    path = Path(os.path.expanduser(section.source))
+    if os.path.isfile(path):
+        return _table_rows(path, "file", section.shuffle, seed)
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".parquet", ".json") or path.is_absolute() or os.path.islink(path):
+        what = "is a folder" if os.path.isdir(path) else "is not there"
+        raise DataError(f"the file '{path}' {what}; give a .jsonl or .parquet file")
+    if section.source.count("/") > 1 or section.source.startswith("."):
+        raise DataError(f"'{section.source}' is neither a file nor a Hub dataset id (org/name)")
+    return HubRows(section, seed)
+
+
+def held_out_embedded(seed: int) -> Rows:
+    """The dialogues kept apart from the embedded set when it was made."""
+    from fastzoo import tiny
+
+    return _table_rows(tiny.HELDOUT, "embedded", False, seed)
+
+
+def _table_rows(path: Path, kind: str, shuffle: bool, seed: int) -> TableRows:
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".parquet"):
+        raise DataError(f"{path}: files of kind '{suffix}' are not read; .jsonl and .parquet are")
+    try:
+        table = JsonlTable(path) if suffix == ".jsonl" else ParquetTable(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error.strerror)})") from None
+    if len(table) == 0:
+        raise DataError(f"{path}: holds no row")
+    name = f"{kind}:{path.name}" if kind == "embedded" else path.name
+    return TableRows(table, SourceInfo(name, kind, table.sha256, len(table)), seed, shuffle)

@@ -1,0 +1,124 @@
+"""Token sequences, and what was counted while they were made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fastzoo.data.dialogues import show_row
+from fastzoo.data.rows import SourceInfo
+
+MOST_REASONS = 50
+"""Different reasons that are counted apart; later ones are counted under what they begin with."""
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Tokens that go through the model together, attending to nothing else."""
+
+    ids: np.ndarray
+    """(T,) int64 token ids."""
+    position: np.ndarray
+    """(T,) int32, position of each token in its dialogue (in ``fast`` 0, 1, 2, ...)."""
+    dialogue: np.ndarray
+    """(T,) int64, index of each token's dialogue: its row number in the source."""
+    special: np.ndarray
+    """(T,) bool, whether the token is one of the tokenizer's special tokens."""
+    after: Position | None = None
+    """Where the stream goes on once this was given; None outside a ``TokenStream``."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Counts:
+    """What became of the rows; kept up while a stream is read, over all its epochs."""
+
+    rows: int = 0
+    used: int = 0
+    truncated: int = 0
+    special_text: int = 0
+    """Rows with the text of a special token in their content, whatever became of them."""
+    tokens: int = 0
+    epochs: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: str | None = None
+
+    def skip(self, reason: str, number: int, row: Any, detail: str = "") -> None:
+        if reason not in self.skipped and len(self.skipped) >= MOST_REASONS:
+            reason = reason.partition(":")[0]
+        self.skipped[reason] += 1
+        if self.first_skipped is None:
+            why = f"{reason}: {detail}" if detail else reason
+            self.first_skipped = f"row {number} ({why}): {show_row(row)}"
+
+    def reasons(self) -> str:
+        """Why rows were skipped, the most common reason first."""
+        return ", ".join(f"{reason}: {n}" for reason, n in self.skipped.most_common())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, without the text of any row."""
+        values = asdict(self)
+        del values["first_skipped"]
+        return values | {"skipped": dict(sorted(self.skipped.items()))}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Counts:
+        """From plain data."""
+        return cls(**{**values, "skipped": Counter(values["skipped"])})
+
+    def copy(self, **changes: Any) -> Counts:
+        return replace(self, **{"skipped": self.skipped.copy(), **changes})
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a ``TokenStream`` from which another one gives exactly what the first would have."""
+
+    epoch: int = 0
+    row: int = 0
+    """How many rows of the epoch, in its order, are done with."""
+    offset: int = 0
+    """How many tokens of the next usable row were given already (in blocks)."""
+    counts: Counts = field(default_factory=Counts)
+    """What became of the rows up to here; ``counts.tokens`` is how many tokens were given."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that ``of`` reads back."""
+        return {**vars(self), "counts": self.counts.as_dict()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Position:
+        return cls(**{**values, "counts": Counts.of(values["counts"])})
+
+
+def concatenate(sequences: list[TokenSequence]) -> TokenSequence:
+    return TokenSequence(
+        np.concatenate([s.ids for s in sequences]),
+        np.concatenate([s.position for s in sequences]),
+        np.concatenate([s.dialogue for s in sequences]),
+        np.concatenate([s.special for s in sequences]),
+    )
+
+
+def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
+    part = slice(start, stop)
+    return TokenSequence(
+        sequence.ids[part], sequence.position[part], sequence.dialogue[part], sequence.special[part]
+    )
+
+
+def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:
+    """A source and what became of its rows, as plain data for records."""
+    return {
+        "name": info.name,
+        "kind": info.kind,
+        "revision": info.revision,
+        "source_rows": info.rows,
+        **counts.as_dict(),
+    }

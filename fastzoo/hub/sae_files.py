@@ -1,0 +1,162 @@
+"""The files of an SAE on this machine: where they are, whether they are right, how they get there.
+
+Importing this module does not load huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastzoo.core.errors import IntegrityError, OutputError
+from fastzoo.core.files import partial_of, publish, refused, sync
+from fastzoo.core.text import one_line
+from fastzoo.hub.client import hub_errors
+from fastzoo.hub.listing import RemoteFile
+
+LEFTOVER_SECONDS = 3600.0
+"""Without a byte written, after which a partial file belongs to no download any more."""
+
+
+@dataclass(frozen=True)
+class SAEFiles:
+    """The files to fetch for one SAE."""
+
+    name: str
+    """A zoo name, or the repository's name and the folder in it; also its place in ``--local-dir``."""
+    repo_id: str
+    sha: str
+    folder: str
+    """The folder of the repository that is the SAE's; '' is its root."""
+    files: tuple[RemoteFile, ...]
+    gone: tuple[str, ...] = ()
+    """Files that such an SAE can have and that this one has not, as paths in the repository."""
+
+    def inside(self, path: str) -> str:
+        """A path of the repository relative to ``folder``."""
+        return path[len(self.folder) + 1 :] if self.folder else path
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass
+class Fetched:
+    """An SAE whose files are all on this machine, and verified."""
+
+    sae: SAEFiles
+    path: Path
+    """The folder of the SAE."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    downloaded: int = 0
+    """Bytes."""
+
+    def report(self) -> dict[str, Any]:
+        sae = self.sae
+        return {
+            "name": sae.name,
+            "repo": sae.repo_id,
+            "revision": sae.sha,
+            "path": str(self.path),
+            "files": [
+                {"path": sae.inside(f.path), "size": f.size, "sha256": self.sha256[f.path]}
+                for f in sae.files
+            ],
+            "bytes": sae.size,
+            "downloaded_bytes": self.downloaded,
+        }
+
+
+def in_words(size: int) -> str:
+    """A number of bytes, for people."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= power:
+            return f"{size / power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def here(sae: SAEFiles, file: RemoteFile, local_dir: Path | None) -> Path | None:
+    """Where a file already is, going by its name, commit and size; it still has to be verified."""
+    from huggingface_hub import try_to_load_from_cache
+
+    places: list[str | Path] = []
+    if local_dir is not None:
+        places.append(local_dir / sae.name / sae.inside(file.path))
+        places.append(partial_of(local_dir / sae.name) / file.path)
+    with hub_errors("model", sae.repo_id):
+        cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
+    if isinstance(cached, str):
+        places.append(cached)
+    for place in map(Path, places):
+        with suppress(OSError):
+            if place.stat().st_size == file.size or str(place) == cached:
+                return place
+    return None
+
+
+def verified(sae: SAEFiles, file: RemoteFile, path: Path) -> str:
+    """The sha256 of a file, which is as published. Raises IntegrityError, and deletes it, if not."""
+    try:
+        same, sha256 = file.hashes(path)
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {one_line(error.strerror)}") from None
+    if same:
+        return sha256
+    # Left in place it would be served again for ever: the client trusts what it has.
+    with suppress(OSError):
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    raise IntegrityError(
+        f"{sae.repo_id}@{sae.sha[:12]}: {file.path} is not the file that was published (its hash "
+        "differs), so it was damaged or replaced; the bad copy was deleted, run again to fetch it anew"
+    )
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes had of a file that is now in the cache as a whole."""
+    with suppress(OSError):
+        blob = path.resolve()
+        for old in blob.parent.glob(f"{blob.name}.*.incomplete"):
+            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
+                old.unlink()
+
+
+def copy_file(path: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    except OSError as error:
+        raise refused(target, error) from None
+
+
+def publish_files(sae: SAEFiles, final: Path) -> None:
+    """Give files that are complete in the partial folder their place: the folder as a whole, or where
+    there is one already each file that differs. Raises OSError."""
+    staging = partial_of(final)
+    if staging.is_dir():
+        shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes
+        content = staging / sae.folder
+        if not final.exists():
+            for path in sorted(content.rglob("*")):
+                sync(path)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            publish(content, final)
+        else:
+            for file in sae.files:
+                new = content / sae.inside(file.path)
+                if new.is_file():
+                    old = final / sae.inside(file.path)
+                    old.parent.mkdir(parents=True, exist_ok=True)
+                    sync(new)
+                    os.replace(new, old)
+                    sync(old.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+    for gone in sae.gone:
+        (final / sae.inside(gone)).unlink(missing_ok=True)

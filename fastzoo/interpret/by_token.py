@@ -1,0 +1,224 @@
+"""Which latents fire on special tokens, on any token, and on a text (``fastzoo features``).
+
+Reports are plain data for all SAEs of a model; the model runs once over the dialogues.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastzoo.core.errors import InputError
+from fastzoo.core.progress import Progress
+from fastzoo.core.text import one_line
+from fastzoo.data.sequences import Counts, TokenSequence
+from fastzoo.data.special_tokens import ChosenTokens, SpecialTokens, Texts
+from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
+from fastzoo.interpret.statistics import encode_packs
+from fastzoo.loading import Assembly
+from fastzoo.saes.names import parse_name
+from fastzoo.saes.paper import paper_special_latents
+
+Report = dict[str, Any]
+
+DEFINITION = (
+    "the latents with the largest mean_max: a latent's largest activation over the token's positions "
+    "in a dialogue, wherever it stands there, averaged over the dialogues that contain it (dialogues, "
+    "zeros included; a latent's own dialogues: those in which it fires on the token). As for special "
+    "tokens, position 0 counts only in with_position_0, unless the token stands nowhere else"
+)
+
+
+# --- of tokens ---------------------------------------------------------------------------------
+
+
+def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> Report:
+    """Appendix F.3 for each SAE, the paper's own latents beside where it has some.
+
+    Raises:
+        DataError, HubError, ModelError, TrainingError.
+    """
+    report = _of_tokens(assembly, SpecialTokens.of(assembly.chat), dialogues, top)
+    for name, found in report["saes"].items():
+        _add_paper(found, name)
+    return report
+
+
+def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Report:
+    """The same for any one token, wherever it stands.
+
+    Args:
+        token: a token's text, or an id.
+
+    Raises:
+        InputError: not a single token, or one that stands in none of the dialogues.
+    """
+    number = find_token(assembly, token)
+    texts = Texts(assembly.chat)
+    chosen = ChosenTokens(text=texts.token, ids=frozenset({number}))
+    report = _of_tokens(assembly, chosen, dialogues, top)
+    for found in report["saes"].values():
+        found["definition"] = DEFINITION
+    if not all(found["tokens"] for found in report["saes"].values()):
+        raise InputError(
+            f"--token: {texts.token(number)!r} (id {number}) stands in none of the "
+            f"{report['split']['used']} dialogues; give others with --data{_as_text(assembly, token)}"
+        )
+    return report
+
+
+@torch.no_grad()
+def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int) -> Report:
+    sequences, split = assembly.dialogues(dialogues)
+    reader, saes = assembly.reader, assembly.saes
+    sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
+    with Progress("reading dialogues", split["tokens"]) as bar:
+        passed = encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
+        for group, encoded in passed:
+            occurrences = Occurrences(group, tokens, reader.device)
+            for name, _, acts_TF in encoded:
+                sums[name].add(acts_TF, occurrences)
+    found = {name: s.report(tokens.text, top) for name, s in sums.items()}
+    return {"base_model": assembly.base_model, "split": split, "saes": found}
+
+
+def _add_paper(found: dict[str, Any], name: str) -> None:
+    """``paper``: rank, latent and value that the paper reports, for each token; None where nothing."""
+    try:
+        reported = paper_special_latents().get(parse_name(name), ())
+    except InputError:
+        reported = ()
+    by_token: dict[int, list[dict[str, Any]]] = {}
+    texts = {}
+    for x in reported:
+        texts[x.token_id] = x.token
+        by_token.setdefault(x.token_id, []).append(
+            {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
+        )
+    for entry in found["tokens"]:
+        entry["paper"] = by_token.pop(entry["token_id"], None)
+    found["tokens"] += [
+        {
+            "token_id": number,
+            "token": texts[number],
+            "dialogues": 0,
+            "latents": [],
+            "with_position_0": None,
+            "paper": latents,
+        }
+        for number, latents in by_token.items()
+    ]
+
+
+def find_token(assembly: Assembly, token: str) -> int:
+    """The id of a token given by its text (or as the vocabulary writes it) or by its id.
+
+    Raises:
+        InputError: text that is no single token or not valid Unicode, or no such id.
+    """
+    last = assembly.vocabulary - 1
+    shown = one_line(token, 80)
+    if _is_id(token):
+        if int(token[:12]) > last:
+            raise InputError(f"--token: {shown} is no token id; ids are 0 to {last}")
+        return int(token)
+    texts = Texts(assembly.chat)
+    ids = _tokenized(assembly, "--token", token).tolist() if token else []
+    single = len(ids) == 1
+    # Vocabularies spell a byte as a letter: 'é' of theirs is a part of what is written 'Ã©'. But
+    # where the tokenizer puts a space before a text, only they have the token without it.
+    itself = single and texts.token(ids[0]) == token
+    spelled = assembly.chat.tokenizer.get_vocab().get(token)
+    if spelled is not None and not itself:
+        return int(spelled)
+    if not single:
+        parts = ", ".join(repr(texts.token(number)) for number in ids[:8])
+        raise InputError(
+            f"--token: '{shown}' is not a token of {assembly.chat.model_name} but {len(ids)}"
+            f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
+        )
+    return int(ids[0])
+
+
+def _tokenized(assembly: Assembly, option: str, text: str) -> np.ndarray:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{option}: '{one_line(text, 80)}' is not valid Unicode") from None
+    return assembly.chat.tokenize([text])[0]
+
+
+def _is_id(token: str) -> bool:
+    return token.isascii() and token.isdigit()
+
+
+def _as_text(assembly: Assembly, token: str) -> str:
+    """A hint for whoever meant the digits and not the id."""
+    ids = assembly.chat.tokenize([token])[0].tolist() if _is_id(token) else []
+    return f" (the text '{token}' is id {ids[0]})" if len(ids) == 1 else ""
+
+
+# --- of a text ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> Report:
+    """For each token of a text the latents that fire most on it, the strongest first.
+
+    Args:
+        raw: the text as it is, special tokens in it recognised; else it is a user's message.
+
+    Raises:
+        InputError: empty, longer than the model's context, or refused by the chat template.
+    """
+    sequence = _sequence(assembly, text, raw)
+    texts = Texts(assembly.chat)
+    places = [
+        {
+            "token_id": number,
+            "token": texts.token(number),
+            "position": place,
+            "role": None if raw else texts.role(sequence, place),
+        }
+        for place, number in enumerate(sequence.ids.tolist())
+    ]
+    saes = {}
+    for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
+        for name, _, acts_TF in encoded:
+            fired = [_strongest(acts_F, top) for acts_F in acts_TF]
+            saes[name] = {
+                "tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]
+            }
+    return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
+
+
+def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
+    """How many latents fire, and the ``top``: of equal ones the lower number comes first."""
+    values_F = acts_F.float().cpu().numpy()
+    fired = np.flatnonzero(values_F > 0)
+    best = fired[np.argsort(-values_F[fired], kind="stable")[:top]]
+    return {
+        "firing": len(fired),
+        "latents": [{"latent": int(k), "activation": float(values_F[k])} for k in best],
+    }
+
+
+def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
+    chat = assembly.chat
+    if not text.strip():
+        raise InputError("--text: there is no text in it")
+    if raw:
+        found = [chat.sequence(_tokenized(assembly, "--text", text), 0)]
+    else:
+        counts = Counts()
+        row = {chat.data.column or "messages": [{"role": "user", "content": text}]}
+        found = list(chat.dialogues([(0, row)], counts, truncate=False))
+        if not found:
+            raise InputError(f"--text: cannot be a user's message ({', '.join(counts.skipped)})")
+    limit = chat.data.max_tokens
+    if len(found[0]) > limit:
+        raise InputError(f"--text: {len(found[0])} tokens; at most {limit} go through the model")
+    return found[0]

@@ -1,0 +1,104 @@
+"""Where single latents fire: the strongest contexts, and the tokens."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.special_tokens import Texts
+
+AROUND = 10
+"""Tokens that are shown on each side of a maximum."""
+
+
+@dataclass
+class Firing:
+    """What is gathered about one latent. Position 0 is counted apart, as in ``LatentStatistics``."""
+
+    top: int
+    """Contexts, and tokens, that are reported."""
+    _best: list[tuple[float, int, int, TokenSequence, np.ndarray]] = field(default_factory=list)
+    _dialogues: int = 0
+    _first_sum: float = 0.0
+    _first_fired: int = 0
+    _sum: Counter[int] = field(default_factory=Counter)
+    _fired: Counter[int] = field(default_factory=Counter)
+
+    def add(self, sequence: TokenSequence, acts_T: np.ndarray) -> None:
+        """Add a dialogue with the latent's activations (T,), none of them negative."""
+        self._dialogues += 1
+        self._first_sum += float(acts_T[0])
+        self._first_fired += bool(acts_T[0] > 0)
+        fired = np.flatnonzero(acts_T[1:] > 0) + 1
+        if not len(fired):
+            return
+        for number, value in zip(sequence.ids[fired].tolist(), acts_T[fired].tolist(), strict=True):
+            self._sum[number] += value
+            self._fired[number] += 1
+        place = int(acts_T[1:].argmax()) + 1
+        # Of equal maxima the earlier dialogue's stays: its negative number is the larger.
+        entry = (float(acts_T[place]), -self._dialogues, place, sequence, acts_T)
+        if len(self._best) < self.top:
+            heapq.heappush(self._best, entry)
+        else:
+            heapq.heappushpop(self._best, entry)
+
+    def report(self, texts: Texts, occurrences: Counter[int]) -> dict[str, Any]:
+        """Contexts (one of each dialogue), tokens and position 0, as plain data.
+
+        Args:
+            occurrences: of each token id, position 0 left out.
+        """
+        total = sum(self._sum.values())
+        by_share = sorted(self._sum, key=lambda number: (-self._sum[number], number))
+        return {
+            "contexts": [self._context(texts, *entry) for entry in sorted(self._best)[::-1]],
+            "tokens": [
+                {
+                    "token_id": number,
+                    "token": texts.token(number),
+                    "occurrences": occurrences[number],
+                    "fired": self._fired[number],
+                    "mean": self._sum[number] / occurrences[number],
+                    "share": self._sum[number] / total,
+                }
+                for number in by_share[: self.top]
+            ],
+            "position_0": {
+                "dialogues": self._first_fired,
+                "mean": self._first_sum / max(self._dialogues, 1),
+            },
+        }
+
+    @staticmethod
+    def _context(
+        texts: Texts, value: float, _: int, place: int, sequence: TokenSequence, acts_T: np.ndarray
+    ) -> dict[str, Any]:
+        start, stop = max(0, place - AROUND), min(len(sequence), place + AROUND + 1)
+        return {
+            "row": int(sequence.dialogue[place]),
+            "position": place,
+            "activation": value,
+            "role": texts.role(sequence, place),
+            "token": place - start,
+            "tokens": [
+                {"token": texts.token(number), "activation": float(act)}
+                for number, act in zip(
+                    sequence.ids[start:stop].tolist(), acts_T[start:stop], strict=True
+                )
+            ],
+        }
+
+
+def count_tokens(sequences: Sequence[TokenSequence]) -> Counter[int]:
+    """How often each token id stands elsewhere than at position 0."""
+    found: Counter[int] = Counter()
+    for sequence in sequences:
+        found.update(sequence.ids[1:].tolist())
+    return found

@@ -1,0 +1,171 @@
+"""The latents that answer most strongly to each special token, as in the paper's Appendix F.3.
+
+Shape suffixes: T tokens of a pack, F latents, G groups (the occurrences of one token in one
+dialogue), S sums over groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.special_tokens import SpecialTokens
+from fastzoo.lm.packing import to_device
+
+TOP = 5
+"""Latents that are named per token by default."""
+
+ELEMENTS = 1 << 24
+"""Activations that are made float64 at once (groups x latents)."""
+
+DEFINITION = (
+    "per special token the latents with the largest mean_max (five by default): a latent's largest activation over "
+    "the token's positions in a dialogue, averaged over the dialogues that contain the token "
+    "(dialogues, zeros included; a latent's own dialogues: those in which it fires on the token). "
+    "Special are the tokenizer's special tokens and, where the chat template writes them as one token "
+    "directly after a special token, the role words user and assistant (Gemma's model); in content these words do not "
+    "count. Position 0 is an attention sink whose large activations are about the place and not the "
+    "token: it does not count in latents, unless the token stands nowhere else in the split. In "
+    "with_position_0 it counts, as most likely in arXiv 2506.07691, Appendix F.3; null for tokens that "
+    "never stand there. Latents that never fire on the token are left out; of equal ones the lower "
+    "number comes first"
+)
+
+# A token's dialogues that begin with it are summed twice, apart from the others.
+ELSEWHERE, WITHOUT_FIRST, WITH_FIRST = range(3)
+
+Key = tuple[int, int]
+"""Token id; of dialogues that begin with something else (``ELSEWHERE``) or with this token: without
+its occurrence at position 0, or with it."""
+
+
+class Occurrences:
+    """Where the special tokens of a pack stand, in groups of one dialogue and one key each."""
+
+    def __init__(
+        self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device
+    ) -> None:
+        """``sequences`` are whole dialogues, laid end to end in the pack."""
+        ids = np.concatenate([s.ids for s in sequences])
+        position = np.concatenate([s.position for s in sequences])
+        special = np.concatenate([s.special for s in sequences])
+        counted = tokens.among(ids, position, special)
+        lengths = [len(s) for s in sequences]
+        dialogue = np.repeat(np.arange(len(lengths)), lengths)
+        start = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        begins = counted[start] & (ids == ids[start])  # the dialogue begins with this token
+        entries = [
+            (kind, np.flatnonzero(counted & chosen))
+            for kind, chosen in (
+                (ELSEWHERE, ~begins),
+                (WITHOUT_FIRST, begins & (position > 0)),
+                (WITH_FIRST, begins),
+            )
+        ]
+        rows = np.concatenate([rows for _, rows in entries])
+        kinds = np.concatenate([np.full(len(rows), kind) for kind, rows in entries])
+        order = np.lexsort((kinds, ids[rows], dialogue[rows]))
+        rows, kinds = rows[order], kinds[order]
+        labels = np.stack([dialogue[rows], ids[rows], kinds])
+        first = np.ones(len(rows), dtype=bool)
+        first[1:] = (labels[:, 1:] != labels[:, :-1]).any(0)
+        starts = np.flatnonzero(first)
+        sizes = np.diff(starts, append=len(rows))
+        # Groups with most occurrences first: the n-th occurrences belong to the first few groups.
+        by_size = np.argsort(-sizes, kind="stable")
+        self.keys: list[Key] = list(zip(*labels[1:, starts[by_size]].tolist(), strict=True))
+        place = np.empty_like(by_size)
+        place[by_size] = np.arange(len(by_size))
+        group = np.cumsum(first) - 1
+        nth = np.arange(len(rows)) - starts[group]
+        by_nth = np.lexsort((place[group], nth))
+        flat = to_device(torch.from_numpy(rows[by_nth]), device)
+        self.nth_rows: Sequence[Tensor] = flat.split(np.bincount(nth).tolist())
+        """Rows in the pack of the groups' first occurrences, second occurrences, and so on."""
+
+    def largest(self, acts_TF: Tensor) -> Tensor:
+        """(G, F) largest activation of each latent in each group."""
+        best_GF = acts_TF[self.nth_rows[0]]
+        for rows in self.nth_rows[1:]:
+            part = best_GF[: len(rows)]
+            torch.maximum(part, acts_TF[rows], out=part)
+        return best_GF
+
+
+class SpecialLatents:
+    """Sums over dialogues of one SAE's largest activations on each special token, in float64."""
+
+    def __init__(self, d_sae: int, device: torch.device) -> None:
+        self._dialogues: Counter[Key] = Counter()
+        self._places: dict[Key, int] = {}
+        self._sums_SF = torch.zeros(0, d_sae, dtype=torch.float64, device=device)
+        self._fired_SF = self._sums_SF.clone()
+
+    def add(self, acts_TF: Tensor, occurrences: Occurrences) -> None:
+        """Add a pack's activations, none of them negative."""
+        keys = occurrences.keys
+        if not keys:
+            return
+        self._dialogues.update(keys)
+        self._make_room(keys)
+        best_GF = occurrences.largest(acts_TF)
+        places = torch.tensor([self._places[key] for key in keys])
+        belongs_SG = (places == torch.arange(len(self._places))[:, None]).double()
+        belongs_SG = belongs_SG.to(best_GF.device)
+        groups = max(1, ELEMENTS // best_GF.shape[1])
+        for part_SG, part_GF in zip(
+            belongs_SG.split(groups, 1), best_GF.split(groups), strict=True
+        ):
+            self._sums_SF += part_SG @ part_GF.double()
+            self._fired_SF += part_SG @ (part_GF > 0).double()
+
+    def _make_room(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._places.setdefault(key, len(self._places))
+        if new := len(self._places) - len(self._sums_SF):
+            zeros = self._sums_SF.new_zeros(new, self._sums_SF.shape[1])
+            self._sums_SF = torch.cat([self._sums_SF, zeros])
+            self._fired_SF = torch.cat([self._fired_SF, zeros])
+
+    def report(self, text: Callable[[int], str] = str, top: int = TOP) -> dict[str, Any]:
+        """``{"definition", "tokens"}`` as ``metrics.json`` has it.
+
+        Args:
+            text: gives a token's text for its id.
+            top: latents that are named per token.
+        """
+        found = []
+        for token in sorted({token for token, _ in self._places}):
+            without = self._top([(token, ELSEWHERE), (token, WITHOUT_FIRST)], top)
+            complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)], top)
+            at_first = (token, WITH_FIRST) in self._places
+            found.append(
+                {
+                    "token_id": token,
+                    "token": text(token),
+                    **(without if without["dialogues"] else complete),
+                    "with_position_0": complete if at_first else None,
+                }
+            )
+        return {"definition": DEFINITION, "tokens": found}
+
+    def _top(self, keys: Sequence[Key], top: int) -> dict[str, Any]:
+        """Dialogues and largest latents of groups taken together."""
+        known = [key for key in keys if key in self._places]
+        places = [self._places[key] for key in known]
+        dialogues = sum(self._dialogues[key] for key in known)
+        mean_F = (self._sums_SF[places].sum(0) / max(dialogues, 1)).cpu().numpy()
+        fired_F = self._fired_SF[places].sum(0).cpu().numpy()
+        best = np.argsort(-mean_F, kind="stable")[:top]
+        latents = [
+            {"latent": int(i), "mean_max": float(mean_F[i]), "dialogues": int(fired_F[i])}
+            for i in best
+            if fired_F[i]
+        ]
+        return {"dialogues": dialogues, "latents": latents}

@@ -1,0 +1,142 @@
+"""How strongly and how often every latent fires, from one pass of the language model for all SAEs.
+
+Shape suffixes: T tokens of a pack, D residual width, F latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastzoo.core.errors import DataError
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.load import refuse_unfit
+from fastzoo.lm.packing import packs
+from fastzoo.saes.base import SAE
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Figures of one SAE over dialogues, all without their position 0.
+
+    That is an attention sink in many models: its norm and activations, far larger than all others,
+    are about the place. Tensors are (d_sae,), float64, on the CPU.
+    """
+
+    layer: int
+    dialogues: int
+    """Those of more than one token."""
+    tokens: int
+    residual_norm: float
+    """Mean over tokens of the L2 norm of the residual stream after the SAE's layer."""
+    mean_max_F: Tensor
+    """Mean over dialogues of each latent's largest activation there; zero where it does not fire."""
+    highest_F: Tensor
+    """Each latent's largest activation."""
+    frequency_F: Tensor
+    """Share of tokens on which each latent fires."""
+    dialogue_frequency_F: Tensor
+    """Share of dialogues in which each latent fires."""
+
+
+class StatisticsSums:
+    """Sums of one SAE over packs of whole dialogues; memory for a few numbers per latent."""
+
+    def __init__(self, layer: int, d_sae: int, device: torch.device) -> None:
+        self.layer, self.dialogues, self.tokens = layer, 0, 0
+        self._norm = torch.zeros((), dtype=torch.float64, device=device)
+        self._max_F = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self._highest_F, self._fired_F = self._max_F.clone(), self._max_F.clone()
+        self._dialogues_F = self._max_F.clone()
+
+    def add(self, x_TD: Tensor, acts_TF: Tensor, lengths: Sequence[int]) -> None:
+        """Add a pack's residual stream and activations, none of these negative."""
+        for x_LD, acts_LF in zip(
+            x_TD.split(list(lengths)), acts_TF.split(list(lengths)), strict=True
+        ):
+            if len(x_LD) == 1:
+                continue
+            self.dialogues += 1
+            self.tokens += len(x_LD) - 1
+            self._norm += torch.linalg.vector_norm(x_LD[1:].double(), dim=1).sum()
+            largest_F = acts_LF[1:].amax(0).double()
+            self._max_F += largest_F
+            torch.maximum(self._highest_F, largest_F, out=self._highest_F)
+            self._fired_F += (acts_LF[1:] > 0).sum(0)
+            self._dialogues_F += largest_F > 0
+
+    def result(self) -> LatentStatistics:
+        """Raises DataError: no dialogue has a second token."""
+        if not self.dialogues:
+            raise DataError("no dialogue has more than one token, and the first does not count")
+        return LatentStatistics(
+            self.layer,
+            self.dialogues,
+            self.tokens,
+            self._norm.item() / self.tokens,
+            (self._max_F / self.dialogues).cpu(),
+            self._highest_F.cpu(),
+            (self._fired_F / self.tokens).cpu(),
+            (self._dialogues_F / self.dialogues).cpu(),
+        )
+
+
+Encoded = Iterator[tuple[str, Tensor, Tensor]]
+"""Of each SAE: name, residual stream (T, D) at its layer in float32, and activations (T, F)."""
+
+
+def encode_packs(
+    reader: ResidualReader,
+    saes: Mapping[str, tuple[int, SAE]],
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[list[TokenSequence], Encoded]]:
+    """Dialogues pack by pack, each with what all SAEs make of it; the model runs once for all of them.
+
+    Only one SAE's activations are held at a time.
+
+    Raises:
+        ModelError: an SAE does not fit the model.
+        TrainingError: the model's activations hold NaN or infinity.
+    """
+    for name, (layer, sae) in saes.items():
+        refuse_unfit(reader.model.config, name, layer, sae.d_in)
+        sae.to(reader.device)
+
+    def encoded(columns: Mapping[str, Tensor]) -> Encoded:
+        for name, (layer, sae) in saes.items():
+            x_TD = columns[f"L{layer}"].float()
+            yield name, x_TD, sae.encode(x_TD)
+
+    groups = list(packs(sequences, reader.pack_tokens))
+    layers = {layer for layer, _ in saes.values()}
+    for group, columns in zip(groups, reader.columns(groups, layers), strict=True):
+        yield group, encoded(columns)
+        progress(sum(map(len, group)))
+
+
+@torch.no_grad()
+def statistics(
+    reader: ResidualReader,
+    saes: Mapping[str, tuple[int, SAE]],
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, LatentStatistics]:
+    """Figures of SAEs (by name: layer and SAE) over dialogues, each a sequence of its own.
+
+    Raises:
+        ModelError: an SAE does not fit the model.
+        DataError: no dialogue has a second token.
+        TrainingError: the model's activations hold NaN or infinity.
+    """
+    sums = {
+        name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()
+    }
+    for group, encoded in encode_packs(reader, saes, sequences, progress):
+        for name, x_TD, acts_TF in encoded:
+            sums[name].add(x_TD, acts_TF, [len(s) for s in group])
+    return {name: s.result() for name, s in sums.items()}

@@ -1,0 +1,345 @@
+"""Residual-stream activations after chosen layers, from one forward pass that stops at the last.
+
+The hook sits on the decoder layer itself: ``hidden_states[-1]`` of transformers is after the final
+norm, so it is not the residual stream after the last layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastzoo.core.errors import ModelError, TrainingError
+from fastzoo.core.threads import workers
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.lm.attention import IMPLEMENTATION, register
+from fastzoo.lm.packing import Pack, packs, to_device
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between packed and alone that the check at the start accepts, relative to the
+largest activation of the same token (an attention sink must not excuse the others)."""
+
+PACK_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens per forward pass: on a CPU what its cache takes, on a GPU what keeps it busy."""
+
+MOST_AT_ONCE = 4
+"""Packs that a CPU computes side by side; each takes memory."""
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the last hooked layer."""
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers of a causal language model.
+
+    Raises:
+        ModelError: no list of modules as long as the configuration says.
+    """
+    if not hasattr(model, "config") or not hasattr(model, "base_model"):
+        raise ModelError(f"{type(model).__name__} is no language model of transformers")
+    wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    for module in model.base_model.modules():  # type: ignore[union-attr]
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return module
+    raise ModelError(f"{type(model).__name__}: no stack of {wanted} decoder layers found")
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states of a decoder layer's output: a tensor, or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class ResidualReader:
+    """Reads the residual stream of a model, packed where the model allows it.
+
+    Args:
+        model: a transformers causal language model in evaluation mode.
+        pack_tokens: tokens per forward pass; by default what suits the device.
+    """
+
+    def __init__(self, model: Any, *, pack_tokens: int | None = None) -> None:
+        self.model = model
+        self.layers = decoder_layers(model)
+        self.device = next(model.parameters()).device
+        self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
+        self.dtype = next(model.parameters()).dtype
+        self._attention = model.config._attn_implementation
+        self._kernel = "eager" if self._attention == "eager" else "sdpa"
+        self._packed = True
+        self._checked: set[bool] = set()
+        self._thread = threading.local()  # what the forward in this thread is to capture
+        self.computed_tokens = 0
+        register()
+
+    def state(self) -> dict[str, Any]:
+        """What was found out about the model so far; plain data."""
+        return {"packed": self._packed, "checked": sorted(self._checked)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what another reader of the same model found out."""
+        self._packed, self._checked = state["packed"], set(state["checked"])
+
+    # --- one pack ---
+
+    def read(self, pack: Pack, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Residual stream (T, D) after each of ``layers``; the model stops after the last of them."""
+        wanted = set(layers)
+        self.computed_tokens += pack.input_ids.shape[1]
+        with self._hooks(wanted), self._as_before():
+            return self._read(pack, wanted)
+
+    @contextmanager
+    def _hooks(self, layers: Iterable[int]) -> Iterator[None]:
+        """Inside, ``_read`` finds the layers' outputs; other forwards of the model are as always."""
+
+        def capture(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found = getattr(self._thread, "found", None)
+                if found is None or layer not in self._thread.wanted:
+                    return
+                found[layer] = hidden_of(output)[0]
+                if len(found) == len(self._thread.wanted):
+                    raise _Stop
+
+            return hook
+
+        handles = [self.layers[i].register_forward_hook(capture(i)) for i in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        self._thread.found, self._thread.wanted = found, layers
+        try:
+            self._forward(pack)
+        except _Stop:
+            pass
+        finally:
+            self._thread.found = None
+        return found
+
+    def final_states(
+        self, pack: Pack, edit: tuple[int, Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor:
+        """Normalised hidden states (T, D) that the LM head reads.
+
+        Args:
+            edit: a layer and a function that replaces the residual stream (T, D) after it.
+        """
+        if edit is None:
+            with self._as_before():
+                return self._forward(pack).last_hidden_state[0]
+        layer, change = edit
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            changed = change(hidden_of(output)[0])[None].to(self.dtype)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = self.layers[layer].register_forward_hook(hook)
+        try:
+            with self._as_before():
+                return self._forward(pack).last_hidden_state[0]
+        finally:
+            handle.remove()
+
+    @torch.inference_mode()
+    def _forward(self, pack: Pack) -> Any:
+        if not self._packed:
+            # One sequence a call: no mask is needed, and use_cache=False keeps the model stateless.
+            assert len(pack.lengths) == 1
+            self._attend_by(self._attention)
+            return self.model.base_model(
+                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
+            )
+        self._attend_by(IMPLEMENTATION)
+        return self.model.base_model(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            segment_lengths=pack.lengths,
+            segment_kernel=self._kernel,
+        )
+
+    def _attend_by(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Afterwards the model attends as it did when this reader was made."""
+        try:
+            yield
+        finally:
+            self._attend_by(self._attention)
+
+    # --- streams ---
+
+    def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:
+        """Packs on the model's device.
+
+        The first pack, and the first that holds several sequences, are checked against forwards one
+        by one: a sequence that is alone in its pack shows nothing about seeing its neighbours.
+        """
+        for group in packs(sequences, self.pack_tokens):
+            self.check(group)
+            for part in self._parts(group):
+                yield Pack.of(part, self.device)
+
+    def _parts(self, group: list[TokenSequence]) -> list[list[TokenSequence]]:
+        """What goes through the model together."""
+        return [group] if self._packed else [[s] for s in group]
+
+    def columns(
+        self,
+        groups: Iterable[list[TokenSequence]],
+        layers: Iterable[int],
+        *,
+        side_by_side: bool = True,
+    ) -> Iterator[Columns]:
+        """Activations ``L<layer>`` (T, D) of each group with ``position`` and ``special`` (T,).
+
+        Args:
+            groups: sequences that make up a pack each, as ``packing.packs`` cuts them.
+            side_by_side: on a CPU, read some groups ahead and compute them at the same time, each on
+                its share of the threads: no thread then waits for another at every operation.
+
+        Raises:
+            TrainingError: an activation is NaN or infinite; names the layer.
+        """
+        wanted = set(layers)
+        with self._hooks(wanted), self._as_before():
+            for group, acts in self._in_order(groups, wanted, side_by_side):
+                self.computed_tokens += sum(map(len, group))
+                yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
+                    name: to_device(
+                        torch.from_numpy(np.concatenate([getattr(s, name) for s in group])),
+                        self.device,
+                    )
+                    for name in ("position", "special")
+                }
+
+    def _in_order(
+        self, groups: Iterable[list[TokenSequence]], layers: set[int], side_by_side: bool
+    ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
+        threads = torch.get_num_threads()
+        at_once = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
+        if at_once == 1:
+            yield from self._one_after_another(groups, layers)
+            return
+        pool = workers(at_once, threads)
+        waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
+        try:
+            for group in groups:
+                if self._unchecked(group):
+                    wait(
+                        [future for _, future in waiting]
+                    )  # the check changes the model's attention
+                    self.check(group)
+                waiting.append((group, pool.submit(self._checked_activations, group, layers)))
+                if len(waiting) > at_once:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            wait([future for _, future in waiting])
+
+    def _one_after_another(
+        self, groups: Iterable[list[TokenSequence]], layers: set[int]
+    ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
+        """A GPU computes the next group while the verdict on the last one is waited for."""
+        before: Tensor | None = None
+        for group in groups:
+            self.check(group)
+            found = self._activations(group, layers)
+            verdict = _finite(found)
+            if before is not None:
+                _refuse_unless(before, layers)
+            before = verdict
+            if self.device.type == "cpu":
+                _refuse_unless(verdict, layers)
+            yield group, found
+        if before is not None:
+            _refuse_unless(before, layers)
+
+    def _activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
+        """Of each layer (T, D), the tokens of the group in order."""
+        parts = [self._read(Pack.of(p, self.device), layers) for p in self._parts(group)]
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+
+    def _checked_activations(
+        self, group: list[TokenSequence], layers: set[int]
+    ) -> dict[int, Tensor]:
+        found = self._activations(group, layers)
+        _refuse_unless(_finite(found), layers)
+        return found
+
+    def _unchecked(self, group: list[TokenSequence]) -> bool:
+        return self._packed and (len(group) > 1) not in self._checked
+
+    def check(self, group: list[TokenSequence]) -> None:
+        """Compare a pack with one-by-one forwards, if it is a first one; fall back if they differ."""
+        if not self._unchecked(group):
+            return
+        self._checked.add(len(group) > 1)
+        last = len(self.layers) - 1
+        try:
+            together = self.read(Pack.of(group, self.device), [last])[last]
+        except (RuntimeError, TypeError, ValueError) as error:
+            self._packed = False
+            logger.warning("dialogues go through the model one by one: %s", error)
+            return
+        self._packed = False
+        tolerance = TOLERANCE.get(self.dtype, 1e-4)
+        for sequence, part in zip(group, together.split([len(s) for s in group]), strict=True):
+            alone = self.read(Pack.of([sequence], self.device), [last])[last]
+            largest_T1 = alone.abs().amax(1, keepdim=True).clamp_min(1e-6)
+            difference = ((alone - part).abs() / largest_T1).max().item()
+            if not difference <= tolerance:
+                if torch.isfinite(alone).all():
+                    logger.warning(
+                        "dialogues go through the model one by one: packed, they differ by a share of %.2g",
+                        difference,
+                    )
+                return
+        self._packed = True
+
+
+def _finite(acts: dict[int, Tensor]) -> Tensor:
+    """(layers,) bool, layers in order: whether all of a layer's activations are finite.
+
+    A sum is finite only if all its terms are: one cheap pass instead of a mask.
+    """
+    sums = [acts[layer].sum(dtype=torch.float32) for layer in sorted(acts)]
+    return torch.isfinite(torch.stack(sums))
+
+
+def _refuse_unless(finite: Tensor, layers: set[int]) -> None:
+    for layer, fine in zip(sorted(layers), finite.tolist(), strict=True):
+        if not fine:
+            raise TrainingError(f"layer {layer}: the model's activations hold NaN or infinity")
+
+
+Columns = dict[str, Tensor]
+"""Tensors with the same number of rows, one row per token."""

@@ -1,0 +1,238 @@
+"""Attention in which packed dialogues do not see each other: per segment on a CPU, by variable-length
+kernels on a GPU."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMPLEMENTATION = "fastzoo_segments"
+"""Name of the attention function in transformers' registry."""
+
+
+def register() -> None:
+    """Make the attention function known to transformers (once)."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(IMPLEMENTATION, segment_attention)
+    # Segments are causal by construction: no mask is built.
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)
+
+
+def segment_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    segment_lengths: list[int] | None = None,
+    segment_kernel: str = "sdpa",
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of the consecutive segments of ``segment_lengths``.
+
+    Args:
+        query: (1, heads, T, head_dim); ``key`` and ``value`` may have fewer heads.
+        segment_kernel: ``sdpa`` or ``eager``; soft-capped scores are always computed eagerly.
+
+    Returns:
+        (1, T, heads, head_dim), as transformers expects it.
+
+    Raises:
+        RuntimeError: the model did not pass ``segment_lengths`` on.
+    """
+    if segment_lengths is None:
+        raise RuntimeError("this model does not pass keyword arguments on to its attention")
+    if kwargs.get("s_aux") is not None:
+        raise RuntimeError("attention with learned sinks is not computed per segment")
+    eager = softcap is not None or segment_kernel == "eager"
+    if segment_kernel != "eager":
+        output = varlen_attention(
+            query,
+            key,
+            value,
+            segment_lengths,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+        )
+        if output is not None:
+            return output, None
+    heads, tokens = query.shape[1:3]
+    output_THd = query.new_empty((tokens, heads, value.shape[-1]))
+    start = 0
+    for length, count in _runs(segment_lengths):
+        stop = start + length * count
+        # (1, H, count·L, d) seen as (count, H, L, d): equal segments are one batched call.
+        q, k, v = (
+            x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        mask = _window_mask(length, sliding_window, q.device)
+        if eager:
+            part = _eager(q, k, v, mask, scaling, softcap)
+        else:
+            part = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None and length > 1,
+                scale=scaling,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
+        output_THd[start:stop] = part.transpose(1, 2).flatten(0, 1)
+        start = stop
+    return output_THd[None], None
+
+
+def _runs(lengths: list[int]) -> Iterator[tuple[int, int]]:
+    """Run-length encoding: (length, how many in a row)."""
+    count = 0
+    for i, length in enumerate(lengths):
+        count += 1
+        if i + 1 == len(lengths) or lengths[i + 1] != length:
+            yield length, count
+            count = 0
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(L, L) bool of a causal sliding window, None where plain causality is the same."""
+    if window is None or length <= window:
+        return None
+    rows = torch.arange(length, device=device)
+    distance = rows[:, None] - rows[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float | None
+) -> Tensor:
+    """Softmax attention written out, scores soft-capped at ``cap``; softmax in float32."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    if mask is None:
+        length = q.shape[2]
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+OLDEST = (8, 0)
+"""Compute capability that the kernels need (Ampere)."""
+
+WIDEST = 256
+"""Head dimension that they go up to; it must be a multiple of 8."""
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor | None:
+    """Causal attention within each of the consecutive segments of ``lengths``.
+
+    Args:
+        query: (1, heads, T, head_dim); ``key`` and ``value`` may have fewer heads.
+        scaling: of the scores; 1/√head_dim by default.
+        sliding_window: how many tokens each one sees, itself included.
+
+    Returns:
+        (1, T, heads, head_dim) contiguous, or None where no kernel does this: on a CPU, in float32, on
+        an old GPU, or for soft-capped scores without flash-attn.
+    """
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    if torch.cuda.get_device_capability(query.device) < OLDEST:
+        return None
+    if query.shape[-1] % 8 or query.shape[-1] > WIDEST:
+        return None
+    own, flash = torch_kernel(), flash_kernel()
+    # (1, H, T, d) seen as (T, H, d), which is how the kernels index tokens.
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    longest = max(lengths)
+    bounds = boundaries(tuple(lengths), query.device)
+    left = -1 if sliding_window is None or sliding_window >= longest else sliding_window - 1
+    if own is not None and softcap is None:
+        output = own(
+            q,
+            k,
+            v,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scaling,
+            window_size=(left, 0),
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+    elif flash is not None:
+        output = flash(
+            q,
+            k,
+            v,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            softmax_scale=scaling,
+            causal=True,
+            window_size=(left, 0 if left >= 0 else -1),
+            softcap=softcap or 0.0,
+        )
+    else:
+        return None
+    return output[None].contiguous()
+
+
+@lru_cache(maxsize=4)
+def boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(segments + 1,) int32: where each segment starts, and the end. The layers of a model share it."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+@cache
+def torch_kernel() -> Callable[..., Any] | None:
+    """Torch's own kernel; None where it lacks grouped heads or windows, or was built for ROCm."""
+    if torch.version.hip is not None:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    kernel: Callable[..., Any] = varlen_attn
+    return kernel if {"scale", "window_size", "enable_gqa"} <= set(known) else None
+
+
+@cache
+def flash_kernel() -> Callable[..., Any] | None:
+    """The package's kernel, where one is installed that knows soft-capping."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    kernel: Callable[..., Any] = flash_attn_varlen_func
+    return kernel if "softcap" in inspect.signature(kernel).parameters else None

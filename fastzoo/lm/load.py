@@ -1,0 +1,144 @@
+"""Language models: resolve a name, check its configuration, load weights and tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastzoo.config.recipe import EMBEDDED_MODEL, ModelSection
+from fastzoo.core.errors import FastzooError, ModelError
+from fastzoo.core.files import sha256_of
+from fastzoo.core.text import one_line
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from, pinned, with its configuration but without its weights."""
+
+    name: str
+    """As the user gave it: ``tiny-chat``, a Hub id or a folder."""
+    path: str
+    """What transformers loads: a folder or a Hub id."""
+    revision: str | None
+    """Commit of a Hub model."""
+    sha: str | None
+    """Commit, or ``sha256:...`` of a local model's weights when it is a single file."""
+    config: Any
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def embeddings(self) -> int | None:
+        """Token ids that the model has an embedding for, if its configuration says."""
+        value = getattr(self.config.get_text_config(), "vocab_size", None)
+        return int(value) if value else None
+
+    @property
+    def max_positions(self) -> int | None:
+        value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return int(value) if value else None
+
+
+def find_model(section: ModelSection) -> ModelSource:
+    """Resolve a model and read its configuration only.
+
+    Raises:
+        ModelError, HubError: not there, or no causal language model of known shape.
+    """
+    from transformers import AutoConfig
+
+    path, revision, sha = section.name, None, None
+    if section.name == EMBEDDED_MODEL:
+        from fastzoo import tiny
+
+        path = str(tiny.MODEL)
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):  # unlike Path.is_dir, takes a name that is too long for no folder
+        path = str(folder)
+        weights = folder / "model.safetensors"
+        sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
+    elif path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model.name: '{one_line(path, 120)}' is neither '{EMBEDDED_MODEL}', nor a folder, nor a "
+            "Hub id (org/name)"
+        )
+    else:
+        from fastzoo.hub.client import resolve_model
+
+        revision = sha = resolve_model(path, section.revision)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        source = ModelSource(section.name, path, revision, sha, config)
+        _ = source.n_layers, source.d_model
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})"
+        ) from None
+    return source
+
+
+def refuse_unfit(config: Any, name: str, layer: int, width: int) -> None:
+    """Raise ModelError unless an SAE of ``width`` after ``layer`` fits a model of ``config``."""
+    config = config.get_text_config()
+    if width != config.hidden_size or not 0 <= layer < config.num_hidden_layers:
+        raise ModelError(
+            f"{name} (width {width}, layer {layer}) does not fit the model, which has width "
+            f"{config.hidden_size} and layers 0 to {config.num_hidden_layers - 1}"
+        )
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's tokenizer. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise ModelError(
+            f"model.name: the tokenizer of {source.name} cannot be loaded ({one_line(error, 160)})"
+        ) from None
+
+
+def load_model(source: ModelSource, section: ModelSection, device: torch.device) -> Any:
+    """The causal language model in evaluation mode on ``device``; safetensors only.
+
+    Raises:
+        ModelError: no safetensors weights, or they do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    dtype = resolve_dtype(section.dtype, device)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            revision=source.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=None if section.attention == "auto" else section.attention,
+        )
+    except FastzooError:
+        raise
+    except Exception as error:  # transformers, safetensors and httpx raise many kinds
+        raise ModelError(
+            f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
+        ) from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is float32 on a CPU and bfloat16 on an accelerator."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -1,0 +1,60 @@
+"""Many dialogues in one forward pass, none seeing another, no padding.
+
+Dense layers run over all tokens of a pack at once; attention runs per segment (on a GPU in one call,
+where a kernel knows segments). That is exact and, on a CPU, several times faster than a block-diagonal
+mask, which computes the blocks it throws away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastzoo.data.sequences import TokenSequence
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences laid end to end, T tokens in all."""
+
+    sequences: list[TokenSequence]
+    input_ids: Tensor
+    """(1, T) int64."""
+    position_ids: Tensor
+    """(1, T) int64, starting again at 0 with each sequence."""
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, sequences: list[TokenSequence], device: torch.device) -> Pack:
+        lengths = [len(s) for s in sequences]
+        ids = torch.cat([torch.from_numpy(s.ids) for s in sequences])[None]
+        positions = torch.cat([torch.arange(n) for n in lengths])[None]
+        return cls(sequences, to_device(ids, device), to_device(positions, device), lengths)
+
+    def column(self, name: str) -> Tensor:
+        """(T,) ``position``, ``dialogue`` or ``special`` of all tokens, on the CPU."""
+        return torch.cat([torch.from_numpy(getattr(s, name)) for s in self.sequences])
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on ``device``; a GPU is not waited for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def packs(sequences: Iterable[TokenSequence], budget: int) -> Iterator[list[TokenSequence]]:
+    """Consecutive sequences, in order, of together at most ``budget`` tokens; a longer one alone."""
+    held: list[TokenSequence] = []
+    tokens = 0
+    for sequence in sequences:
+        if held and tokens + len(sequence) > budget:
+            yield held
+            held, tokens = [], 0
+        held.append(sequence)
+        tokens += len(sequence)
+    if held:
+        yield held

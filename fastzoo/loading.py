@@ -1,0 +1,211 @@
+"""What measuring SAEs takes, put together from their names: SAEs, language model, chat template, dialogues."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastzoo.config.reading import make_section
+from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, ModelSection
+from fastzoo.core.errors import InputError, ModelError
+from fastzoo.core.files import read_json
+from fastzoo.core.text import one_line
+from fastzoo.core.values import text_at
+from fastzoo.data.rows import held_out_embedded, open_rows
+from fastzoo.data.sequences import TokenSequence, described
+from fastzoo.data.streams import held_out_sequences
+from fastzoo.data.tokenizer import ChatTokenizer
+from fastzoo.hub.find import locate
+from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.load import ModelSource, find_model, load_model, load_tokenizer, refuse_unfit
+from fastzoo.saes.base import SAE
+from fastzoo.saes.formats import LoadedSAE
+
+if TYPE_CHECKING:
+    from fastzoo.saes.formats import LoadedSAE
+from fastzoo.saes.formats import (
+    LoadedSAE,
+    _read_gemma_scope,
+    _read_saelens,
+    _read_sparsify,
+    find_weights,
+)
+
+
+@dataclass
+class Assembly:
+    """SAEs of one language model with that model; its weights are loaded when they are first needed."""
+
+    saes: dict[str, tuple[int, SAE]]
+    """Layer and SAE by name."""
+    source: ModelSource
+    section: ModelSection
+    chat: ChatTokenizer
+
+    @property
+    def base_model(self) -> dict[str, Any]:
+        """Name and sha, as records have it."""
+        return {"name": self.source.name, "sha": self.source.sha}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids stand for a token; a model may have rows for more."""
+        tokens = len(self.chat.tokenizer)
+        return min(tokens, self.source.embeddings or tokens)
+
+    @cached_property
+    def reader(self) -> ResidualReader:
+        """On a GPU where there is one. Raises ModelError."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return ResidualReader(load_model(self.source, self.section, device))
+
+    def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
+        """The first ``count`` usable dialogues, and what became of the rows, as plain data.
+
+        Says on stderr what was skipped or truncated.
+
+        Raises:
+            DataError, HubError: nothing usable, or not to be had.
+        """
+        data = self.chat.data
+        rows = held_out_embedded(0) if data.source == EMBEDDED_DATA else open_rows(data, 0)
+        sequences, counts = held_out_sequences(self.chat, rows, count)
+        changed = []
+        if counts.skipped:
+            skipped = counts.skipped.total()
+            changed.append(f"{skipped} of {counts.rows} rows skipped ({counts.reasons()})")
+        if counts.truncated:
+            changed.append(
+                f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens"
+            )
+        if changed:
+            print(f"{rows.info.name}: {'; '.join(changed)}", file=sys.stderr)
+        return sequences, described(rows.info, counts)
+
+
+def assemble(
+    sources: Sequence[str | Path],
+    *,
+    model_name: str | None = None,
+    revision: str | None = None,
+    data: str = EMBEDDED_DATA,
+    max_tokens: int | None = None,
+) -> Assembly:
+    """Open SAEs of one model, and find that model.
+
+    Args:
+        sources: as ``load_sae`` takes them.
+        model_name: the language model, where the SAEs do not say (or are to be tried on another).
+        data: dialogues: ``embedded``, a file, or a Hub dataset id.
+        max_tokens: dialogues are truncated to this; by default to 8,192 or the model's context.
+
+    Raises:
+        InputError: SAEs of different models, or of a model or layer that is not said.
+        ModelError: the model cannot be used, or an SAE does not fit it.
+    """
+    given = [str(source) for source in sources]
+    loaded = [open_sae(source) for source in given]
+    names = [name_of(x) for x in loaded]
+    if len(set(names)) < len(names):
+        names = given  # since their own names do not tell them apart
+    if len(set(names)) < len(names):
+        raise InputError("the same SAE is given twice")
+    said = {name for x in loaded if (name := _model_of(x))}
+    model_name = model_name or _only(said)
+    section = make_section(ModelSection, "the model", name=model_name, revision=revision)
+    try:
+        source = find_model(section)
+    except ModelError as error:
+        if section.name in said:
+            raise ModelError(f"{error}; say where the SAE's model is with --model") from None
+        raise
+    saes = {}
+    for name, x in zip(names, loaded, strict=True):
+        if x.layer is None:
+            raise InputError(f"{name}: its files do not say which layer it belongs to")
+        refuse_unfit(source.config, name, x.layer, x.sae.d_in)
+        saes[name] = (x.layer, x.sae)
+        trained_on = text_at(x.record, "base_model", "sha")
+        if trained_on and source.sha and trained_on != source.sha:
+            print(
+                f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
+                file=sys.stderr,
+            )
+    longest = source.max_positions or max_tokens or 8192
+    limit = max_tokens or min(8192, longest)
+    if limit > longest:
+        raise InputError(
+            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most "
+            f"{longest}"
+        )
+    dialogues = make_section(
+        DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False
+    )
+    chat = ChatTokenizer(load_tokenizer(source), dialogues, model_name, source.embeddings)
+    return Assembly(saes, source, section, chat)
+
+
+def _only(model_names: set[str]) -> str:
+    if len(model_names) != 1:
+        said = ", ".join(sorted(model_names)) or "none"
+        raise InputError(f"these SAEs name {said} as their model; say one with --model")
+    return next(iter(model_names))
+
+
+def _model_of(loaded: LoadedSAE) -> str | None:
+    return text_at(loaded.record, "base_model", "name") or loaded.model_name
+
+
+def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
+    """Load an SAE, on the CPU and in evaluation mode.
+
+    Args:
+        source: a zoo name (looked for in the current folder and in ``runs/``, then pulled), a local
+            folder, or ``hf:org/repo[/folder][@revision]``.
+
+    Raises:
+        InputError: no such SAE, or files that are not what they should be.
+        HubError: not published, not as it was published, or the Hub refused or cannot be reached.
+    """
+    return open_sae(source, dtype=dtype).sae
+
+
+def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
+    """As ``load_sae``, with what is known about the SAE besides."""
+    root = locate(str(source))
+    folder, layout = find_weights(root)
+    if layout == "gemma-scope":
+        loaded = _read_gemma_scope(folder)
+    else:
+        config = read_json(folder / "cfg.json")
+        loaded = (_read_sparsify if layout == "sparsify" else _read_saelens)(folder, config)
+    loaded.record = _record(folder)
+    loaded.sae.to(dtype).eval().requires_grad_(False)
+    # After the conversion, which can make numbers infinite too.
+    bad = [n for n, p in loaded.sae.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"{folder}: {', '.join(bad)} hold NaN or infinity (as {kind})")
+    return loaded
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder.parent / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        record = read_json(path)
+    except InputError:
+        return {}  # a file of something else
+    return record if record.get("library") == "fastzoo" else {}
+
+
+def name_of(loaded: LoadedSAE) -> str:
+    """What its record calls an SAE, else its folder."""
+    return text_at(loaded.record, "name") or one_line(loaded.folder.name)

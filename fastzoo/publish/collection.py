@@ -1,0 +1,310 @@
+"""The collection of a namespace's SAEs: found or made, and brought in order with few requests.
+
+What it should hold is compared with what it holds, so that a run that was interrupted, or an SAE
+that joins later, changes only what differs. Items that people added by hand stay.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastzoo.core.errors import HubError, NotFoundError
+from fastzoo.core.progress import Progress
+from fastzoo.hub.client import hub_errors
+from fastzoo.hub.retries import TRIES, TRIES_OF_LISTS, passes_by_itself, patiently, wait
+
+TITLE = "fastzoo: SAEs of instruct models"
+
+DESCRIPTION = (
+    "Sparse autoencoders trained on whole dialogues by FAST (arXiv 2506.07691), and its baselines, "
+    "with what they measure."
+)
+"""At most 150 characters."""
+
+LONGEST_TITLE = 60
+"""Characters."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Item:
+    """What an item should be. ``kind``: model, dataset, space, paper or collection."""
+
+    kind: str
+    id: str
+    note: str | None = None
+    group: str | None = None
+    """The base model of an SAE: the child collection it goes to where one collection is too small."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        # A collection's slug changes with its title, the end of it never does. Names of repositories
+        # are found in upper or lower case.
+        return self.kind, self.id[-24:] if self.kind == "collection" else self.id.lower()
+
+
+class Full(Exception):
+    """A collection that takes no more items."""
+
+
+def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private: bool) -> str:
+    """The slug of a collection: the first of ``stored`` that is there, else one of this title, else
+    a new one.
+
+    Raises:
+        AccessError, HubError.
+    """
+    from huggingface_hub import HfApi
+
+    for slug in stored:
+        if _is_of(slug, namespace):
+            with suppress(NotFoundError):
+                return str(_get(slug).slug)
+    failed = 0
+    with hub_errors("collection", title):
+        while True:
+            # Looked for before each try: a request whose answer was lost may have made it.
+            if (found := _owned(namespace).get(title)) is not None:
+                return found
+            try:
+                made = HfApi().create_collection(
+                    title,
+                    namespace=namespace,
+                    description=DESCRIPTION,
+                    private=private,
+                    exists_ok=True,
+                )
+                return _first_made(str(made.slug), namespace, title)
+            except Exception as error:
+                failed += 1
+                if failed == TRIES or not passes_by_itself(error):
+                    raise
+                wait(error, f"collection {title}", failed)
+
+
+def _first_made(slug: str, namespace: str, title: str) -> str:
+    """The one just made, or that of another machine that made one in the same moment."""
+    first = _owned(namespace).get(title, slug)
+    if first[-24:] < slug[-24:]:
+        from huggingface_hub import HfApi
+
+        _try(lambda: HfApi().delete_collection(slug, missing_ok=True), slug)
+        return first
+    return slug
+
+
+def arrange(
+    slug: str, wanted: Sequence[Item], title: str, *, private: bool, bar: Progress
+) -> list[str]:
+    """Give a collection these items in this order, and their notes.
+
+    Where the Hub takes no more of them, the SAEs of each model go into a child collection, and these
+    into the collection itself.
+
+    Args:
+        bar: counts the items that are there.
+
+    Returns:
+        The slugs of the child collections, if there are any.
+
+    Raises:
+        NotFoundError, AccessError, HubError.
+    """
+    namespace = slug.partition("/")[0]
+    held = _get(slug)
+    groups = dict.fromkeys(item.group for item in wanted if item.group)
+    titles = {group: f"{title}: {group}"[:LONGEST_TITLE] for group in groups}
+    children: dict[str, str] = {}
+    if any(item.item_type == "collection" for item in held.items):
+        inside = {_key(item) for item in held.items}
+        children = {
+            group: child
+            for group, name in titles.items()
+            if (child := _owned(namespace).get(name)) and Item("collection", child).key in inside
+        }
+    if not children:
+        with suppress(Full):
+            _fill(slug, wanted, held, bar)
+            return []
+    bar.begin_at(0)
+    for group, name in titles.items():
+        members = [item for item in wanted if item.group == group]
+        stored = [children[group]] if group in children else []
+        child = find_or_create(namespace, name, stored, private=private)
+        children[group] = child
+        try:
+            _fill(child, members, _get(child), bar)
+        except Full:
+            raise HubError(f"collection {child} takes no more than a part of its SAEs") from None
+        # Only what stands in the child by now leaves its parent.
+        keys = {item.key for item in members}
+        for item in _get(slug).items:
+            if _key(item) in keys:
+                _delete(slug, item)
+    own = [item for item in wanted if item.group is None]
+    own += [Item("collection", children[group]) for group in titles]
+    try:
+        _fill(slug, own, _get(slug), bar)
+    except Full:
+        raise HubError(f"collection {slug} takes no more than a part of its items") from None
+    return [children[group] for group in titles]
+
+
+def make_public(slug: str) -> None:
+    """Let everybody see a collection."""
+    from huggingface_hub import HfApi
+
+    with hub_errors("collection", slug):
+        _try(lambda: HfApi().update_collection_metadata(slug, private=False), slug)
+
+
+def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
+    """Add what is missing, then change notes and places that differ. Raises Full."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    there = {_key(item): item for item in held.items}
+    order = [_key(item) for item in held.items]
+    # What stands twice was added by hand, or by a Hub that allows it.
+    for item in held.items:
+        if there[_key(item)] is not item:
+            _delete(slug, item)
+            order.remove(_key(item))
+    left_out = []
+    for item in wanted:
+        if item.key not in there:
+            with suppress(NotFoundError):
+                held = _add(slug, item, len(order))
+            there = {_key(other): other for other in held.items}
+            if item.key not in there:
+                print(
+                    f"{item.kind} {item.id} is not on the Hub under this name; left out of the collection",
+                    file=sys.stderr,
+                )
+                left_out.append(item)
+                continue
+            order.append(item.key)
+        bar.advance(note="items of the collection")
+    wanted = [item for item in wanted if item not in left_out]
+    with hub_errors("collection", slug):
+        for item in wanted:
+            found = there[item.key]
+            if item.note is not None and found.note != item.note:
+                _try(
+                    lambda item=item, found=found: api.update_collection_item(  # type: ignore[misc]
+                        slug, found.item_object_id, note=item.note
+                    ),
+                    slug,
+                )
+        for key, place in moves(order, [item.key for item in wanted]):
+            _try(
+                lambda key=key, place=place: api.update_collection_item(  # type: ignore[misc]
+                    slug, there[key].item_object_id, position=place
+                ),
+                slug,
+            )
+
+
+def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
+    """The fewest moves (which, to what place) that bring ``wanted`` into its order.
+
+    Others keep their places among themselves. Each place counts after the moves before it, with the
+    one that moves taken out.
+    """
+    order = list(order)
+    rank = {key: i for i, key in enumerate(wanted)}
+    ranks = [rank[key] for key in order if key in rank]
+    # The longest run of those that stand right to each other already stays.
+    runs: list[list[int]] = [[]]
+    for value in ranks:
+        before = [run for run in runs if not run or run[-1] < value]
+        longest: list[int] = max(before, key=len)
+        runs.append([*longest, value])
+    longest = max(runs, key=len)
+    staying = set(longest)
+    found = []
+    for i, key in enumerate(wanted):
+        if i in staying:
+            continue
+        order.remove(key)
+        place = order.index(wanted[i - 1]) + 1 if i else _first(order, rank)
+        order.insert(place, key)
+        found.append((key, place))
+    return found
+
+
+def _first(order: Sequence[Any], rank: dict[Any, int]) -> int:
+    """Where the first of those wanted stands."""
+    return next((i for i, key in enumerate(order) if key in rank), len(order))
+
+
+def _add(slug: str, item: Item, held: int) -> Any:
+    """Add one item; the collection with it. Raises Full."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    kind: Any = item.kind
+    with hub_errors("collection", slug):
+        try:
+            return _try(
+                lambda: HfApi().add_collection_item(
+                    slug, item.id, kind, note=item.note, exists_ok=True
+                ),
+                slug,
+            )
+        except HfHubHTTPError as error:
+            # Which status and how many items the Hub has for this is not documented.
+            if held and error.response.status_code in (400, 403, 413, 422):
+                raise Full from error
+            raise
+
+
+def _delete(slug: str, item: Any) -> None:
+    from huggingface_hub import HfApi
+
+    with hub_errors("collection", slug):
+        _try(
+            lambda: HfApi().delete_collection_item(slug, item.item_object_id, missing_ok=True), slug
+        )
+
+
+def _get(slug: str) -> Any:
+    from huggingface_hub import HfApi
+
+    with hub_errors("collection", slug):
+        return _try(lambda: HfApi().get_collection(slug), slug)
+
+
+def _owned(namespace: str) -> dict[str, str]:
+    """Title to slug of a namespace's collections; of equal titles the first that was made."""
+    from huggingface_hub import HfApi
+
+    with hub_errors("collection", namespace):
+        listed = patiently(
+            lambda: [
+                (str(found.slug), found.title)
+                for found in HfApi().list_collections(owner=namespace)
+            ],
+            f"collections of {namespace}",
+            TRIES_OF_LISTS,
+        )
+    # The ids begin with the time.
+    own = sorted((x for x in listed if _is_of(x[0], namespace)), key=lambda x: x[0][-24:])
+    return {title: slug for slug, title in reversed(own)}
+
+
+def _is_of(slug: str, namespace: str) -> bool:
+    return slug.partition("/")[0].lower() == namespace.lower()
+
+
+def _try(call: Callable[[], Result], slug: str) -> Result:
+    return patiently(call, f"collection {slug}")
+
+
+def _key(item: Any) -> tuple[str, str]:
+    return Item(item.item_type, item.item_id).key

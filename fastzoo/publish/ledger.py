@@ -1,0 +1,55 @@
+"""What this machine has published, so that a push goes on where it ended.
+
+One file per namespace, to which a line is appended for each thing done: a registry of that one
+thing. It saves requests; without it, everything is found again on the Hub.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from fastzoo.core.errors import IntegrityError, OutputError
+from fastzoo.core.text import one_line
+from fastzoo.hub.client import state_folder
+from fastzoo.hub.registry import Published, Registry, parse_registry
+
+
+class Ledger:
+    """``known`` is all that was noted, the last line about a thing being the one that counts."""
+
+    def __init__(self, namespace: str) -> None:
+        self.folder = state_folder(namespace)
+        self.path = self.folder / "ledger.jsonl"
+        self.known = Registry(namespace)
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            lines = []
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be read ({one_line(error)})") from None
+        for line in lines:
+            with suppress(IntegrityError):  # the line that a killed process was writing
+                self.known = self.known.updated(parse_registry(line, str(self.path)))
+
+    def published(self, sae: Published) -> None:
+        """Note an SAE whose files were found on the Hub."""
+        if sae != self.known.saes.get(sae.name):
+            self._append(Registry(self.known.namespace, saes={sae.name: sae}))
+
+    def collection(self, slug: str) -> None:
+        """Note the collection."""
+        if slug != self.known.collection:
+            self._append(Registry(self.known.namespace, slug))
+
+    def _append(self, entry: Registry) -> None:
+        self.known = self.known.updated(entry)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                # What a killed process left without its end must not swallow this line.
+                file.write(b"\n" + entry.to_text(indent=None).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({one_line(error)})") from None

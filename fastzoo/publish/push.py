@@ -1,0 +1,267 @@
+"""Publish SAEs: a repository each, then their collection, the results dataset and a Space.
+
+Everything can be run again: what is on the Hub already is found there and left alone, so a push that
+was killed or refused goes on, and one of the same bytes makes no commit.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastzoo.config.recipe import PushSection
+from fastzoo.core.errors import (
+    AccessError,
+    FastzooError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    OutputError,
+)
+from fastzoo.core.lock import claim, release_claims
+from fastzoo.core.progress import Progress
+from fastzoo.core.text import one_line
+from fastzoo.hub.client import hub_errors, state_folder
+from fastzoo.hub.registry import Published, Registry, forget_age
+from fastzoo.hub.retries import TRIES_OF_LISTS, paced, patiently
+from fastzoo.publish.candidates import Candidate, candidates, check, read_card, readable
+from fastzoo.publish.ledger import Ledger
+from fastzoo.publish.namespace import publish_around, show_all
+from fastzoo.publish.report import Options, Report
+from fastzoo.publish.upload import Content, Remote, look_or_make, make_repo, put, read_text
+from fastzoo.results.card import render_card
+from fastzoo.results.card_sections import merge_cards
+from fastzoo.results.licences import notice
+from fastzoo.results.table import result_row
+from fastzoo.saes.references import REPO
+
+
+def push(saes: Sequence[Candidate], options: Options) -> Report:
+    """Publish SAEs and what belongs to them.
+
+    A failure of one SAE is reported and the others go on; one of the Hub, of access or of this machine's
+    disk ends it all. In both cases the same call goes on later.
+
+    Returns:
+        What was done; ``first_error`` says whether all was.
+    """
+    report = Report(options.namespace, {str(sae.name): {"status": "not reached"} for sae in saes})
+    _check_access(options.namespace)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    try:
+        with _alone(options.namespace, say), paced(), _quiet(len(saes) > 1):
+            _push(saes, options, Ledger(options.namespace), report, say)
+    except FastzooError as error:
+        report.first_error = report.first_error or error
+    finally:
+        forget_age(options.namespace)
+    return report
+
+
+@contextmanager
+def _alone(namespace: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep other pushes of this machine out of a namespace.
+
+    Raises:
+        OutputError: another one runs, or there can be no ledger.
+    """
+    folder = state_folder(namespace)
+    try:
+        claim(folder, say, f"another push into {namespace}; let it end")
+    except OSError as error:
+        raise OutputError(
+            f"'{folder}' cannot be written ({one_line(error.strerror or error)}), and the ledger "
+            "belongs there; set HF_HOME to a folder that can be"
+        ) from None
+    try:
+        yield
+    finally:
+        release_claims()
+
+
+def _push(
+    saes: Sequence[Candidate],
+    options: Options,
+    ledger: Ledger,
+    report: Report,
+    say: Callable[[str], None],
+) -> None:
+    private = options.private or options.public_at_end
+    listed = _listed(options.namespace)
+    there = {
+        name: sae
+        for name, sae in ledger.known.saes.items()
+        if sae.repo_id in listed and sae.sha == listed[sae.repo_id].sha
+    }
+    with Progress("publishing", len(saes), shown=len(saes) > 1) as bar:
+        for sae in saes:
+            entry = report.saes[str(sae.name)]
+            try:
+                published, commits = publish(sae, options, ledger, listed, private=private)
+            except (InputError, IntegrityError, NotFoundError) as error:
+                entry |= {"status": "failed", "error": str(error)}
+                report.first_error = report.first_error or error
+                if len(saes) > 1:  # of a single one the command itself says it
+                    say(f"error: {error}")
+            else:
+                there[sae.name] = published
+                report.commits += commits
+                entry |= {"repo_id": published.repo_id, "sha": published.sha}
+                entry["status"] = "published" if commits else "unchanged"
+            bar.advance(note=str(sae.name))
+    if options.collection and there:
+        ours = Registry(options.namespace, saes=there)
+        publish_around(options, ours, ledger, report, say, private=private)
+    if options.public_at_end and report.first_error is None:
+        there_now = _listed(options.namespace)
+        ids = [f"{options.namespace}/{sae.name}" for sae in saes]
+        # What the listing does not have yet was made a moment ago.
+        private_ones = [id for id in ids if there_now.get(id, Remote(private=True)).private]
+        show_all([("model", id) for id in private_ones], report)
+
+
+def push_run(folder: Path, section: PushSection) -> None:
+    """Publish a finished run; whatever fails is said, with the command that goes on."""
+    assert section.namespace is not None
+    switches = {"--private": section.private, "--public-at-end": section.public_at_end}
+    switches["--no-collection"] = not section.collection
+    command = ["fastzoo", "push", str(folder), "--namespace", section.namespace]
+    command += [switch for switch, given in switches.items() if given]
+    try:
+        report = push(candidates([str(folder)]), Options(**section.model_dump()))
+        if report.first_error is not None:
+            raise report.first_error
+    except Exception as error:  # the training is done, and stays done
+        what = str(error) if isinstance(error, FastzooError) else repr(error)
+        print(
+            f"the SAEs are complete but not all published: {what}; finish it with: "
+            f"{shlex.join(command)}",
+            file=sys.stderr,
+        )
+    else:
+        print(f"published: {report.summary()}", file=sys.stderr)
+
+
+def warn_without_token() -> None:
+    """Say at the start of a run that its end will need a token."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        print(
+            "push.namespace: there is no token to publish with yet; log in with 'hf auth login' before "
+            "the run ends",
+            file=sys.stderr,
+        )
+
+
+def publish(
+    sae: Candidate,
+    options: Options,
+    ledger: Ledger,
+    listed: Mapping[str, Remote],
+    *,
+    private: bool,
+) -> tuple[Published, int]:
+    """Have the Hub hold one SAE, and read back that it does.
+
+    Args:
+        listed: commit of each repository of the namespace, as ``Remote`` without files.
+
+    Returns:
+        What is published, and how many commits that took.
+
+    Raises:
+        InputError: weights that are not finite or do not fit their configuration; a card refused;
+            files that changed meanwhile.
+        IntegrityError, AccessError, HubError.
+    """
+    from fastzoo.loading import open_sae
+
+    sae = check(sae.folder)  # which may have changed since the push began
+    repo_id = f"{options.namespace}/{sae.name}"
+    with readable(sae.folder):
+        contents = {path: Content(sae.folder / path) for path in sae.paths()}
+        generated = render_card(sae.record, sae.figures, repo_id)
+        card = merge_cards(read_card(sae.folder), generated)
+        contents["README.md"] = Content(card.encode())
+        if (text := notice(sae.record["base_model"]["name"])) is not None:
+            contents["NOTICE"] = Content(text.encode())
+        facts = {path: content.facts for path, content in contents.items()}
+
+    known, remote = ledger.known.saes.get(sae.name), listed.get(repo_id)
+    if known and remote:
+        as_left = (known.repo_id, known.sha) == (repo_id, remote.sha)
+        if as_left and known.files == facts:
+            return known, 0
+    open_sae(sae.folder)  # raises where weights are not what they should be
+    if remote is None and make_repo("model", repo_id, private=private):
+        remote = Remote()
+    else:
+        remote = look_or_make("model", repo_id, private=private)
+
+    def wanted(remote: Remote) -> Mapping[str, Content]:
+        there = remote.files.get("README.md")
+        if options.overwrite_cards or there is None or there.holds(contents["README.md"]):
+            return contents
+        # The Hub's card is the one that people read and write; this one may be an old copy of it.
+        on_hub = read_text(repo_id, "README.md", "model", remote.sha)
+        return {**contents, "README.md": Content(merge_cards(on_hub, generated).encode())}
+
+    end, files = put("model", repo_id, wanted, remote, f"Publish {sae.name} with fastzoo")
+    assert end.sha is not None
+    published = Published(
+        sae.name,
+        repo_id,
+        end.sha,
+        {path: content.facts for path, content in files.items()},
+        result_row(sae.record, sae.figures),
+    )
+    ledger.published(published)
+    return published, int(end.sha != remote.sha)
+
+
+def _check_access(namespace: str) -> None:
+    from huggingface_hub import get_token
+
+    if not REPO.fullmatch(f"{namespace}/x"):
+        raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
+    if get_token() is None:
+        raise AccessError("no token to publish with; log in with 'hf auth login'")
+
+
+def _listed(namespace: str) -> dict[str, Remote]:
+    """The model repositories of a namespace, without their files, in one request per thousand."""
+    from huggingface_hub import HfApi
+
+    with hub_errors("namespace", namespace):
+        found = patiently(
+            lambda: list(HfApi().list_models(author=namespace, expand=["sha", "private"])),
+            f"models of {namespace}",
+            TRIES_OF_LISTS,
+        )
+    return {model.id: Remote(model.sha, private=bool(model.private)) for model in found}
+
+
+@contextmanager
+def _quiet(many: bool) -> Iterator[None]:
+    """One bar for many SAEs instead of huggingface_hub's own for each file."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if not many or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,247 @@
+"""All figures of all SAEs of a model in one pass over held-out dialogues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastzoo.core.errors import TrainingError
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.special_tokens import SpecialTokens
+from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
+from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.head import HEAD_ELEMENTS, check_head, log_probabilities
+from fastzoo.lm.load import refuse_unfit
+from fastzoo.lm.packing import Pack
+from fastzoo.results.metrics import NextToken, Reconstruction, loss_figures
+from fastzoo.saes.base import SAE
+
+
+@dataclass
+class _Measured:
+    """One SAE while it is measured."""
+
+    layer: int
+    sae: SAE
+    reconstruction: Reconstruction
+    spliced: NextToken
+    special_latents: SpecialLatents
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one SAE, as plain data."""
+
+    metrics: dict[str, Any]
+    """``{metric: {subset: {"value", "tokens", ...}}}``, see ``metrics.DEFINITIONS``."""
+    special_latents: dict[str, Any]
+    """``{"definition", "tokens"}``, see ``special_latents.DEFINITION``."""
+
+
+@torch.inference_mode()
+def evaluate(
+    reader: ResidualReader,
+    saes: Mapping[str, tuple[int, SAE]],
+    sequences: Sequence[TokenSequence],
+    special: SpecialTokens,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, Evaluation]:
+    """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
+
+    Per pack the model runs once for all layers and its own predictions, once per layer with zeros
+    spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
+
+    Args:
+        special: the tokens whose latents are looked for; the figures for special tokens are about
+            those that ``sequences`` mark.
+
+    Raises:
+        ModelError: an SAE's width is not the model's.
+        TrainingError: the model, or a figure, is NaN or infinite.
+    """
+    device = reader.device
+    measured: dict[str, _Measured] = {}
+    for name, (layer, sae) in saes.items():
+        refuse_unfit(reader.model.config, name, layer, sae.d_in)
+        sae = sae.to(device)
+        measured[name] = _Measured(
+            layer,
+            sae,
+            Reconstruction(sae.d_in, sae.d_sae, device),
+            NextToken(device),
+            SpecialLatents(sae.d_sae, device),
+        )
+    check_head(reader, sequences[0])
+    layers = sorted({m.layer for m in measured.values()})
+    own = NextToken(device)
+    zeros = {layer: NextToken(device) for layer in layers}
+    for pack in reader.packs(sequences):
+        _measure_pack(reader, pack, layers, measured, own, zeros, special)
+        progress(pack.input_ids.shape[1])
+    found = {
+        name: Evaluation(
+            m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer]),
+            m.special_latents.report(special.text),
+        )
+        for name, m in measured.items()
+    }
+    for name, evaluation in found.items():
+        for metric, subsets in evaluation.metrics.items():
+            for figure in subsets.values():
+                if figure["value"] is not None and not math.isfinite(figure["value"]):
+                    raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+    return found
+
+
+def _measure_pack(
+    reader: ResidualReader,
+    pack: Pack,
+    layers: Sequence[int],
+    measured: Mapping[str, _Measured],
+    own: NextToken,
+    zeros: Mapping[int, NextToken],
+    special: SpecialTokens,
+) -> None:
+    device = reader.device
+    position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
+    scored = _Scored(pack, position_T, special_T)
+    acts = reader.read(pack, layers)
+    for layer in layers:
+        _refuse_unless_finite(pack, acts[layer], f"layer {layer}: the model's activations")
+    final_TD = reader.final_states(pack)
+    _refuse_unless_finite(pack, final_TD, "the model's final states")
+    scored.add(reader, own, "all", final_TD, None)
+    scored.add(reader, own, "without_position_0", final_TD, None)
+
+    first_T1 = (position_T == 0)[:, None]
+
+    def sparing(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype))
+
+    for layer in layers:
+        for subset, edit in (
+            ("all", torch.zeros_like),
+            ("without_position_0", sparing(torch.zeros_like)),
+        ):
+            states = reader.final_states(pack, (layer, edit))
+            scored.add(reader, zeros[layer], subset, states, None)
+    occurrences = Occurrences(pack.sequences, special, device)
+    for m in measured.values():
+        x_TD = acts[m.layer].float()
+        acts_TF = m.sae.encode(x_TD)
+        m.reconstruction.add(
+            x_TD,
+            m.sae.decode(acts_TF).float(),
+            acts_TF,
+            lengths=pack.lengths,
+            position_T=position_T,
+            special_T=special_T,
+        )
+        m.special_latents.add(acts_TF, occurrences)
+        for subset, edit in (("all", m.sae), ("without_position_0", sparing(m.sae))):
+            states = reader.final_states(pack, (m.layer, edit))
+            scored.add(reader, m.spliced, subset, states, final_TD)
+
+
+def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
+    """Raise TrainingError, with the row of the first dialogue that is concerned."""
+    finite_T = torch.isfinite(states_TD).all(1).cpu()
+    if not finite_T.all():
+        row = int(pack.column("dialogue")[~finite_T][0])
+        raise TrainingError(
+            f"evaluation: {what} hold NaN or infinity in the held-out dialogue of row {row}"
+        )
+
+
+class _Scored:
+    """The tokens of a pack that are predicted within their dialogue, and how well."""
+
+    def __init__(self, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
+        ids_T = pack.input_ids[0]
+        # The last token of a dialogue predicts nothing: what follows it is another dialogue.
+        last = torch.zeros(len(ids_T), dtype=torch.bool)
+        last[torch.tensor(pack.lengths).cumsum(0) - 1] = True
+        self.rows = (~last).nonzero().squeeze(1).to(ids_T.device)
+        self.targets = ids_T[self.rows + 1]
+        self.special = special_T[self.rows]
+        self.later = position_T[self.rows] > 0
+
+    def add(
+        self,
+        reader: ResidualReader,
+        sums: NextToken,
+        subset: str,
+        states_TD: Tensor,
+        reference_TD: Tensor | None,
+    ) -> None:
+        """Score the predictions of ``states_TD``, with KL from those of ``reference_TD``.
+
+        ``all`` fills ``special`` along; ``without_position_0`` counts predictions from later tokens.
+        """
+        head = reader.model.get_output_embeddings()
+        cap = getattr(reader.model.config.get_text_config(), "final_logit_softcapping", None)
+        vocabulary = head.weight.shape[0]
+        for part in torch.arange(len(self.rows), device=self.rows.device).split(
+            max(16, HEAD_ELEMENTS // vocabulary)
+        ):
+            log_p = log_probabilities(head, states_TD[self.rows[part]], cap)
+            ce = F.nll_loss(log_p, self.targets[part], reduction="none")
+            kl = None
+            if reference_TD is not None:
+                log_q = log_probabilities(head, reference_TD[self.rows[part]], cap)
+                kl = (log_q.exp() * (log_q - log_p)).sum(1)
+            if subset == "all":
+                sums.add("all", ce, kl, torch.ones_like(self.special[part]))
+                sums.add("special", ce, kl, self.special[part])
+            else:
+                sums.add(subset, ce, kl, self.later[part])
+
+
+def evaluate_sources(
+    sources: Sequence[str],
+    *,
+    model_name: str | None,
+    revision: str | None,
+    data: str,
+    dialogues: int,
+    max_tokens: int | None,
+) -> tuple[list[tuple[str, dict[str, Any], None]], dict[str, Any]]:
+    """Measure SAEs of one model on dialogues.
+
+    Returns:
+        Rows for ``results.print_results``, and a report as ``metrics.json`` has it, for all SAEs.
+
+    Raises:
+        InputError: SAEs of different models, or of a model that is not said.
+    """
+    from fastzoo.core.progress import Progress
+    from fastzoo.data.special_tokens import SpecialTokens
+    from fastzoo.loading import assemble
+    from fastzoo.results.evaluate import evaluate
+    from fastzoo.results.figures import DEFINITIONS
+
+    together = assemble(
+        sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens
+    )
+    sequences, split = together.dialogues(dialogues)
+    special = SpecialTokens.of(together.chat)
+    reader = together.reader
+    with Progress("evaluating", split["tokens"]) as bar:
+        found = evaluate(
+            reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
+        )
+    figures = {name: evaluation.metrics for name, evaluation in found.items()}
+    report = {
+        "base_model": together.base_model,
+        "split": split,
+        "definitions": DEFINITIONS,
+        "metrics": figures,
+        "special_latents": {name: e.special_latents for name, e in found.items()},
+    }
+    return [(name, figures[name], None) for name in figures], report

@@ -1,0 +1,43 @@
+"""How the field's libraries lay out SAEs in folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastzoo.core.errors import InputError
+
+LAYOUTS = (
+    (("cfg.json", "sae_weights.safetensors"), ("sparsity.safetensors",)),  # SAELens
+    (("cfg.json", "sae.safetensors"), ()),  # sparsify
+    (("params.npz",), ()),  # Gemma Scope
+)
+"""Files that make a folder an SAE, and files that may come with them."""
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+"""Formats that can run code when loaded."""
+
+
+def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The folders among ``paths`` that hold an SAE (the root is ''), each with its files."""
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        names.setdefault(folder, set()).add(name)
+    found = {}
+    for folder, present in sorted(names.items()):
+        for required, optional in LAYOUTS:
+            if present.issuperset(required):
+                chosen = [*required, *(name for name in optional if name in present)]
+                found[folder] = [f"{folder}/{name}" if folder else name for name in chosen]
+                break
+    return found
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise InputError if ``path`` is named as a pickle."""
+    if path.suffix in PICKLES:
+        raise InputError(
+            f"'{path}' is a pickle, which can run code when loaded, and is refused; convert it to "
+            "safetensors where you trust it"
+        )

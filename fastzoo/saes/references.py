@@ -1,0 +1,104 @@
+"""What names of things on the Hub look like: ``hf:org/repo[/folder][@revision]`` and collections."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fastzoo.core.errors import (
+    InputError,
+)
+from fastzoo.core.text import one_line
+
+FORM = "hf:org/repo[/folder][@revision]"
+
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+
+REPO = re.compile(rf"{_NAME}/{_NAME}")
+
+# What git allows in the name of a ref, less '@', which separates it here.
+_REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One SAE on the Hub. ``str()`` gives the ``hf:`` form back."""
+
+    repo_id: str
+    folder: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        folder = f"/{self.folder}" if self.folder else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf:{self.repo_id}{folder}{revision}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse ``hf:org/repo[/folder...][@revision]``.
+
+    Raises:
+        InputError: ``text`` does not read like this; says which part is wrong.
+    """
+
+    def wrong(reason: str) -> InputError:
+        return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads {FORM}")
+
+    if not text.startswith("hf:"):
+        raise wrong("it does not start with hf:")
+    path, at, revision = text[len("hf:") :].partition("@")
+    org, _, rest = path.partition("/")
+    name, slash, folder = rest.partition("/")
+    repo_id = f"{org}/{name}"
+    if not REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+        raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
+    if slash and not is_plain(folder):
+        raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
+    ref = revision.isprintable() and _REVISION.fullmatch(revision)  # invisible ones are no name
+    if at and (not ref or ".." in revision or "//" in revision):
+        raise wrong(f"'{one_line(revision, 60)}' is not a branch, tag or commit sha")
+    return Reference(repo_id, folder or None, revision or None)
+
+
+def is_plain(path: str) -> bool:
+    """Whether every part of a path is an ordinary name, that every system has for a file: no '..',
+    no drive, no dot file, nothing endless."""
+    bad = set('\\:*?"<>|@')
+    return path.isprintable() and all(
+        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
+        for part in path.split("/")
+    )
+
+
+_COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def collection_slug(source: str) -> str | None:
+    """``namespace/slug`` of a collection's reference or address; None for any other source.
+
+    Raises:
+        InputError: a collection's, but not a proper one.
+    """
+    slug = source.removeprefix("hf:collections/")
+    if source.startswith(("https://", "http://")):
+        from huggingface_hub import constants
+
+        for hub in ("https://huggingface.co", "https://hf.co", constants.ENDPOINT.rstrip("/")):
+            slug = slug.removeprefix(f"{hub}/collections/")
+        slug = slug.partition("?")[0].rstrip("/")
+        if slug.startswith("http"):
+            raise InputError(
+                f"'{one_line(source, 100)}' is no address of a collection; a repository is given as "
+                "hf:org/repo"
+            )
+    elif slug == source:
+        return None
+    if not _COLLECTION.fullmatch(slug):
+        raise InputError(
+            f"'{one_line(source, 100)}': a collection reads hf:collections/<namespace>/<slug>"
+        )
+    return slug

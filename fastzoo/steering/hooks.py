@@ -1,0 +1,318 @@
+"""Steering plain transformers models: ``with fastzoo.steer(model, sae, {latent: alpha}): ...``
+
+Inside the block z + alpha · d takes the place of the residual stream z after the SAE's layer, d being
+the latent's decoder row (Li et al. 2025, arXiv 2506.07691). Only the forward passes of the block's own
+thread are changed; hooks stand on the model only while a block is open, and an open one whose
+generator was abandoned does nothing any more once it is closed or collected.
+
+Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastzoo.config.recipe import EMBEDDED_MODEL
+from fastzoo.core.errors import InputError, ModelError
+from fastzoo.core.text import one_line
+from fastzoo.core.values import text_at
+from fastzoo.lm.activations import decoder_layers, hidden_of
+from fastzoo.loading import open_sae
+from fastzoo.saes.base import SAE
+from fastzoo.saes.formats import LoadedSAE
+from fastzoo.steering.edits import Edit, Latents, make_edit
+from fastzoo.steering.positions import Positions, Tracker
+
+_ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar(
+    "fastzoo_steering", default=()
+)
+
+
+class Steering:
+    """The context manager that ``steer`` returns; each can be entered once."""
+
+    def __init__(self, model: Any, edits: Sequence[Edit], positions: Positions = "all") -> None:
+        self.model, self.edits = model, tuple(edits)
+        self._tracker = Tracker(positions)
+        self._layers = decoder_layers(model)
+        self._handles: list[Any] = []
+        self._token: contextvars.Token[tuple[Steering, ...]] | None = None
+        self._live = self._acted = False
+
+    def __enter__(self) -> Steering:
+        if self._token is not None:
+            raise InputError("this steering was entered before; make another one with steer(...)")
+        try:
+            self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+            self._handles.append(Uncompiled())
+            if not self._tracker.everywhere:
+                for depth, module in enumerate(self._path()):
+                    before, after = self._passes(depth)
+                    self._handles += [
+                        module.register_forward_pre_hook(before, with_kwargs=True),
+                        module.register_forward_hook(after, always_call=True),
+                    ]
+            for edit in self.edits:
+                # Before other hooks, so that these see what the next layer will see.
+                hook = self._hook(edit)
+                self._handles.append(
+                    self._layers[edit.layer].register_forward_hook(hook, prepend=True)
+                )
+            self._live = True
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave()
+        if kind is None and self.edits and not self._acted:
+            warnings.warn(
+                "the model did not run in this block's thread, so nothing was steered; use "
+                "steering.stream(...) or start threads with contextvars.copy_context().run",
+                stacklevel=2,
+            )
+
+    def _leave(self) -> None:
+        self._live = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._token is not None:
+            try:
+                _ACTIVE.reset(self._token)
+            except ValueError:  # a generator that is closed elsewhere than it was begun
+                _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
+
+    def _acts(self) -> bool:
+        return self._live and self in _ACTIVE.get()
+
+    def _hook(self, edit: Edit) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            if not self._acts():
+                return None
+            self._acted = True
+            hidden_BTD = hidden_of(output)
+            if hidden_BTD.ndim != 3:
+                raise ModelError(
+                    f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
+                    "stream of (batch, tokens, width)"
+                )
+            change_BTD = edit.change(hidden_BTD)
+            if not self._tracker.everywhere:
+                mask_BT = self._tracker.mask().to(hidden_BTD.device)
+                change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
+            steered_BTD = hidden_BTD + change_BTD
+            return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
+
+        return hook
+
+    def _path(self) -> list[Any]:
+        """The modules from the model to its layers, these not included."""
+        name = next(name for name, part in self.model.named_modules() if part is self._layers)
+        parts = name.split(".")
+        return [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+
+    def _passes(self, depth: int) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Hooks before and after the forward pass of a module."""
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if self._acts():
+                self._tracker.begin(depth, args, kwargs)
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            if self._acts():
+                self._tracker.end(depth, output)
+
+        return before, after
+
+    def keep(self, places_B: Tensor) -> None:
+        """Go on with some rows of the batch, in this order (1-d int64): the others have left it.
+
+        Alphas must be one for all rows or one for each. Blocks around this one follow.
+        """
+        for edit in self.edits:
+            edit.keep(places_B)
+        for steering in open_blocks(self.model):
+            steering._tracker.keep(places_B)
+
+    # --- streaming ---
+
+    def stream(self, **generate: Any) -> Iterator[list[int]]:
+        """``model.generate(**generate)`` steered, token by token.
+
+        Yields:
+            The next token of each row; rows that ended go on with padding. Whoever stops listening
+            stops the generation after its current token.
+        """
+        from transformers import StoppingCriteriaList
+
+        if not self._live:
+            raise InputError("stream(...) is for inside the block: with steer(...) as steering:")
+        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stop = threading.Event()
+        failure: list[BaseException] = []
+        criteria = StoppingCriteriaList(generate.pop("stopping_criteria", ()))
+        criteria.append(lambda ids, scores, **_: torch.full(ids.shape[:1], stop.is_set()))
+
+        def work() -> None:
+            try:
+                self.model.generate(**generate, streamer=_Queue(tokens), stopping_criteria=criteria)
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                tokens.put(None)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+        thread.start()
+        try:
+            while (step := tokens.get()) is not None:
+                yield step
+        finally:
+            stop.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+
+def open_blocks(model: Any) -> list[Steering]:
+    """Those that steer a model in this thread, the outermost first."""
+    layers = decoder_layers(model)
+    return [steering for steering in _ACTIVE.get() if steering._layers is layers]
+
+
+class _Queue:
+    """A streamer for batches, which transformers' own refuse."""
+
+    def __init__(self, tokens: queue.SimpleQueue[Any]) -> None:
+        self._tokens, self._prompt = tokens, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+        else:
+            self._tokens.put(value.reshape(-1).tolist())
+
+    def end(self) -> None:
+        pass
+
+
+# --- what users call -----------------------------------------------------------------------------
+
+
+def steer(
+    model: Any,
+    sae: SAE | LoadedSAE | str | Path,
+    latents: Latents,
+    *,
+    layer: int | None = None,
+    mode: str = "add",
+    units: str = "raw",
+    statistics: Any = None,
+    positions: Positions = "all",
+    force: bool = False,
+) -> Steering:
+    """Steer a transformers causal language model inside a ``with`` block.
+
+    Blocks may be nested, for several SAEs and layers: all of them act, the inner first where they
+    meet at a layer.
+
+    Args:
+        sae: a name, folder, ``hf:`` reference, what ``open_sae`` returns, or an SAE itself.
+        latents: latent to alpha; an alpha is one number, or one per row of the batch.
+        layer: the decoder layer, from 0, where the SAE does not say.
+        mode: ``add`` alpha times the decoder row; ``clamp`` the latent to alpha; ``scale`` it by alpha;
+            ``ablate`` it where alpha is not 0. The last three change the residual stream by the
+            difference that they make to the reconstruction, so its error stays.
+        units: what alpha of ``add`` counts: ``raw``; ``max``, the latent's mean maximum; ``norm``, the
+            mean norm of the residual stream, the row taken at length 1. The last two need
+            ``statistics``; ``clamp`` takes ``raw`` and ``max``.
+        statistics: a ``LatentStatistics`` of the SAE.
+        positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far
+            (B, T) to which of them are steered, such as ``positions.roles`` returns.
+        force: steer a model that the SAE was not trained on.
+
+    Raises:
+        InputError: a latent, layer, unit or mode that there is not; a model that is not the SAE's.
+        ModelError: a model without decoder layers, or of another width.
+    """
+    loaded = None
+    if not isinstance(sae, SAE):
+        loaded = sae if isinstance(sae, LoadedSAE) else open_sae(sae)
+        layer = loaded.layer if layer is None else layer
+        sae = loaded.sae
+    edit = make_edit(sae, latents, layer=layer, mode=mode, units=units, statistics=statistics)
+    check_fits(model, sae, edit.layer)
+    if loaded is not None and not force:
+        check_base_model(model, loaded)
+    return Steering(model, [edit], positions)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def check_fits(model: Any, sae: SAE, layer: int) -> None:
+    """Raise ModelError or InputError where a model has no such layer, or another width."""
+    layers = decoder_layers(model)
+    width = model.config.get_text_config().hidden_size
+    if sae.d_in != width:
+        raise ModelError(
+            f"the SAE is of width {sae.d_in}, the model's residual stream of width {width}"
+        )
+    if not 0 <= layer < len(layers):
+        raise InputError(f"layer {layer}: the model has 0 to {len(layers) - 1}")
+
+
+def check_base_model(model: Any, loaded: LoadedSAE) -> None:
+    """Raise InputError where an SAE says that it was trained on another model than this."""
+    said = text_at(loaded.record, "base_model", "name") or loaded.model_name
+    here = str(getattr(model, "name_or_path", "") or "")
+    if said and here and _called(said) != _called(here):
+        raise InputError(
+            f"the SAE was trained on {one_line(said, 100)}, and this is {one_line(here, 100)}; "
+            "force=True steers it all the same"
+        )
+
+
+def _called(name: str) -> str:
+    """The last part of a model's name, also of one in the Hub's cache."""
+    for part in Path(name).parts:
+        if part.startswith("models--"):
+            return part.rpartition("--")[2].lower()
+    return EMBEDDED_MODEL if name == EMBEDDED_MODEL else Path(name).name.lower()
+
+
+class Uncompiled:
+    """Until it is removed nothing runs as torch.compile left it, in any thread: of a model that was
+    compiled before, hooks would be passed over."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _open: ClassVar[int] = 0
+    _stance: ClassVar[Any] = None
+
+    def __init__(self) -> None:
+        with Uncompiled._lock:
+            if not Uncompiled._open:
+                Uncompiled._stance = torch.compiler.set_stance("force_eager")
+            Uncompiled._open += 1
+
+    def remove(self) -> None:
+        with Uncompiled._lock:
+            Uncompiled._open -= 1
+            if not Uncompiled._open:
+                Uncompiled._stance.__exit__(None, None, None)

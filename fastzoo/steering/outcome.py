@@ -1,0 +1,74 @@
+"""What one run of ``fastzoo steer`` found, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastzoo.core.errors import FastzooError
+from fastzoo.steering import sweet_spot as window
+from fastzoo.steering.questions import Question
+from fastzoo.steering.scoring.judge import Verdict
+from fastzoo.steering.scoring.scores import CONCEPT_SHARE, Cell, CellScores
+from fastzoo.steering.sweet_spot import SweetSpot
+
+DEFINITIONS = {
+    "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a language, what the "
+    "share of the words in its sentences gained; with a concept, what the share of its words gained, "
+    f"{CONCEPT_SHARE:g} counting as 1",
+    "quality": "share of answers that are not degenerate and whose mean negative log-likelihood is at "
+    f"most {window.CLOSE_NATS:g} nats above the unsteered answer's",
+    "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and {window.LEAST_QUALITY:.0%} of the "
+    "unsteered quality around the one with the best harmonic mean; chosen on the questions of even "
+    "index, reported on the others with 95% bootstrap intervals",
+}
+
+JUDGE_DEFINITION = (
+    "how much of the concept is in the answer, whether it does what was asked, and how it reads, each "
+    "0, 1 or 2; overall is their harmonic mean; null where the judge gave no usable reply"
+)
+
+
+@dataclass
+class Outcome:
+    """Answers, their scores, and what follows from them."""
+
+    about: dict[str, Any]
+    questions: list[Question]
+    cells: list[Cell]
+    scores: list[CellScores]
+    """Of each cell, in order."""
+    verdicts: list[Verdict] | None
+    tokenizer: Any
+    spot: SweetSpot | None
+    """None where nothing is added, or only at alpha 0."""
+    candidates: list[dict[str, Any]]
+    """What ``--auto`` tried, the best first."""
+    judge_failure: FastzooError | KeyboardInterrupt | None = None
+    """Why the judge did not rate all answers. For the caller to raise, once the others are safe."""
+
+    def rows(self, arm: str) -> list[tuple[Cell, CellScores]]:
+        """The cells of an arm with their scores."""
+        both = zip(self.cells, self.scores, strict=True)
+        return [(cell, score) for cell, score in both if cell.arm == arm]
+
+    def to_value(self) -> dict[str, Any]:
+        """Plain data."""
+        verdicts: Sequence[Any] = self.verdicts or [None] * len(self.cells)
+        return {
+            **self.about,
+            "questions": [question.text for question in self.questions],
+            "sweet_spot": None if self.spot is None else asdict(self.spot),
+            "candidates": self.candidates,
+            "cells": [
+                {
+                    **asdict(cell),
+                    "scores": asdict(score) | {"degenerate": score.degenerate},
+                    **(
+                        {"judge": asdict(verdict) | {"overall": verdict.overall}} if verdict else {}
+                    ),
+                }
+                for cell, score, verdict in zip(self.cells, self.scores, verdicts, strict=True)
+            ],
+        }

@@ -1,0 +1,155 @@
+"""Which tokens of a forward pass are steered: by their place in the sequence, or by what they are.
+
+A forward pass with a cache shows its own tokens only, so those before are remembered, per thread.
+
+Shape suffixes: B rows of a batch, T tokens of a forward pass, or of the sequence so far.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastzoo.core.errors import InputError
+from fastzoo.core.text import one_line
+
+PLACES = ("all", "prompt", "generated")
+
+Positions = str | Iterable[int] | Callable[[Tensor], Tensor]
+"""One of ``PLACES``, token ids, or a function from the tokens so far (B, T) to which are steered."""
+
+
+class Tracker:
+    """Follows the forward passes of a model, in any number of threads."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions = as_positions(positions)
+        # What a forward pass tells its layers; each thread has passes of its own.
+        self._pass = threading.local()
+
+    @property
+    def everywhere(self) -> bool:
+        return isinstance(self.positions, str) and self.positions == "all"
+
+    def mask(self) -> Tensor:
+        """(B, T) bool of the forward pass that runs. Raises InputError."""
+        mask_BT: Tensor | None = getattr(self._pass, "mask_BT", None)
+        if mask_BT is None:
+            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
+        return mask_BT
+
+    def begin(self, depth: int, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note which tokens of a forward pass are steered, as it enters a module. Raises InputError.
+
+        Args:
+            depth: of the module; that of the model is 0. Which modules a pass enters depends on the
+                family and on the caller; the first that is given tokens says what they are.
+        """
+        outermost = getattr(self._pass, "outermost", None)
+        if outermost is None or depth <= outermost:
+            self._pass.outermost, self._pass.mask_BT = depth, None
+        elif self._pass.mask_BT is not None:
+            return
+        ids_BT = kwargs.get("input_ids", args[0] if args else None)
+        if ids_BT is None:
+            return
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        known_BT = self._history(ids_BT, cache, past, kwargs.get("logits_to_keep"))
+        if self.positions == "prompt":
+            mask_BT = _from(known_BT, 0, self._pass.prompt)
+        elif self.positions == "generated":
+            mask_BT = _from(known_BT, self._pass.prompt, known_BT.shape[1])
+        elif callable(self.positions):
+            mask_BT = self.positions(known_BT).bool()
+            if mask_BT.shape != known_BT.shape:
+                raise InputError(
+                    f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
+                    f"{tuple(known_BT.shape)}"
+                )
+        else:
+            wanted = torch.tensor(sorted(self.positions), device=known_BT.device)
+            mask_BT = torch.isin(known_BT, wanted)
+        self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
+
+    def end(self, depth: int, output: Any) -> None:
+        """Note that a forward pass has left a module."""
+        if getattr(self._pass, "outermost", None) == depth:
+            self._pass.outermost = None
+            # The model makes the cache itself where it is given none.
+            self._pass.cache = getattr(output, "past_key_values", None)
+
+    def keep(self, places_B: Tensor) -> None:
+        """Go on with some rows of the batch, in this order."""
+        known_BT = getattr(self._pass, "known_BT", None)
+        if known_BT is not None:
+            self._pass.known_BT = known_BT[places_B.to(known_BT.device)]
+
+    def _history(self, ids_BT: Tensor, cache: Any, past: int, keep: Any) -> Tensor:
+        """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
+
+        A forward pass goes on with what came before it where the cache that it fills is the same or,
+        without a cache, where its tokens begin with the same prompt and are one more than before.
+
+        Args:
+            keep: of how many of the last tokens the logits are asked for: all but one of these are
+                guesses that assisted decoding has checked; 0 or None: of all.
+        """
+        before_BT = getattr(self._pass, "known_BT", None)
+        same = cache is not None and getattr(self._pass, "cache", None) is cache
+        asked = keep if isinstance(keep, int) and keep > 0 else None
+        guessed = 0 if asked is None else asked - 1
+        if past and same and before_BT is not None and past <= before_BT.shape[1]:
+            # Beams exchange their pasts; their tokens before are those of the rows they came from.
+            known_BT = torch.cat([before_BT[:, :past].to(ids_BT.device), ids_BT], 1)
+            # More tokens than are asked about are the next piece of a prompt that comes in pieces.
+            new = asked is not None and ids_BT.shape[1] > asked
+        else:
+            known_BT = ids_BT
+            if past:  # a cache that was filled before this block
+                unknown = ids_BT.new_full((ids_BT.shape[0], past), -1)
+                known_BT = torch.cat([unknown, ids_BT], 1)
+            new = (
+                bool(past)
+                or before_BT is None
+                or before_BT.shape != (ids_BT.shape[0], ids_BT.shape[1] - 1)
+                or not self._same_prompt(before_BT, ids_BT)
+            )
+        if new:
+            self._pass.prompt = known_BT.shape[1] - guessed
+        self._pass.known_BT, self._pass.cache = known_BT, cache
+        return known_BT
+
+    def _same_prompt(self, before_BT: Tensor, ids_BT: Tensor) -> bool:
+        """Whether two sequences begin with the prompt; after it beams exchange their tokens."""
+        prompt = self._pass.prompt
+        return torch.equal(before_BT[:, :prompt].to(ids_BT.device), ids_BT[:, :prompt])
+
+
+def as_positions(positions: Positions) -> Positions:
+    """Positions of a kind that there is. Raises InputError."""
+    if isinstance(positions, str):
+        if positions not in PLACES:
+            raise InputError(
+                f"positions '{one_line(positions, 40)}' is none of {', '.join(PLACES)}; token ids and "
+                "roles(...) can be given too"
+            )
+        return positions
+    if callable(positions):
+        return positions
+    with suppress(TypeError):
+        found = frozenset(positions)
+        if found and all(isinstance(token, int) and token >= 0 for token in found):
+            return found
+    raise InputError("positions are 'all', 'prompt', 'generated', token ids or a function")
+
+
+def _from(known_BT: Tensor, start: int, stop: int) -> Tensor:
+    """(B, T) bool: the columns from ``start`` up to ``stop``."""
+    column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
+    return ((column_T >= start) & (column_T < stop)).expand(known_BT.shape)

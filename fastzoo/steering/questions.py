@@ -1,0 +1,164 @@
+"""The questions of a steering sweep: ten of ours, ten for the embedded toy model, or a file of the user's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastzoo.core.errors import DataError, InputError
+from fastzoo.core.strict_yaml import LONGEST, read_yaml
+from fastzoo.core.text import one_line
+from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
+
+MAX_QUESTIONS = 1_000
+
+MAX_CHARACTERS = 20_000
+"""Of one question with what stands before it."""
+
+MAX_BYTES = 4 << 20
+
+ENDINGS = (".txt", ".jsonl", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A dialogue that ends with a user's turn."""
+
+    messages: Dialogue
+    kind: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The last turn, which is to be answered."""
+        return self.messages[-1]["content"]
+
+    @property
+    def whole(self) -> str:
+        """All turns, with their roles where there are several."""
+        if len(self.messages) == 1:
+            return self.text
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+
+def asked(texts: Sequence[str]) -> list[Question]:
+    """Questions of a command line, each as it is: line breaks and all.
+
+    Raises:
+        InputError: one is empty.
+        DataError: one is too long.
+    """
+    if not all(map(str.strip, texts)):
+        raise InputError("a question is empty")
+    # Bytes of an argument that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
+    valid = [text.encode("utf-8", "replace").decode() for text in texts]
+    return [_question(text, f"question {n}") for n, text in enumerate(valid, start=1)]
+
+
+def load_questions(path: Path | None = None, tiny: bool = False) -> list[Question]:
+    """Questions of a file, or ours.
+
+    Args:
+        path: .txt with one question a line; .jsonl with ``question`` or ``messages`` a line; .yaml with a list
+            of questions, or of mappings as in .jsonl. ``kind`` may stand beside them.
+        tiny: without a path, those that the embedded model can answer.
+
+    Raises:
+        InputError: there is no such file, or it has another ending.
+        DataError: it is too large, holds no question, or one that is none (names the line).
+    """
+    if path is None:
+        ours = files("fastzoo.steering").joinpath("questions.yaml").read_text(encoding="utf-8")
+        chosen = read_yaml(ours, "questions.yaml")["tiny" if tiny else "chat"]
+        return [_question(value, "questions.yaml") for value in chosen]
+    where = one_line(path, 200)
+    questions = [_question(value, at) for at, value in _values(path, _read(path, where), where)]
+    if not questions:
+        raise DataError(f"{where}: no question in it")
+    if len(questions) > MAX_QUESTIONS:
+        raise DataError(f"{where}: {len(questions)} questions; a sweep takes up to {MAX_QUESTIONS}")
+    return questions
+
+
+def _read(path: Path, where: str) -> str:
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise InputError(f"{where}: questions are read from {', '.join(ENDINGS)} files")
+    most = LONGEST if ending in (".yaml", ".yml") else MAX_BYTES
+    try:
+        if not path.is_file():  # a pipe could be waited for in vain
+            raise InputError(f"{where}: {'not a file' if path.exists() else 'no such file'}")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise InputError(
+            f"{where}: cannot be read ({one_line(error.strerror or error, 80)})"
+        ) from None
+    if len(data) > most:
+        raise DataError(f"{where}: more than {most} bytes; a .jsonl may have up to {MAX_BYTES}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where}, line {line}: not UTF-8") from None
+
+
+def _values(path: Path, text: str, where: str) -> Iterator[tuple[str, Any]]:
+    """What the file holds, each with the place it stands at."""
+    ending = path.suffix.lower()
+    if ending in (".yaml", ".yml"):
+        try:
+            values = read_yaml(text, where)
+        except InputError as error:
+            raise DataError(str(error)) from None
+        if not isinstance(values, list):
+            raise DataError(f"{where}: not a list of questions; each starts with '- '")
+        yield from ((f"{where}, question {n}", value) for n, value in enumerate(values, start=1))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        at = f"{where}, line {number}"
+        if not line.strip():
+            continue
+        if ending == ".txt":
+            yield at, line.strip()
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f'{at}: not valid JSON ({one_line(error, 80)}); each line is {{"question": "..."}} or '
+                '{"messages": [...]}'
+            ) from None
+        if not isinstance(value, dict):
+            raise DataError(f"{at}: not an object with 'question' or 'messages'")
+        yield at, value
+
+
+def _question(value: Any, at: str) -> Question:
+    kind = None
+    if isinstance(value, dict):
+        kind = value.get("kind")
+        if ("question" in value) == ("messages" in value):
+            raise DataError(f"{at}: needs one of 'question' and 'messages'")
+    if isinstance(value, str) or (isinstance(value, dict) and "question" in value):
+        text = value if isinstance(value, str) else value["question"]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{at}: the question is not a text")
+        messages: Dialogue = [{"role": "user", "content": text}]
+    elif isinstance(value, dict):
+        try:
+            messages = read_dialogue(value, "messages")
+        except Unusable as unusable:
+            raise DataError(f"{at}: {unusable.reason}") from None
+    else:
+        raise DataError(f"{at}: neither a text nor a mapping with 'question' or 'messages'")
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise DataError(f"{at}: the last turn must be the user's, with the question in it")
+    if kind is not None and not isinstance(kind, str):
+        raise DataError(f"{at}: 'kind' is not a text")
+    if (length := sum(len(m["content"]) for m in messages)) > MAX_CHARACTERS:
+        raise DataError(f"{at}: {length} characters; a question may have {MAX_CHARACTERS}")
+    return Question(messages, kind)

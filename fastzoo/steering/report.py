@@ -1,0 +1,173 @@
+"""A sweep as one HTML page that needs nothing else: curves, window, answers side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastzoo.results.figures import show
+from fastzoo.steering.outcome import Outcome
+from fastzoo.steering.scoring.judge import Verdict
+from fastzoo.steering.scoring.repeats import repeated_mask
+from fastzoo.steering.scoring.scores import Cell, CellScores
+from fastzoo.steering.sweep import ARMS, LATENT, PROMPT, RANDOM
+
+MARKED = 4
+"""Tokens of a span that is marked as said before."""
+
+TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
+
+
+def render_report(outcome: Outcome) -> str:
+    """The page's text; whatever models say in it is shown as it is, and none of it is markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True
+    )
+    environment.filters |= {"figure": show, "short": short, "visible": visible}
+    return environment.get_template("report.html.j2").render(
+        about=outcome.about,
+        questions=outcome.questions,
+        arms=[(arm, TITLES[arm], _table(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
+        means=means(outcome),
+        judged=outcome.verdicts is not None,
+        spot=outcome.spot,
+        candidates=outcome.candidates,
+        curves=draw_curves(outcome),
+        titles=TITLES,
+        zip=zip,
+    )
+
+
+def means(outcome: Outcome) -> list[dict[str, Any]]:
+    """Per arm and alpha, the mean scores over all questions."""
+    found = []
+    for arm in ARMS:
+        rows = outcome.rows(arm)
+        for alpha in dict.fromkeys(cell.alpha for cell, _ in rows):
+            scores = [score for cell, score in rows if cell.alpha == alpha]
+            found.append({"arm": arm, "alpha": alpha, **_mean(scores)})
+            if outcome.verdicts is not None:
+                found[-1] |= _mean_verdict(
+                    [
+                        verdict
+                        for cell, verdict in zip(outcome.cells, outcome.verdicts, strict=True)
+                        if (cell.arm, cell.alpha) == (arm, alpha)
+                    ]
+                )
+    return found
+
+
+def short(value: float | None) -> str:
+    """A mean with two decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _mean_verdict(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
+    names = ("concept", "instruction", "fluency", "overall")
+    rated = {f"judged_{name}": mean([getattr(v, name) for v in verdicts]) for name in names}
+    return {**rated, "unrated": mean([float(v.overall is None) for v in verdicts])}
+
+
+def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
+    return {
+        "changed": mean([1 - score.kept for score in scores]),
+        "concept": mean([score.concept for score in scores]),
+        "degenerate": mean([float(score.degenerate) for score in scores]),
+        "nll": mean([score.nll for score in scores]),
+        "distinct_2": mean([score.distinct_2 for score in scores]),
+        "repeated": mean([score.repeated for score in scores]),
+        "switched": mean([score.switched for score in scores]),
+        "ended": mean([float(score.ended) for score in scores]),
+        "tokens": mean([float(score.tokens) for score in scores]),
+    }
+
+
+def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
+    """Per question the answers by alpha."""
+    verdicts: Sequence[Verdict | None] = outcome.verdicts or [None] * len(outcome.cells)
+    rows = [
+        row
+        for row in zip(outcome.cells, outcome.scores, verdicts, strict=True)
+        if row[0].arm == arm
+    ]
+    return [
+        [
+            {
+                "cell": cell,
+                "score": score,
+                "parts": parts(cell, outcome.tokenizer),
+                "verdict": verdict,
+            }
+            for cell, score, verdict in rows
+            if cell.question == question
+        ]
+        for question in range(len(outcome.questions))
+    ]
+
+
+def parts(cell: Cell, tokenizer: Any) -> list[tuple[str, bool]]:
+    """The answer's text in pieces, and of each whether it was said before."""
+    found: list[tuple[str, bool]] = []
+    ids, mask = list(cell.ids), repeated_mask(cell.ids, MARKED)
+    start, shown = 0, 0
+    while start < len(ids):
+        stop = start + 1
+        while stop < len(ids) and mask[stop] == mask[start]:
+            stop += 1
+        # From the beginning each time: by themselves the tokens may lose a blank, or half a character.
+        text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        if stop < len(ids):
+            text = text.rstrip("\ufffd")
+        if text[shown:]:
+            found.append((visible(text[shown:]), bool(mask[start])))
+        start, shown = stop, max(shown, len(text))
+    return found
+
+
+def visible(text: str) -> str:
+    """Text with pictures of its control characters, which a page would swallow."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\t\n" else c for c in text)
+
+
+def draw_curves(outcome: Outcome) -> str:
+    """Effect, quality and their harmonic mean over alpha, as SVG."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    spot = outcome.spot
+    if spot is None or not spot.chosen_on:
+        return ""
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(1, 2 if spot.reported else 1, squeeze=False)
+    halves = (("chosen on these questions", spot.chosen_on), ("reported on these", spot.reported))
+    colours = {"effect": "#d1495b", "quality": "#2a6f97", "score": "#333333"}
+    for axis, (title, curve) in zip(axes[0], halves, strict=False):
+        if spot.low is not None and spot.high is not None:
+            axis.axvspan(spot.low, spot.high, color="#a8d5a8", alpha=0.6, linewidth=4)
+        for key, colour in colours.items():
+            values = [getattr(rates, key) for rates in curve]
+            middle = [estimate.value for estimate in values]
+            axis.plot(spot.alphas, middle, "o-", color=colour, label=key, markersize=4)
+            low, high = [e.low for e in values], [e.high for e in values]
+            axis.fill_between(spot.alphas, low, high, color=colour, alpha=0.1, linewidth=0)
+        axis.set(ylim=(-0.03, 1.03), xlabel=f"alpha ({outcome.about['units']})", title=title)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(loc="center left", frameon=False)
+    text = io.StringIO()
+    # A fixed salt: the same sweep gives the same page.
+    with rc_context({"svg.hashsalt": "fastzoo", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

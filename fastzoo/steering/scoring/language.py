@@ -1,0 +1,234 @@
+"""Which script and language a text is in: Unicode's scripts, and the small words of some languages.
+
+Small, and made for answers of a few sentences. Languages of the Latin script are told apart by their
+function words, others by their script alone. A short sentence ("Le cheval hennit.") may fit several
+languages: all of them are kept, and count as different from another text's only if none is the same.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+SCRIPTS = {
+    "LATIN": "latin",
+    "GREEK": "greek",
+    "CYRILLIC": "cyrillic",
+    "ARABIC": "arabic",
+    "HEBREW": "hebrew",
+    "DEVANAGARI": "devanagari",
+    "BENGALI": "bengali",
+    "TAMIL": "tamil",
+    "TELUGU": "telugu",
+    "THAI": "thai",
+    "GEORGIAN": "georgian",
+    "ARMENIAN": "armenian",
+    # Japanese and Korean mix these within a word, so they are one.
+    "CJK": "east-asian",
+    "HIRAGANA": "east-asian",
+    "KATAKANA": "east-asian",
+    "KATAKANA-HIRAGANA": "east-asian",
+    "HANGUL": "east-asian",
+    "BOPOMOFO": "east-asian",
+}
+"""First word of a letter's Unicode name, and the script that it counts as; "other" is all else."""
+
+UNSPACED = frozenset({"east-asian", "thai"})
+"""Scripts that put no blanks between words."""
+
+FUNCTION_WORDS = {
+    "en": "the a an and is are was were it its of to in that this these those you your i my he she they we "
+    "not with for on but what how can from have has had be been will would should at by or as if do does "
+    "who which there about more than them his her one",
+    "fr": "le la les se un une des du de et est sont était il elle ils elles on je tu vous nous ne pas que qui "
+    "dans pour sur avec mais ce cette ces au aux en par plus son sa ses mon ma mes ton ta tes leur où comme "
+    "être avoir il y a ai as ont très aussi bien l' d' j' c' n' qu' s' t' m'",
+    "de": "der die das den dem des ein eine einen einem einer und ist sind war ich du er sie es wir ihr nicht "
+    "mit für auf aber was wie kann von haben hat sein wird zu im in am auch als wenn oder bei nach über noch",
+    "es": "el la los las un una unos unas y es son era que en de del al con por para pero no lo se su sus mi "
+    "tu como más este esta estos está están muy también hay fue ser yo él ella nos le les o si",
+    "it": "il lo la i gli le un uno una e è sono era che di del della dei delle in nel nella con per ma non si "
+    "su suo sua mio come più questo questa anche molto ha hanno essere io lui lei noi al alla dal o se",
+    "pt": "o a os as um uma uns umas e é são era que em de do da dos das no na nos nas com por para mas não se "
+    "seu sua meu como mais este esta isso também muito há foi ser eu ele ela nós ao à ou está",
+    "nl": "de het een en is zijn was waren dat die dit deze van in op met voor maar niet je ik hij zij ze we "
+    "wij er aan te om ook als of bij naar over nog wat hoe kan heeft hebben wordt zal meer dan",
+}
+"""Words that hardly a sentence of the language lacks; a word may stand in several languages."""
+
+NAMES = {
+    "en": "English",
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "nl": "Dutch",
+}
+
+WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
+
+LETTERS = {"fr": "çœèêëùîû", "de": "äöüß", "es": "ñ¿¡", "it": "òì", "pt": "ãõ"}
+"""Signs of a language, worth half a function word."""
+
+CLEAR_LEAD = 1.25
+"""A language that another one leads by this factor in function words is out."""
+
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+"""A word where it counts how long a text is: a number, or a sign of Chinese or Japanese, is one, too."""
+
+_TOKEN = re.compile(r"[^\W\d_]+['’]?")
+
+_SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Language:
+    """Of a text: the script of most of its letters, and the languages that it may be in."""
+
+    script: str | None
+    """A value of ``SCRIPTS``, ``other``, or None without letters."""
+    languages: tuple[str, ...]
+    """Keys of ``FUNCTION_WORDS``, the likeliest first; none for other scripts, or where no word tells."""
+
+    @property
+    def language(self) -> str | None:
+        """The likeliest."""
+        return self.languages[0] if self.languages else None
+
+    def differs(self, other: Language) -> bool:
+        """Whether both are known and not the same: of another script, or no language in common."""
+        if self.script is None or other.script is None:
+            return False
+        if self.script != other.script:
+            return True
+        known = bool(self.languages and other.languages)
+        return known and set(self.languages).isdisjoint(other.languages)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case: letters only, an elision ("l'") by itself."""
+    return [word.replace("’", "'") for word in _TOKEN.findall(text.lower())]
+
+
+def detect(text: str) -> Language:
+    """Script and languages of a text."""
+    script = _script(text)
+    return Language(script, _candidates(_hits(text)) if script == "latin" else ())
+
+
+def sentences(text: str) -> list[tuple[str, Language]]:
+    """The sentences (and lines) that have words, each with its script and languages.
+
+    The whole text counts as two function words more in each sentence ("Yo ho ho!" is not Spanish), and
+    decides where no word tells.
+    """
+    whole = _hits(text)
+    most = max(whole.values()) or 1.0
+    found = []
+    for sentence in _SENTENCE.split(text):
+        script = _script(sentence)
+        if script == "latin":
+            hits = _hits(sentence)
+            together = {language: hits[language] + 2 * whole[language] / most for language in hits}
+            found.append((sentence, Language(script, _candidates(together))))
+        elif script is not None:
+            found.append((sentence, Language(script, ())))
+    return found
+
+
+def _script(text: str) -> str | None:
+    scripts = Counter(script_of(c) for c in text if c.isalpha())
+    return scripts.most_common(1)[0][0] if scripts else None
+
+
+def _hits(text: str) -> dict[str, float]:
+    """How many different function words of each language a text has, and half of one for its letters."""
+    words = {form for word in words_of(text) for form in (word, word.rstrip("'"))}
+    letters = set(text.casefold())
+    return {
+        language: len(words & known) + 0.5 * bool(letters & set(LETTERS.get(language, "")))
+        for language, known in WORDS.items()
+    }
+
+
+def _candidates(hits: dict[str, float]) -> tuple[str, ...]:
+    """The languages that none leads, the likeliest first; of equals, the first in FUNCTION_WORDS."""
+    most = max(hits.values())
+    likeliest = sorted(hits, key=lambda language: -hits[language])
+    return tuple(x for x in likeliest if hits[x] and hits[x] * CLEAR_LEAD > most)
+
+
+def switched_share(text: str, reference: str) -> float:
+    """Share of a text's words that stand in sentences of another script or language than ``reference``.
+
+    0 where nothing is clear.
+    """
+    was = detect(reference)
+    counts = [(_length(sentence), now.differs(was)) for sentence, now in sentences(text)]
+    total = sum(count for count, _ in counts)
+    return sum(count for count, differs in counts if differs) / total if total else 0.0
+
+
+def language_share(text: str, language: str) -> float:
+    """Share of a text's words that stand in sentences of ``language``."""
+    counts = [(_length(sentence), now.language) for sentence, now in sentences(text)]
+    total = sum(count for count, _ in counts)
+    return sum(count for count, now in counts if now == language) / total if total else 0.0
+
+
+def _length(text: str) -> int:
+    return sum(not word.isdecimal() for word in WORD.findall(text))
+
+
+def scripts_jumble(text: str) -> bool:
+    """Whether scripts are thrown together, as no text of one or two languages does.
+
+    Either two and a fifth of the words mix scripts within themselves; or of the steps from a word to the
+    next three in ten change the script and there are three scripts, or six in ten between two that put
+    blanks between words. A step over a sign or a line's end changes none: a list of translations has them
+    there. East Asian text holds foreign words without blanks around them, and formulas Greek letters
+    ("\u0394x"), so those are no mixtures.
+    """
+    found = [
+        (word, scripts)
+        for word in _TOKEN.finditer(text)
+        if (scripts := {script_of(c) for c in word[0]} - {"other"})
+    ]
+    mixed = sum(
+        len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts)
+        for word, scripts in found
+    )
+    if mixed >= 2 and mixed / len(found) >= 0.2:
+        return True
+    changes = [
+        before | after
+        for (one, before), (other, after) in pairwise(found)
+        if before.isdisjoint(after) and not text[one.end() : other.start()].strip(" \t")
+    ]
+    spaced = sum(both.isdisjoint(UNSPACED) for both in changes)
+    steps = len(found) - 1
+    if len(_union(scripts for _, scripts in found)) >= 3 and len(changes) >= 3:
+        return len(changes) >= 0.3 * steps
+    return spaced >= 6 and spaced >= 0.6 * steps
+
+
+def _formula(word: str, scripts: set[str]) -> bool:
+    """A few Greek and Latin letters, as in "\u0394x", "2\u03c0r", "k\u03a9"."""
+    return len(word) <= 4 and scripts == {"greek", "latin"}
+
+
+def _union(sets: Iterable[set[str]]) -> set[str]:
+    return set().union(*sets)
+
+
+@lru_cache(maxsize=1 << 14)
+def script_of(letter: str) -> str:
+    """The script of a letter: a value of ``SCRIPTS``, or ``other``."""
+    name = unicodedata.name(letter, "")
+    return SCRIPTS.get(name.split(" ")[0].split("-")[0], "other")

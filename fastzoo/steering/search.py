@@ -1,0 +1,195 @@
+"""Which latent to steer with: ever fewer of them are tried on ever more questions.
+
+The pool comes from what costs little: of a concept, the latents whose decoder row points to its words
+by the logit lens, and those that fire most strongly; without one, the highest output scores. Every
+round then measures what the latents do to answers, and the better ones go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastzoo.core.errors import InputError
+from fastzoo.core.progress import Progress
+from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.special_tokens import answer_starts
+from fastzoo.interpret.output_score import output_scores
+from fastzoo.interpret.statistics import LatentStatistics
+from fastzoo.lm.logit_lens import logit_lens
+from fastzoo.loading import Assembly
+from fastzoo.steering import sweet_spot as window
+from fastzoo.steering.scoring.scores import Concept
+from fastzoo.steering.sweep import LATENT, Sweep
+from fastzoo.steering.sweet_spot import Row, row_of
+
+CANDIDATES = 256
+"""Latents of the pool."""
+
+FIRING = 512
+"""Latents whose output score is taken: those with the largest mean maximum."""
+
+FEWEST_DIALOGUES = 0.02
+"""Share of the dialogues in which a latent must fire to be in the pool."""
+
+STARTS = 16
+"""Beginnings of answers that output scores are taken on."""
+
+TOGETHER = 32
+"""Latents in one sweep, at most."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How latents are tried."""
+
+    latents: int | None
+    """At most so many; None: all of the pool."""
+    questions: int | None = None
+    tokens: int | None = None
+    """Of an answer, at most."""
+    every: int = 1
+    """1: at all alphas, 2: at every second one, from the least on."""
+
+
+ROUNDS = (Round(None, 3, 16, 2), Round(32, 6, 24), Round(8))
+
+
+def find_pool(
+    assembly: Assembly,
+    known: LatentStatistics,
+    sequences: Sequence[TokenSequence],
+    words: Collection[str],
+    count: int = CANDIDATES,
+) -> list[int]:
+    """Latents that are worth trying, at most ``count``.
+
+    Args:
+        words: of the concept; none where any change will do.
+
+    Raises:
+        InputError: no latent fires often enough.
+    """
+    ((layer, sae),) = assembly.saes.values()
+    often_F = known.dialogue_frequency_F.cpu() >= FEWEST_DIALOGUES
+    directed_F = sae.W_dec.detach().any(1).cpu()
+    strength_F = torch.where(often_F & directed_F, known.mean_max_F.cpu(), 0.0)
+    firing = [int(k) for k in strength_F.argsort(descending=True) if strength_F[k] > 0]
+    if not firing:
+        raise InputError(f"no latent fires in {FEWEST_DIALOGUES:.0%} of the dialogues")
+    if words:
+        points_L = _points_to(assembly, sae.W_dec.detach()[firing], words)
+        pointing = [firing[i] for i in points_L.argsort(descending=True).tolist()]
+        both = (k for pair in zip(pointing, firing, strict=True) for k in pair)
+        return list(dict.fromkeys(both))[:count]
+    firing = firing[: max(FIRING, count)]
+    starts = answer_starts(assembly.chat, sequences, STARTS)
+    with Progress("output scores", len(firing) * len(starts)) as bar:
+        found = output_scores(
+            assembly.reader,
+            sae,
+            layer,
+            firing,
+            starts,
+            1.0,
+            residual_norm=known.residual_norm,
+            progress=lambda rows: bar.advance(rows, "prompts"),
+        )
+    ranked = sorted(zip(found, firing, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    return [latent for _, latent in ranked[:count]]
+
+
+def _points_to(assembly: Assembly, rows_LD: Tensor, words: Collection[str]) -> Tensor:
+    """(L,) how far the logit lens of decoder rows raises the first tokens of words above all tokens, in
+    standard deviations over the vocabulary."""
+    tokenizer, size = assembly.chat.tokenizer, assembly.vocabulary
+    forms = {form for word in words for form in (f" {word}", f" {word.capitalize()}", word)}
+    firsts = set()
+    for form in forms:
+        ids = tokenizer.encode(form, add_special_tokens=False)
+        # Some tokenizers put a space before a text, which then is a token of its own.
+        firsts |= {next((token for token in ids if tokenizer.decode([token]).strip()), size)}
+    wanted = sorted(token for token in firsts if token < size)
+    if not wanted:
+        return torch.zeros(len(rows_LD))
+    parts = []
+    for part_LD in rows_LD.split(256):
+        logits_LV = logit_lens(assembly.reader.model, part_LD, size)
+        parts.append((logits_LV[:, wanted].mean(1) - logits_LV.mean(1)) / logits_LV.std(1))
+    return torch.cat(parts).nan_to_num(-torch.inf).cpu()
+
+
+def search(
+    sweep: Sweep, pool: Sequence[int], concept: Concept | None, rounds: Sequence[Round] = ROUNDS
+) -> list[dict[str, Any]]:
+    """What came of the latents of the last round, the best first.
+
+    Args:
+        sweep: its questions are those that may choose; see ``window``.
+    """
+    found: list[dict[str, Any]] = []
+    pool = list(dict.fromkeys(pool))
+    for number, how in enumerate(rounds):
+        pool = pool[: how.latents]
+        if len(pool) == 1 and number < len(rounds) - 1:
+            continue
+        settings = sweep.settings
+        tokens = min(how.tokens or settings.max_new_tokens, settings.max_new_tokens)
+        alphas = [alpha for alpha in sweep.alphas if alpha]
+        tried = replace(
+            sweep,
+            alphas=[0.0, *alphas[:: how.every]],
+            questions=sweep.questions[: how.questions],
+            settings=replace(settings, max_new_tokens=tokens),
+        )
+        found = try_latents(tried, pool, concept)
+        pool = [entry["latent"] for entry in found]
+    return found
+
+
+def try_latents(
+    sweep: Sweep, latents: Sequence[int], concept: Concept | None
+) -> list[dict[str, Any]]:
+    """Sweep latents one by one; what came of each, the best first.
+
+    Where no alpha is good (see ``window``) the best product of effect and quality still orders them.
+    """
+    found = []
+    with Progress("trying latents", len(latents)) as bar:
+        for start in range(0, len(latents), TOGETHER):
+            part = latents[start : start + TOGETHER]
+            for latent, cells in sweep.many(part).items():
+                scores = sweep.scores([replace(cell, arm=LATENT) for cell in cells], concept)
+                row = row_of(scores, [s for s in scores if s.alpha == 0])
+                found.append({"latent": latent, **_best(row)})
+            bar.advance(len(part), "latents")
+    found.sort(key=lambda entry: (-entry["score"], -entry["promise"], entry["latent"]))
+    return found
+
+
+def _best(row: Row) -> dict[str, Any]:
+    """The good alpha with the highest score, as ``window`` has it; a score of 0 where there is none."""
+    floor = window.LEAST_QUALITY * row.quality[row.alphas.index(0.0)].mean()
+    best: dict[str, Any] = {"score": 0.0, "alpha": None, "effect": None, "quality": None}
+    promise = 0.0
+    for alpha, effects, qualities in zip(row.alphas, row.effect, row.quality, strict=True):
+        effect, quality = float(effects.mean()), float(qualities.mean())
+        value = window.harmonic_mean(effect, quality)
+        promise = max(promise, effect * quality)
+        if effect >= window.LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
+            best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
+    return {**best, "promise": promise}
+
+
+def finer(alphas: Sequence[float], best: float | None) -> list[float]:
+    """The alphas, and those halfway from the best to its neighbours."""
+    found = sorted(alphas)
+    if best is None:
+        return found
+    place = found.index(best)
+    near = found[max(0, place - 1) : place + 2]
+    return sorted({*found, *(round((best + other) / 2, 6) for other in near)})

@@ -1,0 +1,55 @@
+"""The columns that SAEs are trained on: residual activations of the recipe's token stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from fastzoo.config.recipe import Recipe
+from fastzoo.data.sequences import Position, TokenSequence
+from fastzoo.data.streams import TokenStream
+from fastzoo.lm.activations import Columns
+from fastzoo.lm.packing import packs
+from fastzoo.training.sharding import SharedForward
+
+
+class TrainingColumns:
+    """Activations of the stream's tokens until the recipe's budget is met, to the token.
+
+    ``position`` is where the stream goes on after the columns that were given last.
+    """
+
+    def __init__(self, forward: SharedForward, stream: TokenStream, recipe: Recipe) -> None:
+        self.forward, self.stream = forward, stream
+        self.budget = recipe.training.steps * recipe.training.batch_size
+        self.position = stream.start
+        self._ahead: deque[Position] = deque()
+
+    def __iter__(self) -> Iterator[Columns]:
+        left = self.budget - self.position.counts.tokens
+        for columns in self.forward.columns(self._groups(left)):
+            self.position = self._ahead.popleft()
+            rows = len(columns["position"])
+            if rows >= left:
+                # Without the dialogue that was read to see that it does not fit.
+                self.stream.counts = self.position.counts.copy()
+                yield {name: column[:left] for name, column in columns.items()}
+                return
+            left -= rows
+            yield columns
+
+    def _groups(self, tokens: int) -> Iterator[list[TokenSequence]]:
+        """Packs until they hold ``tokens``: what comes after those is neither read nor computed.
+
+        The model's forward takes them some time before it gives their activations.
+        """
+        if tokens <= 0:
+            return
+        for group in packs(self.stream, self.forward.reader.pack_tokens):
+            after = group[-1].after
+            assert after is not None
+            self._ahead.append(after)
+            yield group
+            tokens -= sum(map(len, group))
+            if tokens <= 0:
+                return

@@ -1,0 +1,293 @@
+"""Trains all SAEs of a recipe on the same batches, each with its own optimiser state."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastzoo.config.recipe import ComputeSection, TrainingSection
+from fastzoo.core.errors import TrainingError
+from fastzoo.core.threads import workers
+from fastzoo.lm.activations import Columns
+from fastzoo.saes.base import StepStats
+from fastzoo.saes.names import SAEName
+from fastzoo.training.initialise import activation_scale, decoder_bias, new_sae
+from fastzoo.training.learner import Learner, _Sums
+from fastzoo.training.schedule import Schedule
+from fastzoo.training.steps import step_for
+
+SIDE_BY_SIDE_UP_TO = 1 << 22
+"""Pre-activations per batch up to which SAEs take their steps at the same time on a CPU. Larger ones
+keep all threads busy by themselves, and each thread would need its own working memory."""
+
+
+def derived_seed(seed: int, *salt: object) -> int:
+    """A seed of its own for every purpose, from the recipe's seed (63 bits)."""
+    digest = hashlib.sha256(" ".join(map(str, (seed, *salt))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Trainer:
+    """Owns some of a recipe's SAEs and moves them all by one step per batch.
+
+    Args:
+        names: the SAEs to train.
+        d_in: width of the residual stream.
+        sample: columns ``L<layer>`` and ``position`` of the first activations, for the starting
+            biases and the scale; None where ``restore`` follows.
+        device: where SAEs live.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[SAEName],
+        d_in: int,
+        training: TrainingSection,
+        sample: Columns | None,
+        *,
+        seed: int,
+        device: torch.device,
+        log_every: int = 10,
+        compute: ComputeSection | None = None,
+    ) -> None:
+        self.compute = compute or ComputeSection()
+        self.training, self.device, self.log_every = training, device, log_every
+        self.schedule = Schedule.of(training)
+        self.step_number = 0
+        self._started = time.perf_counter()
+        self._last_log = (0.0, 0)
+        starts = {
+            layer: _start(layer, d_in, sample, training)
+            for layer in sorted({name.layer for name in names})
+        }
+        self.learners = [
+            self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name))
+            for name in names
+        ]
+
+    def _learner(self, name: SAEName, d_in: int, scale: float, b_dec: Tensor, seed: int) -> Learner:
+        training = self.training
+        generator = torch.Generator().manual_seed(seed)
+        sae = new_sae(name.architecture, d_in, d_in * name.expansion, training, generator)
+        with torch.no_grad():
+            sae.b_dec.copy_(b_dec)
+        sae.to(self.device)
+        coefficient = getattr(training.sparsity_coefficient, name.architecture)
+        if training.sparsity_width is not None:
+            coefficient *= (d_in / training.sparsity_width) ** sae.width_power
+        return Learner(
+            name,
+            sae,
+            step_for(sae, training, self.compute),
+            coefficient,
+            scale,
+            torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
+            torch.zeros(sae.d_sae, device=self.device),
+        )
+
+    def step(self, batch: Columns) -> bool:
+        """One optimiser step of every SAE on one batch; whether a log row was written.
+
+        Raises:
+            TrainingError: a gradient is NaN or infinite; that SAE is as it was before the batch.
+        """
+        rate = self.schedule.learning_rate(self.step_number)
+        share = self.schedule.sparsity_share(self.step_number)
+        scaled: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer, scale in {x.name.layer: x.scale for x in self.learners}.items():
+            x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * scale
+            # Σ‖x − mean‖², the denominator of FVU.
+            scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
+        self._update_all(scaled, rate, share)
+        self.step_number += 1
+        last = self.step_number == self.schedule.steps
+        if self.step_number % self.log_every == 0 or last:
+            self._write_rows(len(batch["position"]))
+            return True
+        return False
+
+    def _update_all(
+        self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float
+    ) -> None:
+        """Each SAE on its layer's batch; small ones on a CPU side by side, each on some threads."""
+
+        def update(learner: Learner) -> None:
+            x_BD, variance = scaled[learner.name.layer]
+            self._update(learner, x_BD, variance, rate, learner.coefficient * share)
+
+        threads = torch.get_num_threads()
+        at_once = min(len(self.learners), threads)
+        sizes = [len(scaled[x.name.layer][0]) * x.sae.d_sae for x in self.learners]
+        if (
+            self.device.type != "cpu"
+            or at_once <= 1
+            or max(sizes) > SIDE_BY_SIDE_UP_TO
+            or not all(x.step.side_by_side for x in self.learners)
+        ):
+            for learner in self.learners:
+                update(learner)
+            return
+        pool = workers(at_once, threads)
+        futures = [pool.submit(update, learner) for learner in self.learners]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            # Whatever happens, no SAE is left in the middle of a step.
+            wait(futures)
+
+    def _update(
+        self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float
+    ) -> None:
+        stats = learner.step(x_BD, rate, coefficient)
+        if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
+            raise self._not_finite(learner)
+        self._count(learner, stats, variance, len(x_BD))
+
+    def _not_finite(self, learner: Learner) -> TrainingError:
+        seen = learner.sums.steps if learner.sums else 0
+        first, last = self.step_number - seen, self.step_number
+        steps = (
+            f"steps {first} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
+        )
+        return TrainingError(f"{steps}: the gradient of {learner.name} is NaN or infinite")
+
+    def _count(self, learner: Learner, stats: StepStats, variance: Tensor, batch: int) -> None:
+        learner.since_fired_F.add_(1).masked_fill_(stats.fired_F > 0, 0)
+        learner.window_F.add_(stats.fired_F)
+        learner.window_steps += 1
+        if learner.window_steps == self.training.feature_sampling_window:
+            learner.frequency_F = learner.window_F / (learner.window_steps * batch)
+            learner.window_F = torch.zeros_like(learner.window_F)
+            learner.window_steps = 0
+        fired = stats.fired_F.sum()
+        if learner.sums is None:
+            learner.sums = _Sums(
+                stats.squared_error, stats.penalty, fired, variance, stats.grad_norm, 1
+            )
+            return
+        sums = learner.sums
+        sums.squared_error = sums.squared_error + stats.squared_error
+        sums.penalty = sums.penalty + stats.penalty
+        sums.fired = sums.fired + fired
+        sums.variance = sums.variance + variance
+        sums.grad_norm = sums.grad_norm + stats.grad_norm
+        sums.steps += 1
+
+    def _write_rows(self, batch: int) -> None:
+        step = self.step_number - 1
+        seconds = time.perf_counter() - self._started
+        before, tokens_before = self._last_log
+        tokens = self.step_number * batch
+        speed = (tokens - tokens_before) / max(1e-9, seconds - before)
+        self._last_log = (seconds, tokens)
+        share = self.schedule.sparsity_share(step)
+        for learner in self.learners:
+            sums = learner.sums
+            assert sums is not None
+            grad_norm = sums.grad_norm.item() / sums.steps
+            if not math.isfinite(grad_norm):
+                raise self._not_finite(learner)
+            seen = sums.steps * batch
+            squared_error = sums.squared_error.item() / seen
+            penalty = sums.penalty.item() / seen
+            coefficient = learner.coefficient * share
+            learner.log.append(
+                {
+                    "step": step,
+                    "tokens": tokens,
+                    "lr": self.schedule.learning_rate(step),
+                    "sparsity_coefficient": coefficient,
+                    "loss": squared_error + coefficient * penalty,
+                    "squared_error": squared_error,
+                    "penalty": penalty,
+                    "l0": sums.fired.item() / seen,
+                    "fvu": sums.squared_error.item() / max(sums.variance.item(), 1e-30),
+                    "grad_norm": grad_norm,
+                    "dead_latents": self.dead_latents(learner),
+                    "seconds": round(seconds, 3),
+                    "tokens_per_second": round(speed, 1),
+                }
+            )
+            learner.sums = None
+
+    def dead_latents(self, learner: Learner) -> int:
+        """Latents that have not fired for ``dead_window`` steps."""
+        return int((learner.since_fired_F >= self.training.dead_window).sum().item())
+
+    def guarded(self, batches: Iterable[Columns]) -> Iterator[Columns]:
+        """``batches``, with the step named when the model's activations turn out unusable."""
+        iterator = iter(batches)
+        while True:
+            try:
+                batch = next(iterator, None)
+            except TrainingError as error:
+                raise TrainingError(f"step {self.step_number}: {error}") from None
+            if batch is None:
+                return
+            yield batch
+
+    def note(self) -> str:
+        """The last log row, averaged over the SAEs, for a progress bar."""
+        rows = [learner.log[-1] for learner in self.learners]
+        mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}
+        if not mean:
+            return ""
+        return (
+            f"{mean['tokens_per_second']:.0f} tokens/s  loss {mean['loss']:.3g}  "
+            f"L0 {mean['l0']:.1f}  FVU {mean['fvu']:.3f}  dead {mean['dead_latents']:.0f}"
+        )
+
+    def tracked(self) -> dict[str, float]:
+        """The last log rows, flat, for trackers: ``<name>/<column>``."""
+        return {
+            f"{learner.name}/{column}": value
+            for learner in self.learners
+            for column, value in learner.log[-1].items()
+            if column != "step"
+        }
+
+    # --- saving ---
+
+    def plain_state(self) -> dict[str, Any]:
+        """What is neither a learner's nor in the recipe."""
+        return {
+            "step": self.step_number,
+            "seconds": self.seconds(),
+            "last_log": list(self._last_log),
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go on from ``plain_state``; the learners are restored one by one."""
+        self.step_number = plain["step"]
+        self._started = time.perf_counter() - plain["seconds"]
+        seconds, tokens = plain["last_log"]
+        self._last_log = seconds, tokens
+
+    def seconds(self) -> float:
+        """How long training has taken, without what was lost when it was interrupted."""
+        return time.perf_counter() - self._started
+
+    def tokens_per_second(self) -> float:
+        """Training tokens per second since the start, activations and all SAEs included."""
+        seconds, tokens = self._last_log
+        return tokens / seconds if seconds else 0.0
+
+
+def _start(
+    layer: int, d_in: int, sample: Columns | None, training: TrainingSection
+) -> tuple[float, Tensor]:
+    """Of a layer, the scale of its activations and the decoder bias (d_in,) to begin with."""
+    if sample is None:
+        return 1.0, torch.zeros(d_in)
+    points = sample[f"L{layer}"]
+    # The attention sink at position 0 would dominate the scale of all other tokens.
+    scale = activation_scale(points, training.activation_scale, sample["position"] > 0)
+    return scale, decoder_bias(points, training.b_dec_init) * scale

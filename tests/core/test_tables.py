@@ -1,0 +1,35 @@
+"""The table of results: whole on any terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from fastzoo.results.summary import COLUMNS, print_results
+
+FIGURES: dict[str, Any] = {
+    metric: {s: {"value": 0.123456} for s in ("all", "special", "without_position_0")}
+    for _, metric, _ in COLUMNS
+}
+NAMES = [f"tiny-chat-L{i}-8x-jumprelu" for i in range(5)]
+
+
+@pytest.mark.parametrize("columns", [60, 90, 300, None])
+def test_no_figure_is_cut(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: columns is not None)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [(name, FIGURES, 1234.4) for name in NAMES]
+    print_results(rows)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert text.count("0.1235") == len(NAMES) * len(COLUMNS)
+    assert all(name in text for name in NAMES)
+    assert text.count("1234") == len(NAMES)
+    assert "…" not in text
+    if columns is not None:
+        assert all(len(line.rstrip()) <= columns for line in text.splitlines())
