@@ -10,7 +10,8 @@ from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.steering.outcome import Outcome
 from fastzoo.steering.report import means, short
-from fastzoo.steering.sweep import LATENT, PROMPT, Sweep
+from fastzoo.steering.rows import LATENT, PROMPT
+from fastzoo.steering.sweep import Sweep
 
 SHOWN = 3
 """Questions whose answers are printed; of more, only the first one's."""

@@ -32,71 +32,58 @@ class Edit:
     """What is done to the residual stream after one layer."""
 
     layer: int
+    values_RX: Tensor
+    """float32. Mode ``add``: (R, D), what is added. Other modes: (R, K), the latents' alphas."""
     mode: str = "add"
-    delta_RD: Tensor | None = None
-    """Of ``add``: what is added, float32."""
     sae: SAE | None = None
     latents_K: Tensor | None = None
-    values_RK: Tensor | None = None
-    """Of the other modes: the SAE, its latents, and their alphas."""
-    _ready: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    """SAE and latents of the other modes."""
+    _ready: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def rows(self) -> int:
-        values = self.delta_RD if self.values_RK is None else self.values_RK
-        assert values is not None
-        return values.shape[0]
+        return self.values_RX.shape[0]
 
     def change(self, hidden_BTD: Tensor) -> Tensor:
         """What to add to the residual stream: (B, T, D), or what broadcasts to it, in its dtype."""
         if self.mode == "add":
-            return self._rows(self.delta_RD, hidden_BTD)
+            return self._rows(hidden_BTD)
         assert self.sae is not None and self.latents_K is not None
         x_BTD = hidden_BTD.float()
-        value_B1K = self._rows(self.values_RK, x_BTD)
-        sae = self._sae_on(x_BTD.device)
+        value_B1K = self._rows(x_BTD)
+        if self.sae.W_dec.device != x_BTD.device:  # a copy: the caller's SAE stays where it is
+            self.sae = copy.deepcopy(self.sae).to(x_BTD.device)
         latents_K = self.latents_K.to(x_BTD.device)
-        acts_BTK = sae.encode_latents(x_BTD, latents_K).float()
+        acts_BTK = self.sae.encode_latents(x_BTD, latents_K).float()
         if self.mode == "clamp":
             change_BTK = value_B1K - acts_BTK
         elif self.mode == "scale":
             change_BTK = (value_B1K - 1) * acts_BTK
         else:
             change_BTK = -acts_BTK * (value_B1K != 0)
-        return (change_BTK @ sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
+        return (change_BTK @ self.sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
 
-    def _rows(self, values: Tensor | None, like_BTD: Tensor) -> Tensor:
-        """(B, 1, ...) of (R, ...), on the device and in the dtype of ``like_BTD``."""
-        assert values is not None
-        batch, rows = like_BTD.shape[0], values.shape[0]
+    def _rows(self, like_BTD: Tensor) -> Tensor:
+        """(B, 1, X) of the values, on the device and in the dtype of ``like_BTD``."""
+        batch = like_BTD.shape[0]
         key = (like_BTD.device, like_BTD.dtype, batch)
         if key not in self._ready:
-            if rows > 1 and batch % rows:
+            if self.rows > 1 and batch % self.rows:
                 raise InputError(
-                    f"alphas for {rows} rows do not fit a batch of {batch}; give one alpha, or one per "
-                    "row"
+                    f"alphas for {self.rows} rows do not fit a batch of {batch}; give one alpha, or one "
+                    "per row"
                 )
-            # Beams and several answers per prompt lie side by side.
-            spread = values if rows == 1 else values.repeat_interleave(batch // rows, 0)
+            # Beams and several answers per prompt are neighbours.
+            values = self.values_RX
+            spread = values if self.rows == 1 else values.repeat_interleave(batch // self.rows, 0)
             self._ready[key] = spread.to(like_BTD.device, like_BTD.dtype)[:, None, :]
         return self._ready[key]
 
     def keep(self, places_R: Tensor) -> None:
         """Go on with these rows, in this order; an edit of one row is for all of them."""
         if self.rows > 1:
-            places_R = places_R.cpu()
-            if self.delta_RD is not None:
-                self.delta_RD = self.delta_RD[places_R]
-            if self.values_RK is not None:
-                self.values_RK = self.values_RK[places_R]
+            self.values_RX = self.values_RX[places_R.cpu()]
         self._ready.clear()
-
-    def _sae_on(self, device: torch.device) -> SAE:
-        """The SAE, or its copy on another device: whoever gave it finds it where it was."""
-        assert self.sae is not None
-        if self.sae.W_dec.device != device:
-            self.sae = copy.deepcopy(self.sae).to(device)
-        return self.sae
 
 
 def make_edit(
@@ -108,11 +95,11 @@ def make_edit(
     units: str = "raw",
     statistics: Any = None,
 ) -> Edit:
-    """What ``steer`` does after the layer, of the same arguments. Raises InputError."""
+    """The edit of ``steer``, which takes the same arguments. Raises InputError."""
     if layer is None:
         raise InputError("the SAE does not say which layer it belongs to; give layer=")
     if mode not in MODES:
-        raise InputError(f"mode '{one_line(mode, 40)}' is none of {', '.join(MODES)}")
+        raise InputError(f"mode '{one_line(mode, 40)}' is not one of {', '.join(MODES)}")
     allowed = {"add": UNITS, "clamp": ("raw", "max")}.get(mode, ("raw",))
     if units not in allowed:
         raise InputError(
@@ -130,10 +117,12 @@ def make_edit(
     if units == "max":
         mean_max_K = statistics.mean_max_F.cpu().float()[latents_K.cpu()]
         if silent := [k for k, value in zip(latents, mean_max_K, strict=True) if not value > 0]:
-            raise InputError(f"latent {silent[0]} fires nowhere, so its mean maximum is no unit")
+            raise InputError(
+                f"latent {silent[0]} fires nowhere, so it has no mean maximum to count in"
+            )
         values_RK = values_RK * mean_max_K
     if mode != "add":
-        return Edit(layer, mode, None, sae, latents_K, values_RK)
+        return Edit(layer, values_RK, mode, sae, latents_K)
     rows_KD = sae.W_dec.detach()[latents_K].float().cpu()
     if units == "norm":
         length_K1 = rows_KD.norm(dim=1, keepdim=True)
@@ -142,7 +131,7 @@ def make_edit(
                 f"latent {empty[0]} has a decoder row of length 0, and so no direction"
             )
         rows_KD = rows_KD / length_K1 * statistics.residual_norm
-    return Edit(layer, "add", values_RK @ rows_KD)
+    return Edit(layer, values_RK @ rows_KD)
 
 
 def _alphas(latents: Latents) -> Tensor:
@@ -155,7 +144,7 @@ def _alphas(latents: Latents) -> Tensor:
             column = torch.empty(0)
         if not column.numel() or not bool(column.isfinite().all()):
             raise InputError(
-                f"alpha of latent {latent} is {one_line(alpha, 60)}, and not one or more finite numbers (float32)"
+                f"alpha of latent {latent} is {one_line(alpha, 60)}; it must be one or more finite numbers (float32)"
             )
         columns.append(column)
     sizes = {column.numel() for column in columns} - {1}

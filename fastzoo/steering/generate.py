@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,69 +20,80 @@ from torch import Tensor
 from fastzoo.core.threads import one_thread
 
 ENDED_SHARE = 1 / 8
-"""Ended rows leave when they are so many of the batch: it costs a copy of the cache."""
+"""Ended rows leave once they are this share of the batch, since leaving copies the cache."""
 
 TOY_PARAMETERS, TOY_PRODUCTS = 1 << 24, 1 << 28
-"""A pass of so small a model with so few multiplications runs in one thread on a CPU: up to twice as fast
-as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16 rows)."""
+"""A forward pass of a model this small with this few multiplications runs in one thread on a CPU: up to
+twice as fast as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16)."""
 
-NOT_OBEYED: dict[str, Any] = {
-    # Penalties would hide what large alphas do, and depend on the padding.
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    # How tokens are drawn is for the caller to say.
-    "min_p": None,
-    "top_h": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "penalty_alpha": None,
-    # So is where answers end.
-    "max_length": None,
-    "min_length": None,
-    "max_time": None,
-    "stop_strings": None,
-    # One answer to each prompt as it is, token by token.
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "guidance_scale": None,
-    "token_healing": False,
-    "prompt_lookup_num_tokens": None,
-    "is_assistant": False,
-    # The cache must let rows leave.
-    "cache_implementation": None,
-    "max_cache_len": None,
-}
-"""What a model's own generation config may say, and what is done instead. What it says of the tokens
-themselves (suppressed, biased or forced ones, the least number of new ones) is obeyed."""
+OBEYED = (
+    "bos_token_id",
+    "decoder_start_token_id",
+    "use_cache",
+    "min_new_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "watermarking_config",
+)
+"""What a model's own generation config may say: which tokens it suppresses, biases or forces. Everything
+else has the value that transformers gives it by default: penalties would hide what large alphas do,
+and how tokens are drawn and where answers end is for the caller to say."""
+
+Step = list[tuple[int, int]]
+"""(row, token) of the rows that were not finished before."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    seed: int = 0
+    rows: int | None = None
+    """Rows of one call; by default what memory allows."""
+
+    def arguments(self) -> dict[str, Any]:
+        """As ``generate`` takes them."""
+        sampled = self.temperature > 0
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": sampled,
+            "temperature": self.temperature if sampled else None,
+            "top_p": self.top_p if sampled else None,
+            "top_k": 0 if sampled else None,
+        }
 
 
 def write_answers(
     model: Any,
     prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
     *,
-    max_new_tokens: int,
     ends: Collection[int] = (),
     pad: int = 0,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    told: Callable[[list[tuple[int, int]]], None] | None = None,
+    told: Callable[[Step], None] | None = None,
     kept: Callable[[Tensor], None] | None = None,
 ) -> list[list[int]]:
-    """The answer to each prompt, up to and with the token that ends it.
+    """The answer to each prompt, up to and including the token that ends it.
 
     The tokens of a row are those of a ``generate`` call of its own: greedy ones up to rounding, and
     sampled ones, since each row draws as if ``torch.manual_seed(seed)`` came before its call. torch's
-    own generator is left alone. See ``NOT_OBEYED`` for what such a call would take from the model's
-    generation config besides.
+    own generator is left alone. Of the model's generation config only ``OBEYED`` counts.
 
     Args:
         told: called after each step with (row, token) of the rows that go on.
-        kept: called with the places (1-d int64, of the rows in the batch before) of those that stay
-            when others leave.
+        kept: called with the places (1-d int64, in the batch before) of the rows that stay when others
+            leave.
     """
     device = model.get_input_embeddings().weight.device
     if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
@@ -92,10 +104,54 @@ def write_answers(
     for row, prompt in enumerate(prompts):
         ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, longest - len(prompt) :] = 1
-    answers: list[list[int]] = [[] for _ in prompts]
-    draws = [torch.Generator(device).manual_seed(seed) for _ in prompts] if temperature else []
+    draws = []
+    if settings.temperature:
+        draws = [torch.Generator(device).manual_seed(settings.seed) for _ in prompts]
+    batch = _Batch(mask_BT.to(device), draws, told, kept)
+    model.generate(
+        input_ids=ids_BT.to(device),
+        attention_mask=mask_BT.to(device),
+        custom_generate=batch.run,
+        **_defaults() | settings.arguments(),
+        pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+    )
+    return batch.answers
 
-    def loop(
+
+def _defaults() -> dict[str, Any]:
+    """transformers' default of every generation setting that is neither obeyed nor given.
+
+    They go to ``generate`` one by one: what a config of our own leaves open, it would fill in from the
+    model's.
+    """
+    from transformers import GenerationConfig
+
+    empty = GenerationConfig()
+    neutral = vars(empty) | getattr(empty, "_get_default_generation_params", dict)()
+    given = {"max_length": None, "min_length": None}
+    left = {*OBEYED, "pad_token_id", "eos_token_id", "transformers_version"}
+    return {k: v for k, v in (neutral | given).items() if k not in left and k[0] != "_"}
+
+
+class _Batch:
+    """The rows that go on, with their tokens so far and their cache; and the answers of all rows."""
+
+    def __init__(
+        self,
+        mask_BT: Tensor,
+        draws: Sequence[torch.Generator],
+        told: Callable[[Step], None] | None,
+        kept: Callable[[Tensor], None] | None,
+    ) -> None:
+        self.answers: list[list[int]] = [[] for _ in mask_BT]
+        self._rows = list(range(len(mask_BT)))
+        """Those in the batch; some may have ended."""
+        self._going = set(self._rows)
+        self._mask_BT, self._draws, self._told, self._kept = mask_BT, draws, told, kept
+
+    def run(
+        self,
         model: Any,
         ids_BT: Tensor,
         logits_processor: Any,
@@ -103,80 +159,37 @@ def write_answers(
         generation_config: Any,
         **inputs: Any,
     ) -> Tensor:
-        batch = _Batch(model, ids_BT, mask_BT.to(ids_BT.device), inputs)
-        rows = list(range(len(prompts)))  # those in the batch
-        open_rows = set(rows)
-        while True:
-            logits_BV = batch.logits().to(dtype=torch.float32, device=ids_BT.device, copy=True)
-            scores_BV = logits_processor(batch.ids_BT, logits_BV)
-            tokens_B = scores_BV.argmax(-1)
-            if draws:
-                tokens_B = _draw(scores_BV, tokens_B, [draws[row] for row in rows])
-            batch.append(tokens_B)
-            ended = stopping_criteria(batch.ids_BT, None).tolist()
-            step = [
-                (row, token)
-                for row, token in zip(rows, tokens_B.tolist(), strict=True)
-                if row in open_rows
-            ]
-            for row, token in step:
-                answers[row].append(token)
-            if told is not None:
-                told(step)
-            open_rows -= {row for row, end in zip(rows, ended, strict=True) if end}
-            if not open_rows:
-                return batch.ids_BT
-            if len(rows) - len(open_rows) >= ENDED_SHARE * len(rows):
-                stay = [place for place, row in enumerate(rows) if row in open_rows]
-                rows = [rows[place] for place in stay]
-                places_B = torch.tensor(stay, device=ids_BT.device)
-                batch.keep(places_B)
-                if kept is not None:
-                    kept(places_B)
-
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature:
-        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    model.generate(
-        input_ids=ids_BT.to(device),
-        attention_mask=mask_BT.to(device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=sorted(ends) or None,
-        custom_generate=loop,
-        # Of this version of transformers: what it does not know it would refuse.
-        **{k: v for k, v in NOT_OBEYED.items() if hasattr(model.generation_config, k)},
-        **how,
-    )
-    return answers
-
-
-class _Batch:
-    """The rows that go on: their tokens so far and their cache."""
-
-    def __init__(self, model: Any, ids_BT: Tensor, mask_BT: Tensor, inputs: dict[str, Any]) -> None:
-        self._model, self.ids_BT, self._mask_BT = model, ids_BT, mask_BT
-        self._padded = not bool(mask_BT.all())
+        """The loop that ``generate`` calls; the tokens that it returns are those of the last rows."""
+        self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
+        self._padded = not bool(self._mask_BT.all())
         self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None
         self._inputs = {k: v for k, v in inputs.items() if k in ("logits_to_keep", "use_cache")}
         self._fresh = ids_BT.shape[1]
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._placed = "position_ids" in inspect.signature(model.forward).parameters
+        while self._going:
+            logits_BV = self._logits().to(dtype=torch.float32, device=ids_BT.device, copy=True)
+            tokens_B = self._choose(logits_processor(self._ids_BT, logits_BV))
+            self._ids_BT = torch.cat([self._ids_BT, tokens_B[:, None]], 1)
+            ones_B1 = torch.ones_like(tokens_B)[:, None]
+            self._mask_BT = torch.cat([self._mask_BT, ones_B1], 1)
+            self._end(tokens_B.tolist(), stopping_criteria(self._ids_BT, None).tolist())
+        return self._ids_BT
 
-    def logits(self) -> Tensor:
+    def _logits(self) -> Tensor:
         """(B, V) of the next token."""
-        new = self._fresh if self._cache is not None else self.ids_BT.shape[1]
+        new = self._fresh if self._cache is not None else self._ids_BT.shape[1]
         inputs = dict(self._inputs)
         if self._cache is not None:
             inputs["past_key_values"] = self._cache
         if self._placed:
             places_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
             inputs["position_ids"] = places_BT[:, -new:]
-        products = self._parameters * len(self.ids_BT) * new
+        products = self._parameters * len(self._ids_BT) * new
         toy = self._parameters <= TOY_PARAMETERS and products <= TOY_PRODUCTS
-        with one_thread() if toy and self.ids_BT.device.type == "cpu" else nullcontext():
+        with one_thread() if toy and self._ids_BT.device.type == "cpu" else nullcontext():
             logits_BTV: Tensor = self._model(
-                input_ids=self.ids_BT[:, -new:],
+                input_ids=self._ids_BT[:, -new:],
                 attention_mask=self._mask_BT if self._padded else None,
                 return_dict=True,
                 **inputs,
@@ -184,26 +197,36 @@ class _Batch:
         self._fresh = 1
         return logits_BTV[:, -1]
 
-    def append(self, tokens_B: Tensor) -> None:
-        self.ids_BT = torch.cat([self.ids_BT, tokens_B[:, None]], 1)
-        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(tokens_B)[:, None]], 1)
+    def _choose(self, scores_BV: Tensor) -> Tensor:
+        """(B,) the likeliest tokens, or those that each row draws by its own generator."""
+        tokens_B = scores_BV.argmax(-1)
+        if self._draws:
+            probs_BV = torch.nn.functional.softmax(scores_BV, dim=-1)
+            sound = probs_BV.isfinite().all(-1).tolist()  # others stay greedy
+            for place, row in enumerate(self._rows):
+                if sound[place]:
+                    probs_1V = probs_BV[place : place + 1]
+                    drawn_11 = torch.multinomial(probs_1V, 1, generator=self._draws[row])
+                    tokens_B[place] = drawn_11[0, 0]
+        return tokens_B
 
-    def keep(self, places_B: Tensor) -> None:
-        self.ids_BT, self._mask_BT = self.ids_BT[places_B], self._mask_BT[places_B]
+    def _end(self, tokens: list[int], ended: list[bool]) -> None:
+        """Note a step's tokens, and let rows leave once enough of them have ended."""
+        pairs = zip(self._rows, tokens, strict=True)
+        step = [(row, token) for row, token in pairs if row in self._going]
+        for row, token in step:
+            self.answers[row].append(token)
+        if self._told is not None:
+            self._told(step)
+        self._going -= {row for row, end in zip(self._rows, ended, strict=True) if end}
+        if not self._going or len(self._rows) - len(self._going) < ENDED_SHARE * len(self._rows):
+            return
+        stay = [place for place, row in enumerate(self._rows) if row in self._going]
+        self._rows = [self._rows[place] for place in stay]
+        places_B = torch.tensor(stay, device=self._ids_BT.device)
+        self._ids_BT, self._mask_BT = self._ids_BT[places_B], self._mask_BT[places_B]
         self._padded = not bool(self._mask_BT.all())
         if self._cache is not None:
             self._cache.reorder_cache(places_B)
-
-
-def _draw(scores_BV: Tensor, greedy_B: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """(B,) sampled, each row by its own generator; the greedy token where a row has NaN or infinity."""
-    probs_BV = torch.nn.functional.softmax(scores_BV, dim=-1)
-    sound = probs_BV.isfinite().all(-1).tolist()
-    return torch.stack(
-        [
-            torch.multinomial(probs_BV[row : row + 1], 1, generator=generator)[0, 0]
-            if sound[row]
-            else greedy_B[row]
-            for row, generator in enumerate(generators)
-        ]
-    )
+        if self._kept is not None:
+            self._kept(places_B)

@@ -7,19 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastzoo.core.errors import FastzooError
-from fastzoo.steering import sweet_spot as window
 from fastzoo.steering.questions import Question
 from fastzoo.steering.scoring.judge import Verdict
 from fastzoo.steering.scoring.scores import CONCEPT_SHARE, Cell, CellScores
-from fastzoo.steering.sweet_spot import SweetSpot
+from fastzoo.steering.sweet_spot import CLOSE_NATS, LEAST_EFFECT, LEAST_QUALITY, SweetSpot
 
-DEFINITIONS = {
+SWEEP_DEFINITIONS = {
     "effect": "1 - share of the unsteered answer kept (ROUGE-L of tokens); with a language, what the "
     "share of the words in its sentences gained; with a concept, what the share of its words gained, "
     f"{CONCEPT_SHARE:g} counting as 1",
     "quality": "share of answers that are not degenerate and whose mean negative log-likelihood is at "
-    f"most {window.CLOSE_NATS:g} nats above the unsteered answer's",
-    "window": f"alphas with an effect of {window.LEAST_EFFECT:g} and {window.LEAST_QUALITY:.0%} of the "
+    f"most {CLOSE_NATS:g} nats above the unsteered answer's",
+    "window": f"alphas with an effect of {LEAST_EFFECT:g} and {LEAST_QUALITY:.0%} of the "
     "unsteered quality around the one with the best harmonic mean; chosen on the questions of even "
     "index, reported on the others with 95% bootstrap intervals",
 }
@@ -38,7 +37,7 @@ class Outcome:
     questions: list[Question]
     cells: list[Cell]
     scores: list[CellScores]
-    """Of each cell, in order."""
+    """One for each cell, in order."""
     verdicts: list[Verdict] | None
     tokenizer: Any
     spot: SweetSpot | None
@@ -46,7 +45,7 @@ class Outcome:
     candidates: list[dict[str, Any]]
     """What ``--auto`` tried, the best first."""
     judge_failure: FastzooError | KeyboardInterrupt | None = None
-    """Why the judge did not rate all answers. For the caller to raise, once the others are safe."""
+    """Why the judge did not rate all answers; to be raised once everything else is saved."""
 
     def rows(self, arm: str) -> list[tuple[Cell, CellScores]]:
         """The cells of an arm with their scores."""

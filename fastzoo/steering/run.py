@@ -5,148 +5,88 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from fastzoo.core.errors import FastzooError
 from fastzoo.core.progress import Progress
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.interpret.by_token import of_special_tokens
-from fastzoo.interpret.output_score import refuse_missing
 from fastzoo.interpret.statistics import LatentStatistics, statistics
 from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly, assemble
-from fastzoo.steering.ask import (
-    Ask,
-    alphas_of,
-    concept_of,
-    judge_of,
-    positions_of,
-    questions_of,
-    refuse_contradictions,
-)
-from fastzoo.steering.edits import make_edit
-from fastzoo.steering.outcome import DEFINITIONS, JUDGE_DEFINITION, Outcome
-from fastzoo.steering.questions import Question
+from fastzoo.steering.outcome import JUDGE_DEFINITION, SWEEP_DEFINITIONS, Outcome
+from fastzoo.steering.prepare import concept_of, judge_of, make_sweep, questions_of
+from fastzoo.steering.rows import ARMS, LATENT
 from fastzoo.steering.scoring.judge import Judge, Verdict
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, NAMES
-from fastzoo.steering.scoring.scores import Cell, CellScores
+from fastzoo.steering.scoring.scores import Cell, CellScores, Concept
 from fastzoo.steering.search import find_pool, finer, search
-from fastzoo.steering.sweep import LATENT, PROMPT, RANDOM, Sweep
-from fastzoo.steering.sweet_spot import Row, SweetSpot, find_sweet_spot, row_of
+from fastzoo.steering.settings import SteerSettings
+from fastzoo.steering.sweep import Sweep, Watch
+from fastzoo.steering.sweet_spot import SweetSpot, find_sweet_spot, rates_of
 
-SPECIAL = 5
+PER_SPECIAL_TOKEN = 5
 """Latents of each special token, as in the paper's Appendix F.3."""
 
 WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
 
-Watch = Callable[[list[tuple[int, int]]], None]
-
 
 def steer_sae(
-    ask: Ask,
+    settings: SteerSettings,
     watch: Callable[[Sweep], AbstractContextManager[Watch | None]] = lambda sweep: nullcontext(),
 ) -> Outcome:
-    """Steer the SAE's language model as asked.
+    """Steer the SAE's language model as the settings say.
 
     Args:
         watch: given a sweep, the context in which it runs, with what is told of its tokens.
 
     Raises:
-        InputError: latents, alphas, units or questions that cannot be.
+        InputError: latents, alphas, units or questions that cannot be used.
         DataError, ModelError, HubError, TrainingError.
     """
-    refuse_contradictions(ask)
-    assembly = assemble([ask.source], model_name=ask.model, revision=ask.revision, data=ask.data)
-    questions, concept = questions_of(ask, assembly), concept_of(ask)
-    # What cannot be is said before latents are measured and answers written.
-    judge = judge_of(ask)
-    sweep = _sweep(ask, assembly, questions)
-    known = None
+    settings.check()
+    assembly = assemble(
+        [settings.source],
+        model_name=settings.model,
+        revision=settings.revision,
+        data=settings.data,
+    )
+    # Whatever cannot work is refused before latents are measured and answers written.
+    questions, concept = questions_of(settings, assembly), concept_of(settings)
+    judge = judge_of(settings)
+    sweep = make_sweep(settings, assembly, questions)
     candidates: list[dict[str, Any]] = []
-    if ask.auto or sweep.units != "raw":
-        sequences, _ = assembly.dialogues(ask.dialogues)
-        known = _measured(assembly, sequences)
-        sweep = replace(sweep, statistics=known)
-        if ask.auto:
-            pool = _pool(ask, assembly, known, sequences)
-            half = replace(sweep, questions=sweep.questions[::2])
-            candidates = search(half, list(pool), concept)
-            if ask.special:
-                candidates = [
-                    entry | {"special_tokens": pool[entry["latent"]]} for entry in candidates
-                ]
-            best = candidates[0]
-            alphas = sweep.alphas if ask.alphas else finer(sweep.alphas, best["alpha"])
-            sweep = replace(sweep, latents={best["latent"]: 1.0}, alphas=alphas)
+    if settings.auto or sweep.units != "raw":
+        sequences, _ = assembly.dialogues(settings.dialogues)
+        sweep = replace(sweep, statistics=_measured(assembly, sequences))
+        if settings.auto:
+            sweep, candidates = _found(settings, assembly, sweep, sequences, concept)
+    writes = {latent: _writes(assembly, sweep, latent) for latent in sweep.latents}
     if sweep.wish is None:
-        sweep = replace(sweep, wish=_wish(ask, assembly, sweep))
+        sweep = replace(sweep, wish=_wish(settings, writes))
     with watch(sweep) as told:
         cells = sweep.cells(told)
     scores = sweep.scores(cells, concept)
+    about = _about(settings, assembly, sweep, writes)
+    about["special_tokens"] = {
+        entry["latent"]: entry["special_tokens"] for entry in candidates[:1] if settings.special
+    }
+    about["judge"], about["definitions"] = None, SWEEP_DEFINITIONS
     verdicts, failure = None, None
     if judge is not None:
-        said = ", ".join(ask.concept) or NAMES.get(ask.language or "") or sweep.wish
+        about["judge"] = judge.name
+        about["definitions"] = SWEEP_DEFINITIONS | {"judge": JUDGE_DEFINITION}
+        concept_said = ", ".join(settings.words) or NAMES.get(settings.language or "")
         pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
-        verdicts, failure = _rated(judge, pairs, said)
-    about = _about(ask, assembly, sweep) | {
-        "special_tokens": {
-            c["latent"]: c["special_tokens"] for c in candidates[:1] if "special_tokens" in c
-        },
-        "judge": judge.name if judge else None,
-        "definitions": DEFINITIONS | ({"judge": JUDGE_DEFINITION} if judge else {}),
-    }
+        verdicts, failure = _rated(judge, pairs, concept_said or sweep.wish)
+    spot = _sweet_spot(cells, scores, sweep)
     return Outcome(
-        about,
-        questions,
-        cells,
-        scores,
-        verdicts,
-        sweep.tokenizer,
-        _spot(cells, scores, sweep.alphas) if ask.mode == "add" else None,
-        candidates,
-        failure,
+        about, questions, cells, scores, verdicts, sweep.tokenizer, spot, candidates, failure
     )
 
 
 # --- its steps -----------------------------------------------------------------------------------
-
-
-def _sweep(ask: Ask, assembly: Assembly, questions: Sequence[Question]) -> Sweep:
-    """The sweep as far as it is known before latents are measured, checked."""
-    ((name, (layer, sae)),) = assembly.saes.items()
-    units, alphas = alphas_of(ask, assembly)
-    refuse_missing(ask.latents, sae.d_sae, name)
-    make_edit(
-        sae,
-        dict.fromkeys(ask.latents or [0], alphas),
-        layer=layer,
-        mode=ask.mode,
-        units=units,
-        statistics=SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0),
-    )
-    positions = positions_of(ask, assembly)
-    sweep = Sweep(
-        assembly.reader.model,
-        assembly.chat.tokenizer,
-        sae.to(assembly.reader.device),
-        layer,
-        dict.fromkeys(ask.latents, 1.0),
-        [question.messages for question in questions],
-        alphas,
-        units,
-        None,
-        ask.mode,
-        positions,
-        ask.wish,
-        ask.control,
-        ask.settings,
-    )
-    sweep.prompts()  # long questions are refused
-    return sweep
 
 
 def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentStatistics:
@@ -160,21 +100,37 @@ def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentS
     return known
 
 
-def _pool(
-    ask: Ask, assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence]
-) -> dict[int, list[str]]:
-    """The latents that ``--auto`` tries, and the special tokens that they were chosen for, if any."""
-    if ask.special:
-        return _special_latents(assembly, ask.dialogues)
-    words = ask.concept or FUNCTION_WORDS.get(ask.language or "", "").split()
-    found = ask.latents or find_pool(assembly, known, sequences, words, ask.candidates)
-    return {latent: [] for latent in found}
+def _found(
+    settings: SteerSettings,
+    assembly: Assembly,
+    sweep: Sweep,
+    sequences: Sequence[TokenSequence],
+    concept: Concept | None,
+) -> tuple[Sweep, list[dict[str, Any]]]:
+    """The sweep with the latent that ``--auto`` finds, and what it tried, the best first."""
+    on: dict[int, list[str]] = {}
+    if settings.special:
+        on = _special_latents(assembly, settings.dialogues)
+    words = settings.words or FUNCTION_WORDS.get(settings.language or "", "").split()
+    pool = (
+        list(on)
+        or settings.latents
+        or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
+    )
+    # The questions that choose; see ``sweet_spot``.
+    candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
+    if settings.special:
+        candidates = [entry | {"special_tokens": on[entry["latent"]]} for entry in candidates]
+    best = candidates[0]
+    alphas = sweep.alphas if settings.alphas else finer(sweep.alphas, best["alpha"])
+    return replace(sweep, latents=[best["latent"]], alphas=alphas), candidates
 
 
 def _special_latents(assembly: Assembly, dialogues: int) -> dict[int, list[str]]:
     """The latents that fire most on special tokens (Appendix F.3), and on which."""
     found: dict[int, list[str]] = {}
-    (report,) = of_special_tokens(assembly, dialogues=dialogues, top=SPECIAL)["saes"].values()
+    reports = of_special_tokens(assembly, dialogues=dialogues, top=PER_SPECIAL_TOKEN)
+    (report,) = reports["saes"].values()
     for entry in report["tokens"]:
         for latent in entry["latents"]:
             found.setdefault(latent["latent"], []).append(entry["token"])
@@ -193,7 +149,9 @@ def _rated(
     return judge.so_far(pairs, concept), failure
 
 
-def _about(ask: Ask, assembly: Assembly, sweep: Sweep) -> dict[str, Any]:
+def _about(
+    settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]
+) -> dict[str, Any]:
     """What was done, as plain data."""
     (name,) = assembly.saes
     known = sweep.statistics
@@ -202,53 +160,44 @@ def _about(ask: Ask, assembly: Assembly, sweep: Sweep) -> dict[str, Any]:
         "base_model": assembly.base_model,
         "layer": sweep.layer,
         "latents": list(sweep.latents),
-        "writes": {k: written(assembly, sweep, k) for k in sweep.latents},
+        "writes": writes,
         "mode": sweep.mode,
         "units": sweep.units,
         "alphas": list(sweep.alphas),
-        "residual_norm": None if known is None else known.residual_norm,
-        "mean_max": None
-        if known is None
-        else {k: float(known.mean_max_F[k]) for k in sweep.latents},
-        "positions": ask.positions,
-        "concept": list(ask.concept) or ask.language,
+        "residual_norm": known and known.residual_norm,
+        "mean_max": known and {k: float(known.mean_max_F[k]) for k in sweep.latents},
+        "positions": settings.positions,
+        "concept": settings.words or settings.language,
         "wish": sweep.wish,
         "settings": asdict(sweep.settings),
     }
 
 
-def written(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
+def _writes(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     """The tokens that a latent's decoder row raises most, by the logit lens."""
     row_1D = sweep.sae.W_dec.detach()[[latent]]
     _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=assembly.vocabulary)
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
 
 
-def _wish(ask: Ask, assembly: Assembly, sweep: Sweep) -> str:
+def _wish(settings: SteerSettings, writes: dict[int, list[str]]) -> str:
     """The same wish in words: the language, the concept's words, or else the latents' own."""
-    if ask.language is not None:
-        return f"Answer in {NAMES[ask.language]}."
-    words = list(ask.concept) or [
-        word
-        for latent in sweep.latents
-        for text in written(assembly, sweep, latent)
-        if (word := text.strip()) and word.isprintable()
-    ]
+    if settings.language is not None:
+        return f"Answer in {NAMES[settings.language]}."
+    texts = [text.strip() for tokens in writes.values() for text in tokens]
+    words = settings.words or [text for text in texts if text and text.isprintable()]
     return f"Use words such as these in your answer: {', '.join(dict.fromkeys(words)) or 'none'}."
 
 
-def _spot(
-    cells: Sequence[Cell], scores: Sequence[CellScores], alphas: Sequence[float]
+def _sweet_spot(
+    cells: Sequence[Cell], scores: Sequence[CellScores], sweep: Sweep
 ) -> SweetSpot | None:
-    if 0.0 not in alphas or len(alphas) < 2:
+    """None where nothing is added, or only at alpha 0."""
+    if sweep.mode != "add" or 0.0 not in sweep.alphas or len(sweep.alphas) < 2:
         return None
-    rows: dict[str, Row] = {}
-    own = {
-        arm: [s for c, s in zip(cells, scores, strict=True) if c.arm == arm]
-        for arm in (LATENT, RANDOM, PROMPT)
-    }
-    unsteered = [s for s in own[LATENT] if s.alpha == 0]
-    for arm, found in own.items():
-        if found:
-            rows[arm] = row_of(found, unsteered)
-    return find_sweet_spot(rows.pop(LATENT), rows)
+    by_arm: dict[str, list[CellScores]] = {arm: [] for arm in ARMS}
+    for cell, score in zip(cells, scores, strict=True):
+        by_arm[cell.arm].append(score)
+    unsteered = [score for score in by_arm[LATENT] if score.alpha == 0]
+    arms = {arm: rates_of(found, unsteered) for arm, found in by_arm.items() if found}
+    return find_sweet_spot(arms.pop(LATENT), arms)

@@ -22,13 +22,10 @@ from fastzoo.interpret.output_score import output_scores
 from fastzoo.interpret.statistics import LatentStatistics
 from fastzoo.lm.logit_lens import logit_lens
 from fastzoo.loading import Assembly
-from fastzoo.steering import sweet_spot as window
-from fastzoo.steering.scoring.scores import Concept
-from fastzoo.steering.sweep import LATENT, Sweep
-from fastzoo.steering.sweet_spot import Row, row_of
-
-CANDIDATES = 256
-"""Latents of the pool."""
+from fastzoo.steering.rows import LATENT
+from fastzoo.steering.scoring.scores import Concept, harmonic_mean
+from fastzoo.steering.sweep import Sweep
+from fastzoo.steering.sweet_spot import LEAST_EFFECT, LEAST_QUALITY, ArmRates, rates_of
 
 FIRING = 512
 """Latents whose output score is taken: those with the largest mean maximum."""
@@ -64,7 +61,7 @@ def find_pool(
     known: LatentStatistics,
     sequences: Sequence[TokenSequence],
     words: Collection[str],
-    count: int = CANDIDATES,
+    count: int,
 ) -> list[int]:
     """Latents that are worth trying, at most ``count``.
 
@@ -129,7 +126,7 @@ def search(
     """What came of the latents of the last round, the best first.
 
     Args:
-        sweep: its questions are those that may choose; see ``window``.
+        sweep: its questions are those that may choose; see ``sweet_spot``.
     """
     found: list[dict[str, Any]] = []
     pool = list(dict.fromkeys(pool))
@@ -156,7 +153,7 @@ def try_latents(
 ) -> list[dict[str, Any]]:
     """Sweep latents one by one; what came of each, the best first.
 
-    Where no alpha is good (see ``window``) the best product of effect and quality still orders them.
+    Where no alpha is good (see ``sweet_spot``) the best product of effect and quality still orders them.
     """
     found = []
     with Progress("trying latents", len(latents)) as bar:
@@ -164,23 +161,23 @@ def try_latents(
             part = latents[start : start + TOGETHER]
             for latent, cells in sweep.many(part).items():
                 scores = sweep.scores([replace(cell, arm=LATENT) for cell in cells], concept)
-                row = row_of(scores, [s for s in scores if s.alpha == 0])
-                found.append({"latent": latent, **_best(row)})
+                rates = rates_of(scores, [s for s in scores if s.alpha == 0])
+                found.append({"latent": latent, **_best(rates)})
             bar.advance(len(part), "latents")
     found.sort(key=lambda entry: (-entry["score"], -entry["promise"], entry["latent"]))
     return found
 
 
-def _best(row: Row) -> dict[str, Any]:
-    """The good alpha with the highest score, as ``window`` has it; a score of 0 where there is none."""
-    floor = window.LEAST_QUALITY * row.quality[row.alphas.index(0.0)].mean()
+def _best(rates: ArmRates) -> dict[str, Any]:
+    """The good alpha with the highest score, as ``sweet_spot`` defines it; a score of 0 where there is none."""
+    floor = LEAST_QUALITY * rates.quality[rates.alphas.index(0.0)].mean()
     best: dict[str, Any] = {"score": 0.0, "alpha": None, "effect": None, "quality": None}
     promise = 0.0
-    for alpha, effects, qualities in zip(row.alphas, row.effect, row.quality, strict=True):
+    for alpha, effects, qualities in zip(rates.alphas, rates.effect, rates.quality, strict=True):
         effect, quality = float(effects.mean()), float(qualities.mean())
-        value = window.harmonic_mean(effect, quality)
+        value = harmonic_mean(effect, quality)
         promise = max(promise, effect * quality)
-        if effect >= window.LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
+        if effect >= LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
             best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
     return {**best, "promise": promise}
 

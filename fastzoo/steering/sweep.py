@@ -9,51 +9,33 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from fastzoo.core.errors import DataError, InputError, ModelError
-from fastzoo.core.files import machine_memory
 from fastzoo.core.text import one_line
-from fastzoo.lm.activations import decoder_layers
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
-from fastzoo.steering.generate import write_answers
+from fastzoo.steering.generate import GenerationSettings, Step, write_answers
 from fastzoo.steering.hooks import Steering, check_fits, open_blocks
+from fastzoo.steering.rows import (
+    LATENT,
+    PROMPT,
+    RANDOM,
+    Row,
+    Turns,
+    arm_rows,
+    groups_of,
+    joined,
+    random_edit,
+    rows_that_fit,
+)
 from fastzoo.steering.scoring.scores import Cell, CellScores, Concept, score_cells
 
-LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
-
-ARMS = (LATENT, RANDOM, PROMPT)
-
-PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
-"""Raw, as in arXiv 2506.07691; they fit its models and no others."""
-
-NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
-"""In units of the mean norm of the residual stream."""
-
-MEMORY_SHARE = 0.4
-"""Of the memory that is free, for the rows of one call."""
-
-MOST_ROWS = 512
-
-Turns = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How answers are generated."""
-
-    max_new_tokens: int = 200
-    temperature: float = 0.0
-    """0: greedy."""
-    top_p: float = 1.0
-    seed: int = 0
-    rows: int | None = None
-    """Rows of one call; by default what memory allows."""
+Watch = Callable[[Step], None]
 
 
 @dataclass
@@ -64,8 +46,8 @@ class Sweep:
     tokenizer: Any
     sae: SAE
     layer: int
-    latents: Mapping[int, float]
-    """Latent to its weight: alpha times it is what each is steered by."""
+    latents: Sequence[int]
+    """Each is steered by alpha."""
     questions: Sequence[Turns]
     alphas: Sequence[float]
     units: str = "raw"
@@ -73,17 +55,17 @@ class Sweep:
     mode: str = "add"
     positions: Any = "all"
     wish: str | None = None
-    """What the prompting baseline's system prompt says; without it there is none."""
+    """What the prompting baseline's system prompt says; None leaves this baseline out."""
     control: bool = True
     """Whether a random direction is swept beside the latent."""
-    settings: Settings = field(default_factory=Settings)
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
 
-    def cells(self, watch: Callable[[list[tuple[int, int]]], None] | None = None) -> list[Cell]:
+    def cells(self, watch: Watch | None = None) -> list[Cell]:
         """All answers, by arm, question and alpha; of the prompting baseline alpha is 0.
 
         Args:
-            watch: called after each step with (row, token) of the rows that go on; rows count as the
-                cells that are returned do.
+            watch: called after each step with (row, token) of the rows that go on; rows are numbered as
+                the returned cells are.
 
         Raises:
             InputError: no question, no alpha, an alpha that is not finite, an open steering block with
@@ -91,15 +73,17 @@ class Sweep:
             DataError: the chat template refuses a question, or it is too long for the model.
             ModelError: a width or layer that is not the model's.
         """
-        return self._answers(self._rows(), watch)
+        return self._answers(self.rows(), watch)
 
     def many(self, latents: Sequence[int]) -> dict[int, list[Cell]]:
         """The cells of several latents, each alone and without controls, in as few calls."""
         if self.mode != "add":  # a row of a batch can be clamped by its own latent only
-            each = (replace(self, latents={k: 1.0}, control=False, wish=None) for k in latents)
+            each = (replace(self, latents=[k], control=False, wish=None) for k in latents)
             return {k: sweep.cells() for k, sweep in zip(latents, each, strict=True)}
         prompts = self.prompts()
-        rows = [row for k in latents for row in self._arm(str(k), self._edit({k: 1.0}), prompts)]
+        rows = [
+            row for k in latents for row in arm_rows(str(k), prompts, self.alphas, self._edit([k]))
+        ]
         found: dict[int, list[Cell]] = {k: [] for k in latents}
         for cell in self._answers(rows, None):
             found[int(cell.arm)].append(cell)
@@ -108,7 +92,8 @@ class Sweep:
     def scores(self, cells: Sequence[Cell], concept: Concept | None = None) -> list[CellScores]:
         """The scores of each cell, beside the unsteered answers.
 
-        These are the latent's own cells at alpha 0 where it is added; to clamp it to 0 is no such thing.
+        These are the latent's own cells at alpha 0 where it is added. A latent that is clamped to 0 is
+        steered, so other modes write them anew.
         """
         unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
         if self.mode != "add":
@@ -124,92 +109,9 @@ class Sweep:
             concept=concept,
         )
 
-    def _answers(self, rows: Sequence[_Row], watch: Any) -> list[Cell]:
-        if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
-            raise InputError(
-                "a steering block with alphas per row is open; rows of a sweep are its own"
-            )
-        answers: list[list[int]] = [[] for _ in rows]
-        # What is asked twice, such as alpha 0 of latent and control, is answered once.
-        same: dict[Any, list[int]] = {}
-        for i, row in enumerate(rows):
-            same.setdefault(row.key(), []).append(i)
-
-        def alone(numbers: list[int]) -> bool:  # a latent cannot be clamped in some rows only
-            return self.mode != "add" and rows[numbers[0]].edit is None
-
-        # Rows of like length lie together, so that little is padding.
-        order = sorted(same.values(), key=lambda found: (alone(found), len(rows[found[0]].prompt)))
-        heard: Counter[int] = Counter()
-        start, size = 0, self._rows_at_once(max(len(row.prompt) for row in rows))
-        while start < len(order):
-            part = order[start : start + size]
-            part = [numbers for numbers in part if alone(numbers) == alone(part[0])]
-            try:
-                found = self._generate([rows[numbers[0]] for numbers in part], part, watch, heard)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise ModelError(
-                        "the device's memory is too small for a single answer"
-                    ) from None
-                torch.cuda.empty_cache()
-                size = max(1, len(part) // 2)
-                continue
-            for numbers, tokens in zip(part, found, strict=True):
-                for i in numbers:
-                    answers[i] = tokens
-            start += len(part)
-        ends = self.ends()
-        return [
-            Cell(
-                row.question,
-                row.alpha,
-                tuple(tokens),
-                bool(tokens) and tokens[-1] in ends,
-                self.tokenizer.decode(tokens, skip_special_tokens=True),
-                row.arm,
-            )
-            for row, tokens in zip(rows, answers, strict=True)
-        ]
-
     def prompts(self) -> list[list[int]]:
         """The questions' token ids, up to where the answer begins. Raises DataError."""
         return [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
-
-    # --- rows ---
-
-    def _rows(self) -> list[_Row]:
-        if not self.questions or not self.alphas:
-            raise InputError("a sweep needs at least one question and one alpha")
-        edit, prompts = self._edit(self.latents), self.prompts()
-        rows = self._arm(LATENT, edit, prompts)
-        if self.control and self.mode == "add":
-            rows += self._arm(RANDOM, self._random(edit), prompts)
-        if self.wish is not None:
-            for question, turns in enumerate(self.questions):
-                told = self._told(question, turns, self.wish)
-                rows.append(_Row(PROMPT, question, 0.0, told, None, 0))
-        return rows
-
-    def _edit(self, latents: Mapping[int, float]) -> Edit:
-        """One row for each alpha. Raises InputError, ModelError."""
-        check_fits(self.model, self.sae, self.layer)
-        return make_edit(
-            self.sae,
-            {k: [weight * alpha for alpha in self.alphas] for k, weight in latents.items()},
-            layer=self.layer,
-            mode=self.mode,
-            units=self.units,
-            statistics=self.statistics,
-        )
-
-    def _arm(self, arm: str, edit: Edit, prompts: Sequence[list[int]]) -> list[_Row]:
-        """Every question at every alpha."""
-        return [
-            _Row(arm, question, float(alpha), prompt, edit, i)
-            for question, prompt in enumerate(prompts)
-            for i, alpha in enumerate(self.alphas)
-        ]
 
     def _told(self, index: int, turns: Turns, wish: str) -> list[int]:
         """The prompt with a wish in its system turn; before the question where the chat template has no
@@ -239,97 +141,90 @@ class Sweep:
             )
         return list(ids)
 
-    def _random(self, edit: Edit) -> Edit:
-        """A random direction, each of its rows as long as the latent's."""
-        assert edit.delta_RD is not None
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        direction_D = torch.randn(edit.delta_RD.shape[1], generator=generator)
-        direction_D /= direction_D.norm()
-        # Of negative alphas, to the other side.
-        sign_R1 = torch.tensor([[-1.0 if alpha < 0 else 1.0] for alpha in self.alphas])
-        return Edit(
-            edit.layer, "add", edit.delta_RD.norm(dim=1, keepdim=True) * sign_R1 * direction_D
-        )
+    def rows(self) -> list[Row]:
+        """All answers to be written, with their prompts and edits. Raises as ``cells`` does."""
+        if not self.questions or not self.alphas:
+            raise InputError("a sweep needs at least one question and one alpha")
+        edit, prompts = self._edit(self.latents), self.prompts()
+        rows = arm_rows(LATENT, prompts, self.alphas, edit)
+        if self.control and self.mode == "add":
+            random = random_edit(edit, self.alphas, self.settings.seed)
+            rows += arm_rows(RANDOM, prompts, self.alphas, random)
+        if self.wish is not None:
+            for question, turns in enumerate(self.questions):
+                rows.append(Row(PROMPT, question, 0.0, self._told(question, turns, self.wish)))
+        return rows
 
-    def _rows_at_once(self, longest_prompt: int) -> int:
-        if self.settings.rows is not None:
-            return self.settings.rows
-        config = self.model.config.get_text_config()
-        width = config.hidden_size
-        every = _size(config, "num_attention_heads", 1)
-        heads = _size(config, "num_key_value_heads", every)
-        head = _size(config, "head_dim", width // every)
-        bytes_each = next(self.model.parameters()).element_size()
-        tokens = longest_prompt + self.settings.max_new_tokens
-        cache = 2 * len(decoder_layers(self.model)) * heads * head * bytes_each * tokens
-        # The prompt's hidden states and MLP, and the logits of one step in float32.
-        wide = longest_prompt * 4 * _size(config, "intermediate_size", 4 * width)
-        row = cache + wide * bytes_each + 3 * 4 * config.vocab_size
-        device = next(self.model.parameters()).device
-        free = (
-            torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine_memory() // 4
+    def _edit(self, latents: Sequence[int]) -> Edit:
+        """One row for each alpha. Raises InputError, ModelError."""
+        check_fits(self.model, self.sae, self.layer)
+        return make_edit(
+            self.sae,
+            dict.fromkeys(latents, self.alphas),
+            layer=self.layer,
+            mode=self.mode,
+            units=self.units,
+            statistics=self.statistics,
         )
-        return int(min(MOST_ROWS, max(1, MEMORY_SHARE * free // row)))
 
     # --- generating ---
 
-    def _generate(
-        self,
-        rows: Sequence[_Row],
-        numbers: Sequence[Sequence[int]],
-        watch: Any,
-        heard: Counter[int],
-    ) -> list[list[int]]:
-        """The tokens of rows that go together; ``numbers`` are what ``watch`` knows each by, and
-        ``heard`` says how many tokens it was told of each, before memory ran out."""
-        settings = self.settings
-        # Whoever watches may use the model, and finds it as it was before the sweep.
-        before = contextvars.copy_context()
+    def _answers(self, rows: Sequence[Row], watch: Watch | None) -> list[Cell]:
+        if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
+            raise InputError(
+                "a steering block with alphas per row is open, and a sweep has rows of its own"
+            )
+        answers: list[list[int]] = [[] for _ in rows]
+        told = _Told(watch) if watch else None
+        longest = max(len(row.prompt) for row in rows)
+        size = self.settings.rows or rows_that_fit(
+            self.model, longest, self.settings.max_new_tokens
+        )
+        for queue in groups_of(rows):
+            while queue:
+                batch = queue[:size]
+                try:
+                    found = self._generate(
+                        [rows[group[0]] for group in batch], told.of(batch) if told else None
+                    )
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise ModelError(
+                            "the device's memory is too small for a single answer"
+                        ) from None
+                    torch.cuda.empty_cache()
+                    size = max(1, len(batch) // 2)
+                    continue
+                for group, tokens in zip(batch, found, strict=True):
+                    for place in group:
+                        answers[place] = tokens
+                del queue[: len(batch)]
+        ends = self.ends()
+        return [
+            Cell(
+                row.question,
+                row.alpha,
+                tuple(tokens),
+                bool(tokens) and tokens[-1] in ends,
+                self.tokenizer.decode(tokens, skip_special_tokens=True),
+                row.arm,
+            )
+            for row, tokens in zip(rows, answers, strict=True)
+        ]
 
-        written = [0] * len(rows)
-
-        def told(step: list[tuple[int, int]]) -> None:
-            said = []
-            for row, token in step:
-                written[row] += 1
-                for number in numbers[row]:
-                    if written[row] > heard[number]:
-                        heard[number] += 1
-                        said.append((number, token))
-            if said:
-                before.run(watch, said)
-
-        with self._steered(rows) as steering:
+    def _generate(self, rows: Sequence[Row], told: Watch | None) -> list[list[int]]:
+        """The tokens of rows that go together."""
+        edits = joined(rows)
+        with Steering(self.model, edits, self.positions if edits else "all") as steering:
             return write_answers(
                 self.model,
                 [row.prompt for row in rows],
-                max_new_tokens=settings.max_new_tokens,
+                self.settings,
                 ends=self.ends(),
                 pad=self._padding(),
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                told=told if watch else None,
+                told=told,
                 kept=steering.keep,
             )
-
-    def _steered(self, rows: Sequence[_Row]) -> Steering:
-        """Every row by its own edit; rows of none by nothing."""
-        if all(row.edit is None for row in rows):
-            return Steering(self.model, [])
-        width = self.sae.d_in
-        if self.mode == "add":
-            nothing = torch.zeros(width)
-            deltas = [nothing if r.edit is None else r.edit.delta_RD[r.index] for r in rows]  # type: ignore[index]
-            edit = Edit(self.layer, "add", torch.stack(deltas))
-        else:
-            first = next(row.edit for row in rows if row.edit is not None)
-            assert first.values_RK is not None
-            values = [first.values_RK[row.index] for row in rows]
-            edit = Edit(
-                self.layer, self.mode, None, first.sae, first.latents_K, torch.stack(values)
-            )
-        return Steering(self.model, [edit], self.positions)
 
     def ends(self) -> set[int]:
         """Tokens that end a turn."""
@@ -343,25 +238,27 @@ class Sweep:
         return int(pad if pad is not None else min(self.ends(), default=0))
 
 
-def _size(config: Any, name: str, default: int) -> int:
-    """A size of a model; the largest where layers differ."""
-    said = getattr(config, name, None)
-    return max(said, default=default) if isinstance(said, list | tuple) else said or default
+class _Told:
+    """Tells whoever watches of each row's tokens, and of none twice where memory ran out."""
 
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._heard = watch, Counter[int]()
+        # Whoever watches may use the model, and finds it as it was before the sweep.
+        self._before = contextvars.copy_context()
 
-@dataclass(frozen=True)
-class _Row:
-    arm: str
-    question: int
-    alpha: float
-    prompt: list[int]
-    edit: Edit | None
-    index: int
-    """Its row of the edit's alphas."""
+    def of(self, groups: Sequence[Sequence[int]]) -> Watch:
+        """What a batch with these groups of rows is to call."""
+        written: Counter[int] = Counter()
 
-    def key(self) -> tuple[Any, ...]:
-        """Equal for rows with the same answer."""
-        if self.edit is None or self.edit.delta_RD is None:
-            return (tuple(self.prompt), self.edit and (id(self.edit), self.index))
-        delta_D = self.edit.delta_RD[self.index]
-        return (tuple(self.prompt), delta_D.numpy().tobytes() if delta_D.any() else None)
+        def told(step: Step) -> None:
+            new = []
+            for row, token in step:
+                written[row] += 1
+                first = groups[row][0]
+                if written[row] > self._heard[first]:
+                    self._heard[first] += 1
+                    new += [(place, token) for place in groups[row]]
+            if new:
+                self._before.run(self._watch, new)
+
+        return told

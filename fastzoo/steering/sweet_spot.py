@@ -32,14 +32,17 @@ LEAST_QUALITY = 0.8
 """Of the quality at alpha 0."""
 
 CLOSE_NATS = 2.0
-"""How far an answer's mean NLL may be above the unsteered one's. The embedded model's answers in another
-language or style, all fluent, are up to 2 above."""
+"""How far an answer's mean NLL may be above the unsteered one's. Fitted on the embedded toy model, whose
+fluent answers in another language or style are up to 2 above."""
 
 RESAMPLES = 2_000
 
 CONFIDENCE = 0.95
 
 LEAST_QUESTIONS = 2
+
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
+"""The questions that choose, and those that report."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The answers of a sweep as arrays. A control may have a single row, at an alpha of its own."""
+class ArmRates:
+    """Effect and quality of every answer of one arm. A control may have a single alpha of its own."""
 
     alphas: tuple[float, ...]
     effect: np.ndarray
     """(alphas, questions), 0 to 1."""
     quality: np.ndarray
-    """(alphas, questions), 0 to 1: of a cell 0 or 1."""
+    """(alphas, questions), 0 to 1; 0 or 1 for a single answer."""
 
     def __post_init__(self) -> None:
         for name in ("effect", "quality"):
@@ -81,6 +84,18 @@ class Row:
             raise ValueError("effect and quality are of different questions")
         if len(set(self.alphas)) != len(self.alphas):
             raise ValueError("an alpha stands twice")
+
+    def means(self, questions: slice, seed: int) -> tuple[Rates, ...]:
+        """The rates of each alpha on some of the questions; empty where there are none."""
+        effect, quality = self.effect[:, questions], self.quality[:, questions]
+        if not effect.shape[1]:
+            return ()
+        return tuple(estimate_rates(e, q, seed) for e, q in zip(effect, quality, strict=True))
+
+    def in_order(self) -> ArmRates:
+        order = np.argsort(self.alphas)
+        alphas = tuple(self.alphas[i] for i in order)
+        return ArmRates(alphas, self.effect[order], self.quality[order])
 
 
 @dataclass(frozen=True)
@@ -114,10 +129,8 @@ class SweetSpot:
         return self.reported[self.alphas.index(self.best)] if self.best is not None else None
 
 
-def row_of(
-    scores: Sequence[CellScores], unsteered: Sequence[CellScores], close_nats: float = CLOSE_NATS
-) -> Row:
-    """The arrays of one row of a sweep: every question at every alpha, in any order.
+def rates_of(scores: Sequence[CellScores], unsteered: Sequence[CellScores]) -> ArmRates:
+    """The arrays of one arm: every question at every alpha, in any order.
 
     Args:
         unsteered: the alpha-0 scores of each question, by index. With scores of a concept, the effect is
@@ -138,108 +151,129 @@ def row_of(
             effect[place] = 1 - score.kept
         else:
             effect[place] = max(0.0, score.concept - (before.concept or 0.0))
-        quality[place] = float(is_good_answer(score, before, close_nats))
+        quality[place] = float(is_good_answer(score, before))
     if np.isnan(effect).any():
         alpha, question = np.argwhere(np.isnan(effect))[0]
         raise ValueError(f"no answer to question {question} at alpha {alphas[alpha]:g}")
-    return Row(alphas, effect, quality)
+    return ArmRates(alphas, effect, quality)
 
 
-def is_good_answer(
-    score: CellScores, unsteered: CellScores, close_nats: float = CLOSE_NATS
-) -> bool:
+def is_good_answer(score: CellScores, unsteered: CellScores) -> bool:
     """Whether an answer counts for quality. Without an NLL of both, not being degenerate is enough."""
     if score.degenerate:
         return False
     if score.nll is None or unsteered.nll is None:
         return True
-    return score.nll <= unsteered.nll + close_nats
+    return score.nll <= unsteered.nll + CLOSE_NATS
 
 
 def find_sweet_spot(
-    row: Row,
-    controls: Mapping[str, Row] | None = None,
-    *,
-    least_effect: float = LEAST_EFFECT,
-    least_quality: float = LEAST_QUALITY,
-    seed: int = 0,
+    latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0
 ) -> SweetSpot:
     """The window of a latent's sweep, by this module's definition.
 
     Args:
-        row: the latent's answers; alpha 0 must be among them.
+        latent: the latent's answers; alpha 0 must be among them.
         controls: by name (``random``, ``prompting``), with as many questions.
 
     Raises:
         ValueError: there is no alpha 0, or a control has other questions.
     """
-    controls = controls or {}
-    if 0.0 not in row.alphas:
+    if 0.0 not in latent.alphas:
         raise ValueError("the sweep lacks alpha 0, which all others are compared with")
-    questions = row.effect.shape[1]
+    questions = latent.effect.shape[1]
+    controls = controls or {}
     for name, control in controls.items():
         if control.effect.shape[1] != questions:
             raise ValueError(
                 f"control {name} has {control.effect.shape[1]} questions of {questions}"
             )
-    order = np.argsort(row.alphas)
-    alphas = tuple(row.alphas[i] for i in order)
-    effect, quality = row.effect[order], row.quality[order]
-    even, odd = slice(0, None, 2), slice(1, None, 2)
-    chosen_on = _curve(effect[:, even], quality[:, even], seed)
-    reported = _curve(effect[:, odd], quality[:, odd], seed)
-
-    def good(curve: Sequence[Rates]) -> list[bool]:
-        floor = least_quality * curve[alphas.index(0.0)].quality.value
-        return [
-            rates.effect.value >= least_effect and rates.quality.value >= floor > 0
-            for rates in curve
-        ]
-
+    latent = latent.in_order()
+    alphas = latent.alphas
+    chosen_on, reported = latent.means(EVEN, seed), latent.means(ODD, seed)
     low = high = best = None
-    farthest = max(alphas, key=abs)
-    holds, reason = False, ""
-    chosen = good(chosen_on) if chosen_on else []
-    if questions < LEAST_QUESTIONS:
-        reason = (
-            f"{questions} question{'s' * (questions != 1)}: at least {LEAST_QUESTIONS} are needed, to "
-            "choose the window on one half and report it on the other"
-        )
-    elif not any(chosen):
-        reason = _why_none(alphas, chosen_on, least_effect, least_quality)
-    else:
-        place = max(
-            (i for i, is_good in enumerate(chosen) if is_good),
-            # Rounded, so that a last bit does not decide between equals.
-            key=lambda i: (round(chosen_on[i].score.value, 9), -abs(alphas[i]), alphas[i]),
-        )
-        first = last = place
-        while first > 0 and chosen[first - 1]:
-            first -= 1
-        while last + 1 < len(alphas) and chosen[last + 1]:
-            last += 1
+    reason = _why_none(alphas, chosen_on, questions)
+    if not reason:
+        good = _good(alphas, chosen_on)
+        place = _choose(alphas, chosen_on, good)
+        first, last = _widen(place, good)
         low, high, best = alphas[first], alphas[last], alphas[place]
-        holds = good(reported)[place]
-        if not holds:
-            rates = reported[place]
-            reason = (
-                f"alpha {best:g} was best on one half of the questions, but on the other its effect is "
-                f"{rates.effect.value:.2f} and its quality {rates.quality.value:.2f}"
-            )
+        reason = _why_it_fails(place, alphas, reported)
+    farthest = max(alphas, key=abs)
     return SweetSpot(
         alphas=alphas,
         low=low,
         high=high,
         best=best,
         reason=reason,
-        holds=holds,
+        holds=not reason,
         chosen_on=chosen_on,
         reported=reported,
         controls={
-            name: _control(control, best if best is not None else farthest, odd, seed)
+            name: _nearest(control, farthest if best is None else best, seed)
             for name, control in controls.items()
             if reported
         },
+    )
+
+
+def _good(alphas: Sequence[float], curve: Sequence[Rates]) -> list[bool]:
+    """Which alphas are good."""
+    floor = LEAST_QUALITY * curve[alphas.index(0.0)].quality.value
+    return [
+        rates.effect.value >= LEAST_EFFECT and rates.quality.value >= floor > 0 for rates in curve
+    ]
+
+
+def _choose(alphas: Sequence[float], curve: Sequence[Rates], good: Sequence[bool]) -> int:
+    """The place of the best alpha."""
+    return max(
+        (i for i, is_good in enumerate(good) if is_good),
+        # Rounded, so that a last bit does not decide between equals.
+        key=lambda i: (round(curve[i].score.value, 9), -abs(alphas[i]), alphas[i]),
+    )
+
+
+def _widen(place: int, good: Sequence[bool]) -> tuple[int, int]:
+    """The first and last place of the unbroken run of good alphas around one."""
+    first = last = place
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last + 1 < len(good) and good[last + 1]:
+        last += 1
+    return first, last
+
+
+def _why_it_fails(place: int, alphas: Sequence[float], curve: Sequence[Rates]) -> str:
+    """Why the best alpha is not good on the other questions; empty where it is."""
+    if _good(alphas, curve)[place]:
+        return ""
+    rates = curve[place]
+    return (
+        f"alpha {alphas[place]:g} was best on one half of the questions, but on the other its effect is "
+        f"{rates.effect.value:.2f} and its quality {rates.quality.value:.2f}"
+    )
+
+
+def _why_none(alphas: Sequence[float], curve: Sequence[Rates], questions: int) -> str:
+    """Why there is no window; empty where there is one."""
+    if questions < LEAST_QUESTIONS:
+        return (
+            f"{questions} question{'s' * (questions != 1)}: at least {LEAST_QUESTIONS} are needed, to "
+            "choose the window on one half and report it on the other"
+        )
+    if any(_good(alphas, curve)):
+        return ""
+    unsteered = curve[alphas.index(0.0)].quality.value
+    if unsteered == 0:
+        return "the unsteered answers themselves are all degenerate"
+    largest = max(rates.effect.value for rates in curve)
+    if largest < LEAST_EFFECT:
+        return f"no alpha has an effect of {LEAST_EFFECT:g}; the largest is {largest:.2f}"
+    whole = [r.effect.value for r in curve if r.quality.value >= LEAST_QUALITY * unsteered]
+    return (
+        f"every alpha with an effect of {LEAST_EFFECT:g} degrades the answers; those that keep "
+        f"{LEAST_QUALITY:.0%} of the unsteered quality have an effect of at most {max(whole):.2f}"
     )
 
 
@@ -263,30 +297,7 @@ def _estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _curve(effect: np.ndarray, quality: np.ndarray, seed: int) -> tuple[Rates, ...]:
-    """The rates of each alpha; none without questions."""
-    if not effect.shape[1]:
-        return ()
-    return tuple(estimate_rates(e, q, seed) for e, q in zip(effect, quality, strict=True))
-
-
-def _control(control: Row, alpha: float, questions: slice, seed: int) -> Rates:
-    """A control's only row, or the one nearest to ``alpha``."""
+def _nearest(control: ArmRates, alpha: float, seed: int) -> Rates:
+    """A control at its alpha nearest to ``alpha``, on the questions that are reported."""
     place = int(np.argmin(np.abs(np.array(control.alphas) - alpha)))
-    return estimate_rates(control.effect[place, questions], control.quality[place, questions], seed)
-
-
-def _why_none(
-    alphas: Sequence[float], curve: Sequence[Rates], least_effect: float, least_quality: float
-) -> str:
-    unsteered = curve[list(alphas).index(0.0)].quality.value
-    if unsteered == 0:
-        return "the unsteered answers themselves are all degenerate"
-    largest = max(rates.effect.value for rates in curve)
-    if largest < least_effect:
-        return f"no alpha has an effect of {least_effect:g}; the largest is {largest:.2f}"
-    whole = [r.effect.value for r in curve if r.quality.value >= least_quality * unsteered]
-    return (
-        f"every alpha with an effect of {least_effect:g} degrades the answers; those that keep "
-        f"{least_quality:.0%} of the unsteered quality have an effect of at most {max(whole):.2f}"
-    )
+    return estimate_rates(control.effect[place, ODD], control.quality[place, ODD], seed)

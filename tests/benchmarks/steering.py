@@ -18,8 +18,10 @@ from fastzoo import tiny
 from fastzoo.config.recipe import ModelSection
 from fastzoo.lm.load import find_model, load_model, load_tokenizer
 from fastzoo.saes.standard import StandardSAE
+from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.hooks import steer
-from fastzoo.steering.sweep import NORM_ALPHAS, Settings, Sweep
+from fastzoo.steering.prepare import NORM_ALPHAS
+from fastzoo.steering.sweep import Sweep
 
 QUESTIONS, NEW_TOKENS, LAYER = 10, 60, 1
 
@@ -66,9 +68,9 @@ def a_sweep(model: Any, tokenizer: Any) -> Sweep:
     with torch.no_grad():
         sae.W_dec.copy_(torch.randn_like(sae.W_dec))
         sae.W_dec.mul_(residual_norm(model, tokenizer, turns) / sae.W_dec.norm(dim=1, keepdim=True))
-    settings = Settings(max_new_tokens=NEW_TOKENS)
+    settings = GenerationSettings(max_new_tokens=NEW_TOKENS)
     return Sweep(
-        model, tokenizer, sae, LAYER, {3: 1.0}, turns, NORM_ALPHAS, control=False, settings=settings
+        model, tokenizer, sae, LAYER, [3], turns, NORM_ALPHAS, control=False, settings=settings
     )
 
 

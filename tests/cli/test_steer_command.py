@@ -236,11 +236,12 @@ def test_progress_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fastzoo.cli.steer_tables import LiveAnswers
-    from fastzoo.steering.sweep import Settings, Sweep
+    from fastzoo.steering.generate import GenerationSettings
+    from fastzoo.steering.sweep import Sweep
 
     monkeypatch.setattr("fastzoo.core.progress.LINE_SECONDS", 0.0)
     model: Any = None
-    sweep = Sweep(model, None, model, 1, {1: 1.0}, [[], []], [0.0, 1.0], settings=Settings(4))
+    sweep = Sweep(model, None, model, 1, [1], [[], []], [0.0, 1.0], settings=GenerationSettings(4))
     with LiveAnswers(sweep) as told:
         for _ in range(2):
             told([(row, 7) for row in range(4)])

@@ -551,4 +551,4 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
 def test_edits_are_sums_of_decoder_rows(sae: Any) -> None:
     edit = make_edit(sae, {7: 2.0, 3: [1.0, -1.0]}, layer=0)
     expected = torch.stack([2 * sae.W_dec[7] + s * sae.W_dec[3] for s in (1.0, -1.0)])
-    torch.testing.assert_close(edit.delta_RD, expected)
+    torch.testing.assert_close(edit.values_RX, expected)

@@ -18,10 +18,11 @@ from fastzoo.loading import Assembly, assemble
 from fastzoo.saes.formats import save_sae
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.steering.edits import make_edit
+from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, language_share
 from fastzoo.steering.scoring.scores import concept_of_language
 from fastzoo.steering.search import Round, find_pool, finer, search
-from fastzoo.steering.sweep import Settings, Sweep
+from fastzoo.steering.sweep import Sweep
 
 LAYER, LATENTS, FRENCH, WORDS = 1, 40, 17, 23
 QUESTIONS = ("Tell me about the owl.", "How do I make soup?", "Where does the wolf live?")
@@ -66,12 +67,12 @@ def test_the_latent_of_a_language_is_found(known: Any) -> None:
         together.chat.tokenizer,
         sae,
         layer,
-        {0: 1.0},
+        [0],
         [[{"role": "user", "content": text}] for text in QUESTIONS],
         (0.0, 0.5, 0.55, 0.6),
         "norm",
         figures,
-        settings=Settings(max_new_tokens=30),
+        settings=GenerationSettings(max_new_tokens=30),
     )
     rounds = (Round(None, 2, 12, 2), Round(4))
     found = search(sweep, pool, concept_of_language("fr"), rounds)

@@ -15,8 +15,10 @@ from fastzoo import tiny
 from fastzoo.core.errors import DataError, InputError
 from fastzoo.core.threads import one_thread
 from fastzoo.saes import architecture
+from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.hooks import steer
-from fastzoo.steering.sweep import Settings, Sweep
+from fastzoo.steering.rows import rows_that_fit
+from fastzoo.steering.sweep import Sweep
 
 ALPHAS = (0.0, 2.0, 9.0, -9.0)
 QUESTIONS = [
@@ -47,8 +49,8 @@ def sae() -> Any:
 
 def make(model: Any, sae: Any, **more: Any) -> Sweep:
     settings = {"max_new_tokens": 12, **more.pop("settings", {})}
-    values = {"tokenizer": Words(), "layer": 1, "latents": {7: 1.0}, "questions": QUESTIONS}
-    values |= {"alphas": ALPHAS, "settings": Settings(**settings), **more}
+    values = {"tokenizer": Words(), "layer": 1, "latents": [7], "questions": QUESTIONS}
+    values |= {"alphas": ALPHAS, "settings": GenerationSettings(**settings), **more}
     return Sweep(model=model, sae=sae, **values)
 
 
@@ -90,7 +92,7 @@ def test_controls_run_beside_it(sae: Any) -> None:
     assert [c.ids for c in clamped if c.arm == "prompt"] == [c.ids for c in by["prompt"]]
     length = float(sae.W_dec[7].norm())
     sweep = make(model, sae)
-    rows = {row.alpha: row.edit.delta_RD[row.index] for row in sweep._rows() if row.arm == "random"}
+    rows = {row.alpha: row.edit.values_RX[row.index] for row in sweep.rows() if row.arm == "random"}
     for alpha, delta in rows.items():
         assert float(delta.norm()) == pytest.approx(abs(alpha) * length, abs=1e-5)
     torch.testing.assert_close(rows[9.0], -rows[-9.0])
@@ -230,7 +232,7 @@ def test_the_wish_goes_where_the_template_has_room_for_it(sae: Any) -> None:
 
     def prompt(turns: Any, tokenizer: Any) -> list[int]:
         how = {"questions": [turns], "wish": "Say nothing", "tokenizer": tokenizer}
-        return [row.prompt for row in make(small_model("qwen2"), sae, **how)._rows()][-1]
+        return [row.prompt for row in make(small_model("qwen2"), sae, **how).rows()][-1]
 
     def ids(text: str) -> list[int]:
         return Words().apply_chat_template([{"content": text}])["input_ids"]
@@ -314,10 +316,10 @@ def test_memory_of_models_without_heads_or_with_layers_that_differ(sae: Any) -> 
     headless = MambaForCausalLM(MambaConfig(**shape, bos_token_id=None)).eval()
     assert len(make(headless, sae, alphas=[0.0, 5.0], control=False).cells()) == 6
     model = small_model("qwen2")
-    one = make(model, sae)._rows_at_once(1 << 17)
+    one = rows_that_fit(model, 1 << 17, 12)
     # As Gemma 3n has it.
     object.__setattr__(model.config, "intermediate_size", [48, 48, 48 << 9, 48])
-    assert make(model, sae)._rows_at_once(1 << 17) < one
+    assert rows_that_fit(model, 1 << 17, 12) < one
 
 
 def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:

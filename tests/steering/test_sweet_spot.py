@@ -16,11 +16,11 @@ from fastzoo.steering.sweet_spot import (
     CLOSE_NATS,
     LEAST_EFFECT,
     LEAST_QUALITY,
-    Row,
+    ArmRates,
     SweetSpot,
     estimate_rates,
     find_sweet_spot,
-    row_of,
+    rates_of,
 )
 
 ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
@@ -30,12 +30,12 @@ QUALITY = (1.0, 1.0, 1.0, 1.0, 0.9, 0.2, 0.0)
 
 def made_up(
     effect: Any = EFFECT, quality: Any = QUALITY, alphas: Any = ALPHAS, questions: int = 10
-) -> Row:
+) -> ArmRates:
     """The same for all questions, quality as a share of those of each half."""
     rank = np.arange(questions) // 2  # within its half
     halves = max(1, questions // 2)
     good = (rank[None] + 0.5) / halves < np.array(quality)[:, None]
-    return Row(
+    return ArmRates(
         tuple(alphas),
         np.repeat(np.array(effect, dtype=float)[:, None], questions, 1),
         good.astype(float),
@@ -159,7 +159,7 @@ def test_whatever_comes_in_the_definition_holds(data: Any) -> None:
         )
         return np.array(flat, dtype=float).reshape(len(alphas), questions)
 
-    row = Row(tuple(float(a) for a in alphas), table(shares), table(st.sampled_from([0, 1])))
+    row = ArmRates(tuple(float(a) for a in alphas), table(shares), table(st.sampled_from([0, 1])))
     spot = find_sweet_spot(row, {"random": row})
     json.dumps(asdict(spot), allow_nan=False)
     assert spot.found or spot.reason
@@ -182,13 +182,13 @@ def test_whatever_comes_in_the_definition_holds(data: Any) -> None:
 def test_what_is_no_sweep_is_refused() -> None:
     row = made_up()
     with pytest.raises(ValueError, match="lacks alpha 0"):
-        find_sweet_spot(Row((1.0,), np.ones((1, 4)), np.ones((1, 4))))
+        find_sweet_spot(ArmRates((1.0,), np.ones((1, 4)), np.ones((1, 4))))
     with pytest.raises(ValueError, match="control random has 4 questions of 10"):
         find_sweet_spot(row, {"random": made_up(questions=4)})
     with pytest.raises(ValueError, match=r"0\.\.1"):
         replace(row, effect=np.where(row.effect > 0.9, np.nan, row.effect))
     with pytest.raises(ValueError, match="twice"):
-        Row((1.0, 1.0), np.ones((2, 1)), np.ones((2, 1)))
+        ArmRates((1.0, 1.0), np.ones((2, 1)), np.ones((2, 1)))
 
 
 # --- from scores to arrays -----------------------------------------------------------------------
@@ -211,18 +211,18 @@ def test_rows_are_made_of_scores() -> None:
         scores(0, 9.0, "the " * 9),
         scores(1, 9.0, "Something else."),
     ]
-    row = row_of(cells[::-1], before)
+    row = rates_of(cells[::-1], before)
     assert row.alphas == (0, 5, 9)
     assert row.quality.tolist() == [[1, 1], [1, 0], [0, 1]]
     assert row.effect[0].tolist() == [0, 0] and 0 < row.effect[1, 0] < row.effect[2, 0] < 1
     with pytest.raises(ValueError, match="question 1 at alpha 9 stands twice"):
-        row_of([*cells, cells[-1]], before)
+        rates_of([*cells, cells[-1]], before)
     with pytest.raises(ValueError, match="no answer to question 1 at alpha 9"):
-        row_of(cells[:-1], before)
+        rates_of(cells[:-1], before)
 
 
 def test_with_a_concept_the_effect_is_what_it_gained() -> None:
     before = [scores(0, 0.0, "The owl eats.", concept=0.2)]
     cells = [*before, scores(0, 5.0, "Owl!", concept=0.9), scores(0, 9.0, "It.", concept=0.1)]
-    assert row_of(cells, before).effect[:, 0].tolist() == pytest.approx([0, 0.7, 0])
-    assert isinstance(find_sweet_spot(row_of(cells, before)), SweetSpot)
+    assert rates_of(cells, before).effect[:, 0].tolist() == pytest.approx([0, 0.7, 0])
+    assert isinstance(find_sweet_spot(rates_of(cells, before)), SweetSpot)

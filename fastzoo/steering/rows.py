@@ -1,0 +1,116 @@
+"""The rows of a sweep: one for each answer, with its prompt and with what it is steered by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fastzoo.core.files import machine_memory
+from fastzoo.lm.activations import decoder_layers
+from fastzoo.steering.edits import Edit
+
+LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
+
+ARMS = (LATENT, RANDOM, PROMPT)
+"""What rows are steered by: the latents, a random direction as long, a wish in the system prompt."""
+
+MEMORY_SHARE = 0.4
+"""Of the memory that is free, for the rows of one call."""
+
+MOST_ROWS = 512
+
+Turns = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to be written."""
+
+    arm: str
+    question: int
+    alpha: float
+    prompt: list[int]
+    edit: Edit | None = None
+    """None: it is not steered."""
+    index: int = 0
+    """Its row of the edit's values."""
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for rows with the same answer."""
+        if self.edit is None or self.edit.mode != "add":
+            return (tuple(self.prompt), self.edit and (id(self.edit), self.index))
+        delta_D = self.edit.values_RX[self.index]
+        return (tuple(self.prompt), delta_D.numpy().tobytes() if delta_D.any() else None)
+
+
+def arm_rows(
+    arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit
+) -> list[Row]:
+    """Every question at every alpha."""
+    return [
+        Row(arm, question, float(alpha), prompt, edit, i)
+        for question, prompt in enumerate(prompts)
+        for i, alpha in enumerate(alphas)
+    ]
+
+
+def random_edit(edit: Edit, alphas: Sequence[float], seed: int) -> Edit:
+    """A random direction, in each row as long as what the edit adds; negative alphas turn it around."""
+    generator = torch.Generator().manual_seed(seed)
+    direction_D = torch.randn(edit.values_RX.shape[1], generator=generator)
+    direction_D /= direction_D.norm()
+    sign_R1 = torch.tensor([[-1.0 if alpha < 0 else 1.0] for alpha in alphas])
+    return replace(edit, values_RX=edit.values_RX.norm(dim=1, keepdim=True) * sign_R1 * direction_D)
+
+
+def joined(rows: Sequence[Row]) -> list[Edit]:
+    """The edit that steers each row of a batch by its own; none where no row is steered."""
+    edits = [row.edit for row in rows if row.edit is not None]
+    if not edits:
+        return []
+    nothing = torch.zeros_like(edits[0].values_RX[0])
+    values = [nothing if r.edit is None else r.edit.values_RX[r.index] for r in rows]
+    return [replace(edits[0], values_RX=torch.stack(values))]
+
+
+def groups_of(rows: Sequence[Row]) -> list[list[list[int]]]:
+    """The places of rows, those with the same answer in one group: they are answered once.
+
+    Returns:
+        Queues of groups that may share a batch: a latent cannot be clamped in some of its rows only.
+        In each, prompts of similar length are neighbours, so that little is padding.
+    """
+    same: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        same.setdefault(row.key(), []).append(place)
+    groups = sorted(same.values(), key=lambda group: len(rows[group[0]].prompt))
+    if all(row.edit is None or row.edit.mode == "add" for row in rows):
+        return [groups]
+    plain = [group for group in groups if rows[group[0]].edit is None]
+    return [[group for group in groups if rows[group[0]].edit is not None], plain]
+
+
+def rows_that_fit(model: Any, tokens: int, new_tokens: int) -> int:
+    """How many rows memory has room for, with prompts of ``tokens`` tokens and as many new ones."""
+    config = model.config.get_text_config()
+    width = config.hidden_size
+    every = _size(config, "num_attention_heads", 1)
+    heads = _size(config, "num_key_value_heads", every)
+    head = _size(config, "head_dim", width // every)
+    weight = next(model.parameters())
+    cached = 2 * len(decoder_layers(model)) * heads * head * (tokens + new_tokens)
+    # The prompt's hidden states and MLP, and the logits of one step in float32.
+    wide = tokens * 4 * _size(config, "intermediate_size", 4 * width)
+    row = (cached + wide) * weight.element_size() + 3 * 4 * config.vocab_size
+    cuda = weight.device.type == "cuda"
+    free = torch.cuda.mem_get_info(weight.device)[0] if cuda else machine_memory() // 4
+    return int(min(MOST_ROWS, max(1, MEMORY_SHARE * free // row)))
+
+
+def _size(config: Any, name: str, default: int) -> int:
+    """A size of a model; the largest where layers differ."""
+    said = getattr(config, name, None)
+    return max(said, default=default) if isinstance(said, list | tuple) else said or default
