@@ -6,15 +6,15 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from fastzoo.cli.app import Json, ModelName, Revision, Source, print_json
 from fastzoo.core.errors import InputError
-from fastzoo.steering.settings import Option, SteerSettings
+from fastzoo.steering.settings import SteerSettings
 
 SHARED: dict[str, Any] = {
     "source": Source,
@@ -36,34 +36,27 @@ def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
     return value.encode("utf-8", "replace").decode()  # bytes that are not UTF-8 become "?"
 
 
-def _parameter(setting: Field[Any], hint: Any) -> inspect.Parameter:
-    """A setting as typer reads it: no list is None."""
-    default = None if setting.default is MISSING else setting.default
-    if setting.name in SHARED:
-        hint = SHARED[setting.name]
-        default = inspect.Parameter.empty if setting.name == "source" else default
-    else:
-        kind, option = get_args(hint)
-        assert isinstance(option, Option)
-        info = typer.Option(
-            *filter(None, [option.flag]),
-            help=option.help,
-            metavar=option.metavar,
-            min=option.min,
-            max=option.max,
-            callback=_text if kind == (str | None) else None,
-        )
-        hint = Annotated[kind if setting.default is not MISSING else kind | None, info]
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-    )
-
-
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each setting, which its ``**settings`` receive."""
-    hints = get_type_hints(SteerSettings, include_extras=True)
+    hints = get_type_hints(SteerSettings)
+    parameters = []
+    for setting in fields(SteerSettings):
+        hint, default = hints[setting.name], setting.default
+        if default is MISSING:  # typer reads a list without values as None
+            hint, default = hint | None, None
+        how = dict(setting.metadata)
+        if how:
+            callback = _text if hint == (str | None) else None
+            hint = Annotated[hint, typer.Option(*how.pop("names"), callback=callback, **how)]
+        hint = SHARED.get(setting.name, hint)
+        if setting.name == "source":
+            default = inspect.Parameter.empty
+        parameters.append(
+            inspect.Parameter(
+                setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+        )
     own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
-    parameters = [_parameter(setting, hints[setting.name]) for setting in fields(SteerSettings)]
     command.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
     return command
 

@@ -12,14 +12,15 @@ def print_table(
     lines: Sequence[Sequence[str]],
     left: Collection[int] = (0,),
     wrapped: Collection[int] = (),
+    gap: int = 2,
 ) -> None:
-    """Print lines under headings.
+    """Print lines under headings, with ``gap`` blanks between columns.
 
     Args:
         left: columns of text, which stand to the left.
         wrapped: columns that go on in further lines where the terminal is too narrow.
     """
-    _print(_console(), headings, lines, left, wrapped)
+    _print(_console(), headings, lines, left, wrapped, gap)
 
 
 def fits(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> bool:
@@ -45,10 +46,11 @@ def _print(
     lines: Sequence[Sequence[str]],
     left: Collection[int] = (0,),
     wrapped: Collection[int] = (),
+    gap: int = 2,
 ) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for i, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if i in left else "right"
         table.add_column(heading, justify=justify, no_wrap=i not in wrapped)

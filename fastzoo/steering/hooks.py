@@ -2,8 +2,8 @@
 
 Inside the block z + alpha · d takes the place of the residual stream z after the SAE's layer, d being
 the latent's decoder row (Li et al. 2025, arXiv 2506.07691). Only the forward passes of the block's own
-thread are changed; hooks stand on the model only while a block is open, and an open one whose
-generator was abandoned does nothing any more once it is closed or collected.
+thread are changed; the model has hooks only while a block is open, and a block inside an abandoned
+generator does nothing once that is closed or collected.
 
 Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width.
 """
@@ -14,10 +14,12 @@ import contextvars
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,33 +47,28 @@ class Steering:
         self.model, self.edits = model, tuple(edits)
         self._tracker = Tracker(positions)
         self._layers = decoder_layers(model)
-        self._handles: list[Any] = []
+        self._undo = ExitStack()
         self._token: contextvars.Token[tuple[Steering, ...]] | None = None
         self._live = self._acted = False
 
     def __enter__(self) -> Steering:
         if self._token is not None:
             raise InputError("this steering was entered before; make another one with steer(...)")
-        try:
+        with ExitStack() as undo:
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
-            self._handles.append(Uncompiled())
+            undo.callback(self._forget)
+            undo.enter_context(uncompiled())
             if not self._tracker.everywhere:
                 for depth, module in enumerate(self._path()):
-                    before, after = self._passes(depth)
-                    self._handles += [
-                        module.register_forward_pre_hook(before, with_kwargs=True),
-                        module.register_forward_hook(after, always_call=True),
-                    ]
+                    begin, end = partial(self._begin, depth), partial(self._end, depth)
+                    undo.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+                    undo.callback(module.register_forward_hook(end, always_call=True).remove)
             for edit in self.edits:
                 # Before other hooks, so that these see what the next layer will see.
-                hook = self._hook(edit)
-                self._handles.append(
-                    self._layers[edit.layer].register_forward_hook(hook, prepend=True)
-                )
-            self._live = True
-        except BaseException:
-            self._leave()
-            raise
+                layer, hook = self._layers[edit.layer], partial(self._steer, edit)
+                undo.callback(layer.register_forward_hook(hook, prepend=True).remove)
+            self._undo = undo.pop_all()
+        self._live = True
         return self
 
     def __exit__(
@@ -80,7 +77,8 @@ class Steering:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave()
+        self._live = False
+        self._undo.close()
         if kind is None and self.edits and not self._acted:
             warnings.warn(
                 "the model did not run in this block's thread, so nothing was steered; use "
@@ -88,77 +86,65 @@ class Steering:
                 stacklevel=2,
             )
 
-    def _leave(self) -> None:
-        self._live = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if self._token is not None:
-            try:
-                _ACTIVE.reset(self._token)
-            except ValueError:  # a generator that is closed elsewhere than it was begun
-                _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
-
-    def _acts(self) -> bool:
-        return self._live and self in _ACTIVE.get()
-
-    def _hook(self, edit: Edit) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            if not self._acts():
-                return None
-            self._acted = True
-            hidden_BTD = hidden_of(output)
-            if hidden_BTD.ndim != 3:
-                raise ModelError(
-                    f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
-                    "stream of (batch, tokens, width)"
-                )
-            change_BTD = edit.change(hidden_BTD)
-            if not self._tracker.everywhere:
-                mask_BT = self._tracker.mask().to(hidden_BTD.device)
-                change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
-            steered_BTD = hidden_BTD + change_BTD
-            return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
-
-        return hook
+    def _forget(self) -> None:
+        assert self._token is not None
+        try:
+            _ACTIVE.reset(self._token)
+        except ValueError:  # a generator that is closed elsewhere than where it began
+            _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
 
     def _path(self) -> list[Any]:
-        """The modules from the model to its layers, these not included."""
+        """The modules from the model down to its layers, without these."""
         name = next(name for name, part in self.model.named_modules() if part is self._layers)
         parts = name.split(".")
         return [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
 
-    def _passes(self, depth: int) -> tuple[Callable[..., None], Callable[..., None]]:
-        """Hooks before and after the forward pass of a module."""
+    # --- hooks ---
 
-        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            if self._acts():
-                self._tracker.begin(depth, args, kwargs)
+    def _acts(self) -> bool:
+        return self._live and self in _ACTIVE.get()
 
-        def after(module: Any, args: Any, output: Any) -> None:
-            if self._acts():
-                self._tracker.end(depth, output)
+    def _begin(self, depth: int, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._acts():
+            self._tracker.begin(depth, args, kwargs)
 
-        return before, after
+    def _end(self, depth: int, module: Any, args: Any, output: Any) -> None:
+        if self._acts():
+            self._tracker.end(depth, output)
+
+    def _steer(self, edit: Edit, module: Any, args: Any, output: Any) -> Any:
+        if not self._acts():
+            return None
+        self._acted = True
+        hidden_BTD = hidden_of(output)
+        if hidden_BTD.ndim != 3:
+            raise ModelError(
+                f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
+                "stream of (batch, tokens, width)"
+            )
+        change_BTD = edit.change(hidden_BTD)
+        if not self._tracker.everywhere:
+            mask_BT = self._tracker.mask().to(hidden_BTD.device)
+            change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
+        steered_BTD = hidden_BTD + change_BTD
+        return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
 
     def keep(self, places_B: Tensor) -> None:
-        """Go on with some rows of the batch, in this order (1-d int64): the others have left it.
+        """Keep these rows of the batch, in this order (1-d int64), also in the blocks around this one.
 
-        Alphas must be one for all rows or one for each. Blocks around this one follow.
+        Alphas must be one for all rows or one for each.
         """
         for edit in self.edits:
             edit.keep(places_B)
         for steering in open_blocks(self.model):
             steering._tracker.keep(places_B)
 
-    # --- streaming ---
-
     def stream(self, **generate: Any) -> Iterator[list[int]]:
         """``model.generate(**generate)`` steered, token by token.
 
         Yields:
-            The next token of each row; rows that ended go on with padding. Whoever stops listening
-            stops the generation after its current token.
+            The next token of each row; rows that ended go on with padding. To stop listening stops the
+            generation after its current token.
         """
         from transformers import StoppingCriteriaList
 
@@ -166,32 +152,30 @@ class Steering:
             raise InputError("stream(...) is for inside the block: with steer(...) as steering:")
         tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
-        failure: list[BaseException] = []
         criteria = StoppingCriteriaList(generate.pop("stopping_criteria", ()))
         criteria.append(lambda ids, scores, **_: torch.full(ids.shape[:1], stop.is_set()))
 
         def work() -> None:
             try:
                 self.model.generate(**generate, streamer=_Queue(tokens), stopping_criteria=criteria)
-            except BaseException as error:
-                failure.append(error)
-            finally:
                 tokens.put(None)
+            except BaseException as error:
+                tokens.put(error)
 
         thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
         thread.start()
         try:
-            while (step := tokens.get()) is not None:
+            while isinstance(step := tokens.get(), list):
                 yield step
         finally:
             stop.set()
             thread.join()
-        if failure:
-            raise failure[0]
+        if step is not None:
+            raise step
 
 
 def open_blocks(model: Any) -> list[Steering]:
-    """Those that steer a model in this thread, the outermost first."""
+    """The blocks that steer a model in this thread, the outermost first."""
     layers = decoder_layers(model)
     return [steering for steering in _ACTIVE.get() if steering._layers is layers]
 
@@ -210,9 +194,6 @@ class _Queue:
 
     def end(self) -> None:
         pass
-
-
-# --- what users call -----------------------------------------------------------------------------
 
 
 def steer(
@@ -248,7 +229,7 @@ def steer(
         force: steer a model that the SAE was not trained on.
 
     Raises:
-        InputError: a latent, layer, unit or mode that there is not; a model that is not the SAE's.
+        InputError: a latent, layer, unit or mode that does not exist; a model that is not the SAE's.
         ModelError: a model without decoder layers, or of another width.
     """
     loaded = None
@@ -261,9 +242,6 @@ def steer(
     if loaded is not None and not force:
         check_base_model(model, loaded)
     return Steering(model, [edit], positions)
-
-
-# --- checks --------------------------------------------------------------------------------------
 
 
 def check_fits(model: Any, sae: SAE, layer: int) -> None:
@@ -297,22 +275,23 @@ def _called(name: str) -> str:
     return EMBEDDED_MODEL if name == EMBEDDED_MODEL else Path(name).name.lower()
 
 
-class Uncompiled:
-    """Until it is removed nothing runs as torch.compile left it, in any thread: of a model that was
-    compiled before, hooks would be passed over."""
+_EAGER = threading.Lock()
 
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _open: ClassVar[int] = 0
-    _stance: ClassVar[Any] = None
+_eager: dict[str, Any] = {"blocks": 0, "stance": None}
 
-    def __init__(self) -> None:
-        with Uncompiled._lock:
-            if not Uncompiled._open:
-                Uncompiled._stance = torch.compiler.set_stance("force_eager")
-            Uncompiled._open += 1
 
-    def remove(self) -> None:
-        with Uncompiled._lock:
-            Uncompiled._open -= 1
-            if not Uncompiled._open:
-                Uncompiled._stance.__exit__(None, None, None)
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, no thread runs what torch.compile made: a model that was compiled before would pass over
+    hooks. Blocks of several threads may overlap."""
+    with _EAGER:
+        if not _eager["blocks"]:
+            _eager["stance"] = torch.compiler.set_stance("force_eager")
+        _eager["blocks"] += 1
+    try:
+        yield
+    finally:
+        with _EAGER:
+            _eager["blocks"] -= 1
+            if not _eager["blocks"]:
+                _eager["stance"].__exit__(None, None, None)

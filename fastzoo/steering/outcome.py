@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,27 +47,28 @@ class Outcome:
     judge_failure: FastzooError | KeyboardInterrupt | None = None
     """Why the judge did not rate all answers; to be raised once everything else is saved."""
 
+    def judged_cells(self) -> Iterator[tuple[Cell, CellScores, Verdict | None]]:
+        """Each cell with its scores and its verdict, if there is a judge."""
+        verdicts: Sequence[Verdict | None] = self.verdicts or [None] * len(self.cells)
+        return zip(self.cells, self.scores, verdicts, strict=True)
+
     def rows(self, arm: str) -> list[tuple[Cell, CellScores]]:
         """The cells of an arm with their scores."""
-        both = zip(self.cells, self.scores, strict=True)
-        return [(cell, score) for cell, score in both if cell.arm == arm]
+        return [(cell, score) for cell, score, _ in self.judged_cells() if cell.arm == arm]
 
     def to_value(self) -> dict[str, Any]:
         """Plain data."""
-        verdicts: Sequence[Any] = self.verdicts or [None] * len(self.cells)
+        cells = []
+        for cell, score, verdict in self.judged_cells():
+            cells.append(
+                asdict(cell) | {"scores": asdict(score) | {"degenerate": score.degenerate}}
+            )
+            if verdict:
+                cells[-1]["judge"] = asdict(verdict) | {"overall": verdict.overall}
         return {
             **self.about,
             "questions": [question.text for question in self.questions],
             "sweet_spot": None if self.spot is None else asdict(self.spot),
             "candidates": self.candidates,
-            "cells": [
-                {
-                    **asdict(cell),
-                    "scores": asdict(score) | {"degenerate": score.degenerate},
-                    **(
-                        {"judge": asdict(verdict) | {"overall": verdict.overall}} if verdict else {}
-                    ),
-                }
-                for cell, score, verdict in zip(self.cells, self.scores, verdicts, strict=True)
-            ],
+            "cells": cells,
         }

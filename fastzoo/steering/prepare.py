@@ -17,7 +17,7 @@ from fastzoo.saes.names import GRID
 from fastzoo.steering.edits import MODES, make_edit
 from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.positions import PLACES, Positions
-from fastzoo.steering.questions import Question, asked, load_questions
+from fastzoo.steering.questions import Question, given_questions, load_questions
 from fastzoo.steering.scoring.judge import Judge
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, words_of
 from fastzoo.steering.scoring.scores import Concept, concept_of_language, concept_of_words
@@ -36,7 +36,7 @@ def questions_of(settings: SteerSettings, assembly: Assembly) -> list[Question]:
     if settings.questions and settings.question_file:
         raise InputError("give questions on the line or in a file, not both")
     if settings.questions:
-        return asked(settings.questions)
+        return given_questions(settings.questions)
     return load_questions(settings.question_file, tiny=assembly.source.name == EMBEDDED_MODEL)
 
 

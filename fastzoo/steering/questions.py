@@ -1,9 +1,9 @@
-"""The questions of a steering sweep: ten of ours, ten for the embedded toy model, or a file of the user's."""
+"""The questions of a steering sweep: fastzoo's own, those for the embedded toy model, or the user's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,11 +17,9 @@ from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
 MAX_QUESTIONS = 1_000
 
 MAX_CHARACTERS = 20_000
-"""Of one question with what stands before it."""
+"""Of one question with the turns before it."""
 
 MAX_BYTES = 4 << 20
-
-ENDINGS = (".txt", ".jsonl", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Question:
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
 
 
-def asked(texts: Sequence[str]) -> list[Question]:
+def given_questions(texts: Sequence[str]) -> list[Question]:
     """Questions of a command line, each as it is: line breaks and all.
 
     Raises:
@@ -59,7 +57,7 @@ def asked(texts: Sequence[str]) -> list[Question]:
 
 
 def load_questions(path: Path | None = None, tiny: bool = False) -> list[Question]:
-    """Questions of a file, or ours.
+    """Questions of a file, or fastzoo's own.
 
     Args:
         path: .txt with one question a line; .jsonl with ``question`` or ``messages`` a line; .yaml with a list
@@ -68,14 +66,17 @@ def load_questions(path: Path | None = None, tiny: bool = False) -> list[Questio
 
     Raises:
         InputError: there is no such file, or it has another ending.
-        DataError: it is too large, holds no question, or one that is none (names the line).
+        DataError: it is too large, holds no question, or something that is not one (names the line).
     """
     if path is None:
         ours = files("fastzoo.steering").joinpath("questions.yaml").read_text(encoding="utf-8")
         chosen = read_yaml(ours, "questions.yaml")["tiny" if tiny else "chat"]
         return [_question(value, "questions.yaml") for value in chosen]
-    where = one_line(path, 200)
-    questions = [_question(value, at) for at, value in _values(path, _read(path, where), where)]
+    where, ending = one_line(path, 200), path.suffix.lower()
+    if ending not in READERS:
+        raise InputError(f"{where}: questions are read from {', '.join(READERS)} files")
+    most, values = READERS[ending]
+    questions = [_question(value, at) for at, value in values(_read(path, where, most), where)]
     if not questions:
         raise DataError(f"{where}: no question in it")
     if len(questions) > MAX_QUESTIONS:
@@ -83,13 +84,9 @@ def load_questions(path: Path | None = None, tiny: bool = False) -> list[Questio
     return questions
 
 
-def _read(path: Path, where: str) -> str:
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise InputError(f"{where}: questions are read from {', '.join(ENDINGS)} files")
-    most = LONGEST if ending in (".yaml", ".yml") else MAX_BYTES
+def _read(path: Path, where: str, most: int) -> str:
     try:
-        if not path.is_file():  # a pipe could be waited for in vain
+        if not path.is_file():  # reading a pipe could wait forever
             raise InputError(f"{where}: {'not a file' if path.exists() else 'no such file'}")
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -106,25 +103,28 @@ def _read(path: Path, where: str) -> str:
         raise DataError(f"{where}, line {line}: not UTF-8") from None
 
 
-def _values(path: Path, text: str, where: str) -> Iterator[tuple[str, Any]]:
-    """What the file holds, each with the place it stands at."""
-    ending = path.suffix.lower()
-    if ending in (".yaml", ".yml"):
-        try:
-            values = read_yaml(text, where)
-        except InputError as error:
-            raise DataError(str(error)) from None
-        if not isinstance(values, list):
-            raise DataError(f"{where}: not a list of questions; each starts with '- '")
-        yield from ((f"{where}, question {n}", value) for n, value in enumerate(values, start=1))
-        return
+Values = Iterator[tuple[str, Any]]
+"""Each value of a file with its place there."""
+
+
+def _yaml_values(text: str, where: str) -> Values:
+    try:
+        values = read_yaml(text, where)
+    except InputError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(values, list):
+        raise DataError(f"{where}: not a list of questions; each starts with '- '")
+    yield from ((f"{where}, question {n}", value) for n, value in enumerate(values, start=1))
+
+
+def _lines(text: str, where: str) -> Values:
     for number, line in enumerate(text.split("\n"), start=1):
-        at = f"{where}, line {number}"
-        if not line.strip():
-            continue
-        if ending == ".txt":
-            yield at, line.strip()
-            continue
+        if line.strip():
+            yield f"{where}, line {number}", line.strip()
+
+
+def _json_values(text: str, where: str) -> Values:
+    for at, line in _lines(text, where):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -137,26 +137,35 @@ def _values(path: Path, text: str, where: str) -> Iterator[tuple[str, Any]]:
         yield at, value
 
 
+READERS: dict[str, tuple[int, Callable[[str, str], Values]]] = {
+    ".txt": (MAX_BYTES, _lines),
+    ".jsonl": (MAX_BYTES, _json_values),
+    ".yaml": (LONGEST, _yaml_values),
+    ".yml": (LONGEST, _yaml_values),
+}
+"""By a file's ending: how many bytes it may have, and what reads it."""
+
+
 def _question(value: Any, at: str) -> Question:
-    kind = None
-    if isinstance(value, dict):
-        kind = value.get("kind")
-        if ("question" in value) == ("messages" in value):
-            raise DataError(f"{at}: needs one of 'question' and 'messages'")
-    if isinstance(value, str) or (isinstance(value, dict) and "question" in value):
-        text = value if isinstance(value, str) else value["question"]
+    """Raises DataError."""
+    row = {"question": value} if isinstance(value, str) else value
+    if not isinstance(row, dict):
+        raise DataError(f"{at}: neither a text nor a mapping with 'question' or 'messages'")
+    if ("question" in row) == ("messages" in row):
+        raise DataError(f"{at}: needs one of 'question' and 'messages'")
+    if "question" in row:
+        text = row["question"]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{at}: the question is not a text")
         messages: Dialogue = [{"role": "user", "content": text}]
-    elif isinstance(value, dict):
+    else:
         try:
-            messages = read_dialogue(value, "messages")
+            messages = read_dialogue(row, "messages")
         except Unusable as unusable:
             raise DataError(f"{at}: {unusable.reason}") from None
-    else:
-        raise DataError(f"{at}: neither a text nor a mapping with 'question' or 'messages'")
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise DataError(f"{at}: the last turn must be the user's, with the question in it")
+    kind = row.get("kind")
     if kind is not None and not isinstance(kind, str):
         raise DataError(f"{at}: 'kind' is not a text")
     if (length := sum(len(m["content"]) for m in messages)) > MAX_CHARACTERS:

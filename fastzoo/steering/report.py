@@ -1,9 +1,10 @@
-"""A sweep as one HTML page that needs nothing else: curves, window, answers side by side."""
+"""A sweep as one HTML page that needs nothing else: curves, sweet spot, answers side by side."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ import numpy as np
 from fastzoo.results.figures import show
 from fastzoo.steering.outcome import Outcome
 from fastzoo.steering.rows import ARMS, LATENT, PROMPT, RANDOM
-from fastzoo.steering.scoring.judge import Verdict
 from fastzoo.steering.scoring.repeats import repeated_mask
-from fastzoo.steering.scoring.scores import Cell, CellScores
+from fastzoo.steering.scoring.scores import Cell
 
 MARKED = 4
 """Tokens of a span that is marked as said before."""
 
 TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
+
+RATINGS = ("concept", "instruction", "fluency", "overall")
 
 
 def render_report(outcome: Outcome) -> str:
@@ -28,7 +30,7 @@ def render_report(outcome: Outcome) -> str:
     environment = Environment(
         loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True
     )
-    environment.filters |= {"figure": show, "short": short, "visible": visible}
+    environment.filters |= {"figure": show, "short": short, "visible": control_pictures}
     return environment.get_template("report.html.j2").render(
         about=outcome.about,
         questions=outcome.questions,
@@ -46,19 +48,31 @@ def render_report(outcome: Outcome) -> str:
 def means(outcome: Outcome) -> list[dict[str, Any]]:
     """Per arm and alpha, the mean scores over all questions."""
     found = []
+    cells = list(outcome.judged_cells())
     for arm in ARMS:
-        rows = outcome.rows(arm)
-        for alpha in dict.fromkeys(cell.alpha for cell, _ in rows):
-            scores = [score for cell, score in rows if cell.alpha == alpha]
-            found.append({"arm": arm, "alpha": alpha, **_mean(scores)})
+        for alpha in dict.fromkeys(cell.alpha for cell, _, _ in cells if cell.arm == arm):
+            part = [row for row in cells if (row[0].arm, row[0].alpha) == (arm, alpha)]
+            scores = [score for _, score, _ in part]
+            found.append(
+                {
+                    "arm": arm,
+                    "alpha": alpha,
+                    "changed": mean(1 - score.kept for score in scores),
+                    "concept": mean(score.concept for score in scores),
+                    "degenerate": mean(score.degenerate for score in scores),
+                    "nll": mean(score.nll for score in scores),
+                    "distinct_2": mean(score.distinct_2 for score in scores),
+                    "repeated": mean(score.repeated for score in scores),
+                    "switched": mean(score.switched for score in scores),
+                    "ended": mean(score.ended for score in scores),
+                    "tokens": mean(score.tokens for score in scores),
+                }
+            )
             if outcome.verdicts is not None:
-                found[-1] |= _mean_verdict(
-                    [
-                        verdict
-                        for cell, verdict in zip(outcome.cells, outcome.verdicts, strict=True)
-                        if (cell.arm, cell.alpha) == (arm, alpha)
-                    ]
-                )
+                verdicts = [verdict for _, _, verdict in part]
+                for name in RATINGS:
+                    found[-1][f"judged_{name}"] = mean(getattr(v, name) for v in verdicts)
+                found[-1]["unrated"] = mean(v is None or v.overall is None for v in verdicts)
     return found
 
 
@@ -67,75 +81,40 @@ def short(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Of the values that there are; None where there is none."""
-    known = [value for value in values if value is not None]
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values; None where there are none."""
+    known = [float(value) for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def _mean_verdict(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
-    names = ("concept", "instruction", "fluency", "overall")
-    rated = {f"judged_{name}": mean([getattr(v, name) for v in verdicts]) for name in names}
-    return {**rated, "unrated": mean([float(v.overall is None) for v in verdicts])}
-
-
-def _mean(scores: Sequence[CellScores]) -> dict[str, float | None]:
-    return {
-        "changed": mean([1 - score.kept for score in scores]),
-        "concept": mean([score.concept for score in scores]),
-        "degenerate": mean([float(score.degenerate) for score in scores]),
-        "nll": mean([score.nll for score in scores]),
-        "distinct_2": mean([score.distinct_2 for score in scores]),
-        "repeated": mean([score.repeated for score in scores]),
-        "switched": mean([score.switched for score in scores]),
-        "ended": mean([float(score.ended) for score in scores]),
-        "tokens": mean([float(score.tokens) for score in scores]),
-    }
-
-
 def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
-    """Per question the answers by alpha."""
-    verdicts: Sequence[Verdict | None] = outcome.verdicts or [None] * len(outcome.cells)
-    rows = [
-        row
-        for row in zip(outcome.cells, outcome.scores, verdicts, strict=True)
-        if row[0].arm == arm
-    ]
-    return [
-        [
-            {
-                "cell": cell,
-                "score": score,
-                "parts": parts(cell, outcome.tokenizer),
-                "verdict": verdict,
-            }
-            for cell, score, verdict in rows
-            if cell.question == question
-        ]
-        for question in range(len(outcome.questions))
-    ]
+    """For each question the answers by alpha."""
+    table: list[list[dict[str, Any]]] = [[] for _ in outcome.questions]
+    for cell, score, verdict in outcome.judged_cells():
+        if cell.arm == arm:
+            pieces = parts(cell, outcome.tokenizer)
+            entry = {"cell": cell, "score": score, "parts": pieces, "verdict": verdict}
+            table[cell.question].append(entry)
+    return table
 
 
 def parts(cell: Cell, tokenizer: Any) -> list[tuple[str, bool]]:
     """The answer's text in pieces, and of each whether it was said before."""
     found: list[tuple[str, bool]] = []
-    ids, mask = list(cell.ids), repeated_mask(cell.ids, MARKED)
-    start, shown = 0, 0
-    while start < len(ids):
-        stop = start + 1
-        while stop < len(ids) and mask[stop] == mask[start]:
-            stop += 1
+    stop = shown = 0
+    for marked, run in groupby(repeated_mask(cell.ids, MARKED).tolist()):
+        stop += len(list(run))
         # From the beginning each time: by themselves the tokens may lose a blank, or half a character.
-        text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        if stop < len(ids):
+        text = tokenizer.decode(list(cell.ids[:stop]), skip_special_tokens=True)
+        if stop < len(cell.ids):
             text = text.rstrip("\ufffd")
         if text[shown:]:
-            found.append((visible(text[shown:]), bool(mask[start])))
-        start, shown = stop, max(shown, len(text))
+            found.append((control_pictures(text[shown:]), marked))
+        shown = max(shown, len(text))
     return found
 
 
-def visible(text: str) -> str:
+def control_pictures(text: str) -> str:
     """Text with pictures of its control characters, which a page would swallow."""
     return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\t\n" else c for c in text)
 

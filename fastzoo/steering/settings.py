@@ -3,25 +3,23 @@
 Loads neither torch nor pydantic: every ``fastzoo --help`` reads this.
 """
 
+# ruff: noqa: RUF009 (option is dataclasses.field)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 from fastzoo.core.errors import InputError
 
 
-@dataclass(frozen=True)
-class Option:
-    """How the command line describes and bounds a setting."""
-
-    help: str
-    metavar: str | None = None
-    flag: str | None = None
-    """Its name, where that is not the field's."""
-    min: float | None = None
-    max: float | None = None
+def option(
+    help: str, metavar: str | None = None, *names: str, default: Any = None, **how: Any
+) -> Any:
+    """A setting with what typer's ``Option`` takes: ``names`` where the field's is not the option's."""
+    given = {"default_factory": list} if default is list else {"default": default}
+    return field(**given, metadata={"names": names, "help": help, "metavar": metavar, **how})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,84 +28,66 @@ class SteerSettings:
 
     source: str
     questions: list[str] = field(default_factory=list)
-    latents: Annotated[
-        list[int], Option("Latents to steer with, all at once.", "K", "--latent")
-    ] = field(default_factory=list)
-    alphas: Annotated[
-        list[float],
-        Option(
-            "Strengths, several after one --alpha; by default the paper's for its models, 0 to 1.2 "
-            "norms for others.",
-            "A",
-            "--alpha",
-        ),
-    ] = field(default_factory=list)
-    auto: Annotated[
-        bool, Option("Find the latent (of those given, or of all) and window.", flag="--auto")
-    ] = False
-    special: Annotated[
-        bool, Option("--auto among the latents of special tokens.", flag="--special")
-    ] = False
-    candidates: Annotated[int, Option("How many latents --auto tries at first.", "N", min=1)] = 256
-    units: Annotated[
-        str | None,
-        Option(
-            "Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's).", "UNITS"
-        ),
-    ] = None
-    mode: Annotated[
-        str,
-        Option(
-            "What alpha is: add (times the latent's direction), clamp (the latent's activation), "
-            "scale (its factor), ablate (removes the latent; needs no alpha).",
-            "MODE",
-        ),
-    ] = "add"
-    positions: Annotated[
-        str, Option("all, prompt or generated; or the turns of user or assistant.", "WHERE")
-    ] = "all"
-    question_file: Annotated[
-        Path | None, Option("Questions from .txt, .jsonl or .yaml.", "FILE", "--questions")
-    ] = None
-    concept: Annotated[
-        str | None,
-        Option("Words that the answer should turn to, separated by commas.", "WORDS"),
-    ] = None
-    language: Annotated[
-        str | None, Option("Or a language: en, fr, de, es, it, pt or nl.", "CODE")
-    ] = None
-    wish: Annotated[
-        str | None,
-        Option(
-            "The same as a system prompt, which is tried beside it; by default the language, the "
-            "concept's words or the latent's.",
-            "TEXT",
-        ),
-    ] = None
-    control: Annotated[bool, Option("Sweep a random direction beside it.")] = True
+    latents: list[int] = option(
+        "Latents to steer with, all at once.", "K", "--latent", default=list
+    )
+    alphas: list[float] = option(
+        "Strengths, several after one --alpha; by default the paper's for its models, 0 to 1.2 norms "
+        "for others.",
+        "A",
+        "--alpha",
+        default=list,
+    )
+    auto: bool = option(
+        "Find the latent (of those given, or of all) and window.", None, "--auto", default=False
+    )
+    special: bool = option(
+        "--auto among the latents of special tokens.", None, "--special", default=False
+    )
+    candidates: int = option("How many latents --auto tries at first.", "N", default=256, min=1)
+    units: str | None = option(
+        "Of alpha: raw; max (the latent's mean maximum); norm (the residual stream's).", "UNITS"
+    )
+    mode: str = option(
+        "What alpha is: add (times the latent's direction), clamp (the latent's activation), scale "
+        "(its factor), ablate (removes the latent; needs no alpha).",
+        "MODE",
+        default="add",
+    )
+    positions: str = option(
+        "all, prompt or generated; or the turns of user or assistant.", "WHERE", default="all"
+    )
+    question_file: Path | None = option(
+        "Questions from .txt, .jsonl or .yaml.", "FILE", "--questions"
+    )
+    concept: str | None = option(
+        "Words that the answer should turn to, separated by commas.", "WORDS"
+    )
+    language: str | None = option("Or a language: en, fr, de, es, it, pt or nl.", "CODE")
+    wish: str | None = option(
+        "The same as a system prompt, which is tried beside it; by default the language, the "
+        "concept's words or the latent's.",
+        "TEXT",
+    )
+    control: bool = option("Sweep a random direction beside it.", default=True)
     model: str | None = None
     revision: str | None = None
-    data: Annotated[str, Option("Dialogues that latents are measured on.", "SOURCE")] = "embedded"
-    dialogues: Annotated[int, Option("How many of them.", "N", min=1)] = 200
-    max_new_tokens: Annotated[int, Option("Length of each answer, at most.", "N", min=1)] = 200
-    temperature: Annotated[float, Option("0: greedy.", "T", min=0, max=100)] = 0.0
-    seed: Annotated[
-        int, Option("Of sampling and the random direction.", "N", min=0, max=2**63 - 1)
-    ] = 0
-    judge: Annotated[
-        str | None,
-        Option("A chat model that rates the answers: on the Hub, or of --judge-url.", "MODEL"),
-    ] = None
-    judge_url: Annotated[
-        str | None,
-        Option(
-            "Its server, as http://127.0.0.1:8000/v1; a key is read from FASTZOO_JUDGE_KEY.", "URL"
-        ),
-    ] = None
-    judge_cache: Annotated[
-        Path | None,
-        Option("Keeps the judge's replies: what was rated is not asked again.", "FILE"),
-    ] = None
+    data: str = option("Dialogues that latents are measured on.", "SOURCE", default="embedded")
+    dialogues: int = option("How many of them.", "N", default=200, min=1)
+    max_new_tokens: int = option("Length of each answer, at most.", "N", default=200, min=1)
+    temperature: float = option("0: greedy.", "T", default=0.0, min=0, max=100)
+    seed: int = option(
+        "Of sampling and the random direction.", "N", default=0, min=0, max=2**63 - 1
+    )
+    judge: str | None = option(
+        "A chat model that rates the answers: on the Hub, or of --judge-url.", "MODEL"
+    )
+    judge_url: str | None = option(
+        "Its server, as http://127.0.0.1:8000/v1; a key is read from FASTZOO_JUDGE_KEY.", "URL"
+    )
+    judge_cache: Path | None = option(
+        "Keeps the judge's replies: what was rated is not asked again.", "FILE"
+    )
 
     @property
     def words(self) -> list[str]:

@@ -1,13 +1,15 @@
-"""Whether an answer is degenerate, and why: each of the reasons alone is enough.
+"""Whether an answer is degenerate, and why: an ordered table of tests, each of which alone is enough.
 
-Each threshold stands here with the reason for it.
+All thresholds were fitted on the embedded toy model (0.8M parameters), none of whose own answers, be they
+in another language or style, may be degenerate. Larger models may need others.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,63 +23,32 @@ from fastzoo.steering.scoring.repeats import (
     runs,
 )
 
-LOOP_SHARE = 0.5
-"""Share of the letters in loops: a unit three times or more, one after the other."""
+REPEATED_WORDS = 8
+"""Words of a span that counts as said before. Not tokens, which one tokenizer has as short as letters:
+there, half of plain code repeats."""
 
-ANY_LOOP_SHARE, ANY_LOOP_CHARACTERS = 0.7, 24
-"""Share of all characters (line breaks, digits, signs) in loops, of which one has at least so many:
-"1000000" is no loop, and the line under a heading is none that matters."""
+SURPRISING_NATS = 5.0
+"""A token is surprising if the unsteered model gives it less than exp(-5)."""
 
-ENDLESS_CHARACTERS, ENDLESS_SIGNS = 40, 200
-"""A loop of so many characters at the end of an answer that did not end its turn: it was cut off looping.
-The second is for loops without a letter or digit, which may be a rule."""
-
-LONG_LOOP_COPIES, LONG_LOOP_CHARACTERS = 16, 48
-"""A loop of so many copies and characters, half of them letters, is one however much else there is."""
-
-COUNTING_CHARACTERS = 40
-"""A loop that counts ("Step 1: wait. Step 2: wait.") has at least so many: "a1, a2, a3" is none."""
-
-REPEATED_WORDS, REPEATED_SHARE, REPEATED_LENGTH = 8, 0.5, 40
-"""Of an answer of at least REPEATED_LENGTH words, the share in spans of REPEATED_WORDS that it had said
-before. Words, since tokens of one tokenizer are as short as letters: there, plain code repeats half."""
-
-STUTTER_SHARE, STUTTER_WORDS = 0.4, 8
-"""Of an answer of at least so many words, the share that are the word before once more, a blank between:
-"The the owl owl is is"."""
-
-BABBLE_WINDOW, BABBLE_LENGTH, BABBLE_DISTINCT = 64, 16, 0.125
-"""Half of the windows of an answer of at least so many tokens have at most this distinct-1: a handful
-of tokens over and over in no fixed order."""
-
-SURPRISING_NATS, SURPRISING_SHARE, SURPRISING_TOKENS = 5.0, 0.25, 3
-"""Share, and least number, of tokens to each of which the unsteered model gives less than exp(-5): word
-salad. Another language or style surprises only where it begins: at most 0.17 of the tokens of the
-embedded model's French, pirate and excited answers, of as few as six tokens."""
-
-MANY_SURPRISING, MANY_SHARE = 7, 0.18
-"""In a longer answer this share is enough: none of the embedded model's 500 held-out answers has so many
-surprising tokens under the question of another dialogue, be it in another language or style, too."""
-
-SALAD_TOKENS, SALAD_SURPRISING = 12, 6
-"""So many surprising ones among so many tokens in a row are salad, however fluent the rest is."""
-
-BROKEN_NATS, BROKEN_WORDS = 7.0, 0.04
-"""Share of the words that go on with a token to which the unsteered model gives less than exp(-7): words
-that are none, be it one in a short answer ("The baker bakes breadriday."). None of the embedded model's 500
-held-out answers has one; of those under the question of another dialogue, one in fifty."""
-
-BROKEN_SHARE = 0.05
-"""Share of characters that are no text: control characters, those of private use, halves of surrogate
-pairs, and U+FFFD for bytes that are no UTF-8."""
-
-MOST_EMOJI = 24
-"""More emoji than these, and more than letters and digits, are no words."""
+BROKEN_NATS = 7.0
+"""A word is broken if it goes on with a token to which the unsteered model gives less than exp(-7)."""
 
 NUMBER = 1 << 40
-"""Above every character; what a number is as a symbol, plus its value."""
+"""Above every character; a number as a symbol is this plus its value."""
 
 _PART = re.compile(r"\d+|(?:[^\w\s]|_)+|.")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the tests see of an answer; see ``find_fault``."""
+
+    text: str
+    ids: Sequence[int]
+    ended: bool
+    nlls: np.ndarray | None = None
+    strays: Collection[int] = ()
+    broken_words: int = 0
 
 
 def find_fault(
@@ -88,50 +59,149 @@ def find_fault(
     strays: Collection[int] = (),
     broken_words: int = 0,
 ) -> str | None:
-    """Why an answer is degenerate, in a word or two; None if it is not.
+    """Why an answer is degenerate, in a word or two: the first of ``FAULTS``; None if it is not.
 
     Args:
         ids: without the end of turn.
         nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
         strays: tokens that no answer should have; ``text`` need not show them.
-        broken_words: how many words go on as the unsteered model would not have it.
+        broken_words: how many words go on as the unsteered model would not continue them.
     """
-    if not set(strays).isdisjoint(ids):
-        return "special tokens"
-    if not text.strip():
-        return "empty"
+    answer = Answer(text, ids, ended, nlls, strays, broken_words)
+    return next((name for name, test in FAULTS if test(answer)), None)
+
+
+# --- the tests, in the order of the table ----------------------------------------------------------
+
+
+def _broken_characters(answer: Answer) -> bool:
+    """5% of the characters, and more than one (which may have been cut off), are no text: control
+    characters, private use, halves of surrogate pairs, U+FFFD for bytes that are not UTF-8."""
     broken = sum(
         c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co", "Cs") and c not in "\t\n\r")
-        for c in text
+        for c in answer.text
     )
-    if broken > 1 and broken / len(text) >= BROKEN_SHARE:  # one may be a character that was cut off
-        return "broken characters"
-    emoji = sum(c >= "\U0001f000" and unicodedata.category(c) == "So" for c in text)
-    if sum(map(str.isalnum, text)) < (emoji if emoji > MOST_EMOJI else 1):
-        return "no words"
-    if letters_looping(text) >= LOOP_SHARE or _all_looping(text) or _long_loop(text):
-        return "loop"
-    if not ended and _cut_off_looping(text):
-        return "loop"
-    said_before = _repeated(text)
-    if len(said_before) >= REPEATED_LENGTH and _share(said_before) >= REPEATED_SHARE:
-        return "repeats"
-    if _stutters(text):
-        return "repeats"
-    if len(ids) >= BABBLE_LENGTH and _babble(ids):
-        return "babble"
-    if scripts_jumble(text):
-        return "jumbled scripts"
-    if nlls is not None and _salad(nlls > SURPRISING_NATS):
-        return "word salad"
-    if broken_words and broken_words >= BROKEN_WORDS * len(words_of(text)):
-        return "broken words"
-    return None
+    return broken > 1 and broken / len(answer.text) >= 0.05
+
+
+def _no_words(answer: Answer) -> bool:
+    """No letter or digit; or more than 24 emoji, and more of them than letters and digits."""
+    emoji = sum(c >= "\U0001f000" and unicodedata.category(c) == "So" for c in answer.text)
+    return sum(map(str.isalnum, answer.text)) < (emoji if emoji > 24 else 1)
+
+
+def _letters_loop(answer: Answer) -> bool:
+    """Half of the letters are in loops."""
+    return letters_looping(answer.text) >= 0.5
+
+
+def _characters_loop(answer: Answer) -> bool:
+    """70% of all characters (line breaks, digits, signs) are in loops, one of which has 24: "1000000" is
+    no loop, and the line under a heading does not matter."""
+    mask = loop_mask(_codes(answer.text))
+    return _share(mask) >= 0.7 and longest_run(mask) >= 24
+
+
+def _long_loop(answer: Answer) -> bool:
+    """A loop of 16 copies and 48 characters, half of them letters, however much else there is."""
+    codes, letters = _symbols(answer.text)
+    loops = zip(*runs(loop_mask(codes, copies=16)), strict=True)
+    return any(end - start >= 48 and letters[start:end].mean() >= 0.5 for start, end in loops)
+
+
+def _cut_off_in_loop(answer: Answer) -> bool:
+    """The turn did not end, and the last 40 characters are a loop. 200 of them where no letter or digit
+    is among them, since that may be a rule."""
+    if answer.ended:
+        return False
+    mask = loop_mask(_codes(answer.text))
+    length = len(mask) if mask.all() else int(np.argmin(mask[::-1]))
+    words = any(map(str.isalnum, answer.text[len(mask) - length :]))
+    return length >= (40 if words else 200)
+
+
+def _repeats(answer: Answer) -> bool:
+    """Of 40 words or more, half lie in spans of REPEATED_WORDS that it had said before."""
+    said_before = _repeated(answer.text)
+    return len(said_before) >= 40 and _share(said_before) >= 0.5
+
+
+def _stutters(answer: Answer) -> bool:
+    """Of 8 words or more, 40% are the word before again after a blank: "The the owl owl is is"."""
+    text = answer.text.casefold()
+    words = list(WORD.finditer(text))
+    again = sum(
+        one[0] == other[0] and one[0].isalpha() and not text[one.end() : other.start()].strip(" ")
+        for one, other in pairwise(words)
+    )
+    return len(words) >= 8 and again >= 0.4 * len(words)
+
+
+def _babbles(answer: Answer) -> bool:
+    """16 tokens or more, and half of the windows of 64 hold at most an eighth as many different ones: a
+    handful of tokens over and over in no fixed order."""
+    ids = answer.ids
+    size = min(64, len(ids))
+    starts = range(0, len(ids) - size + 1, max(1, size // 2))
+    few = [len(set(ids[start : start + size])) <= 0.125 * size for start in starts]
+    return len(ids) >= 16 and 2 * sum(few) >= len(few)
+
+
+def _word_salad(answer: Answer) -> bool:
+    """Surprising tokens: three or more that are a quarter of all (fluent answers in another language or
+    style surprise where they begin, at most 17%), seven or more that are 18%, or six among twelve in a
+    row, however fluent the rest is."""
+    if answer.nlls is None:
+        return False
+    surprising = answer.nlls > SURPRISING_NATS
+    count, share = int(surprising.sum()), _share(surprising)
+    if count < 3:
+        return False
+    if share >= 0.25 or (count >= 7 and share >= 0.18):
+        return True
+    return int(np.convolve(surprising, np.ones(12, dtype=np.int64)).max()) >= 6
+
+
+def _broken_words(answer: Answer) -> bool:
+    """4% of the words are broken, be it one in a short answer: "The baker bakes breadriday."""
+    return 0 < answer.broken_words >= 0.04 * len(words_of(answer.text))
+
+
+FAULTS: tuple[tuple[str, Callable[[Answer], bool]], ...] = (
+    ("special tokens", lambda answer: not set(answer.strays).isdisjoint(answer.ids)),
+    ("empty", lambda answer: not answer.text.strip()),
+    ("broken characters", _broken_characters),
+    ("no words", _no_words),
+    ("loop", _letters_loop),
+    ("loop", _characters_loop),
+    ("loop", _long_loop),
+    ("loop", _cut_off_in_loop),
+    ("repeats", _repeats),
+    ("repeats", _stutters),
+    ("babble", _babbles),
+    ("jumbled scripts", lambda answer: scripts_jumble(answer.text)),
+    ("word salad", _word_salad),
+    ("broken words", _broken_words),
+)
+
+
+# --- what they count -------------------------------------------------------------------------------
 
 
 def repeated_share(text: str) -> float:
     """Share of the words in spans of REPEATED_WORDS words that stood before."""
     return _share(_repeated(text))
+
+
+def letters_looping(text: str) -> float:
+    """Share of the letters in loops: a unit three times or more, one after the other. A single letter must
+    stand four times ("Schifffahrt" has three). A loop that counts ("Step 1: wait. Step 2: wait.") has at
+    least 40 characters: "a1, a2, a3" is none."""
+    codes, letters = _symbols(text)
+    loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
+    for start, end in zip(*runs(counting_mask(codes, NUMBER)), strict=True):
+        loops[start:end] |= end - start >= 40
+    return _share(loops[letters])
 
 
 def _share(mask: np.ndarray) -> float:
@@ -145,41 +215,8 @@ def _repeated(text: str) -> np.ndarray:
     return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
 
 
-def _stutters(text: str) -> bool:
-    text = text.casefold()
-    words = list(WORD.finditer(text))
-    again = sum(
-        one[0] == other[0] and one[0].isalpha() and not text[one.end() : other.start()].strip(" ")
-        for one, other in pairwise(words)
-    )
-    return len(words) >= STUTTER_WORDS and again >= STUTTER_SHARE * len(words)
-
-
-def _cut_off_looping(text: str) -> bool:
-    mask = loop_mask(_codes(text))
-    length = len(mask) if mask.all() else int(np.argmin(mask[::-1]))
-    signs_only = not any(map(str.isalnum, text[len(text) - length :]))
-    return length >= (ENDLESS_SIGNS if signs_only else ENDLESS_CHARACTERS)
-
-
-def letters_looping(text: str) -> float:
-    """Share of the letters in loops of the text. A single letter must stand four times ("Schifffahrt" has
-    three)."""
-    codes, letters = _symbols(text)
-    loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
-    for start, end in zip(*runs(counting_mask(codes, NUMBER)), strict=True):
-        if end - start >= COUNTING_CHARACTERS:
-            loops[start:end] = True
-    return _share(loops[letters])
-
-
-def _long_loop(text: str) -> bool:
-    codes, letters = _symbols(text)
-    found = zip(*runs(loop_mask(codes, copies=LONG_LOOP_COPIES)), strict=True)
-    return any(
-        end - start >= LONG_LOOP_CHARACTERS and letters[start:end].mean() >= 0.5
-        for start, end in found
-    )
+def _codes(text: str) -> np.ndarray:
+    return np.fromiter(map(ord, text), dtype=np.int64, count=len(text))
 
 
 def _symbols(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -200,30 +237,3 @@ def _symbols(text: str) -> tuple[np.ndarray, np.ndarray]:
     parts = _PART.findall(re.sub(r"\s+", " ", text.casefold()).strip() + " ")
     letters = np.fromiter(map(str.isalpha, parts), dtype=bool, count=len(parts))
     return np.fromiter(map(code, parts), dtype=np.int64, count=len(parts)), letters
-
-
-def _all_looping(text: str) -> bool:
-    mask = loop_mask(_codes(text))
-    return _share(mask) >= ANY_LOOP_SHARE and longest_run(mask) >= ANY_LOOP_CHARACTERS
-
-
-def _codes(text: str) -> np.ndarray:
-    return np.fromiter(map(ord, text), dtype=np.int64, count=len(text))
-
-
-def _babble(ids: Sequence[int]) -> bool:
-    """Whether half of the windows have hardly any different tokens."""
-    size = min(BABBLE_WINDOW, len(ids))
-    starts = range(0, len(ids) - size + 1, max(1, size // 2))
-    few = [len(set(ids[start : start + size])) <= BABBLE_DISTINCT * size for start in starts]
-    return 2 * sum(few) >= len(few)
-
-
-def _salad(surprising: np.ndarray) -> bool:
-    count, share = int(surprising.sum()), _share(surprising)
-    if count < SURPRISING_TOKENS:
-        return False
-    if share >= SURPRISING_SHARE or (count >= MANY_SURPRISING and share >= MANY_SHARE):
-        return True
-    in_a_row = np.convolve(surprising, np.ones(SALAD_TOKENS, dtype=np.int64))
-    return int(in_a_row.max()) >= SALAD_SURPRISING
