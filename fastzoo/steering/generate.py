@@ -26,21 +26,11 @@ TOY_PARAMETERS, TOY_PRODUCTS = 1 << 24, 1 << 28
 """A forward pass of a model this small with this few multiplications runs in one thread on a CPU: up to
 twice as fast as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16)."""
 
-OBEYED = (
-    "bos_token_id",
-    "decoder_start_token_id",
-    "use_cache",
-    "min_new_tokens",
-    "bad_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "remove_invalid_values",
-    "renormalize_logits",
-    "watermarking_config",
+OBEYED = frozenset(
+    "bos_token_id decoder_start_token_id use_cache min_new_tokens bad_words_ids sequence_bias "
+    "suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id "
+    "exponential_decay_length_penalty remove_invalid_values renormalize_logits "
+    "watermarking_config".split()
 )
 """What a model's own generation config may say: which tokens it suppresses, biases or forces. Everything
 else has the value that transformers gives it by default: penalties would hide what large alphas do,
@@ -130,7 +120,7 @@ def _defaults() -> dict[str, Any]:
     empty = GenerationConfig()
     neutral = vars(empty) | getattr(empty, "_get_default_generation_params", dict)()
     given = {"max_length": None, "min_length": None}
-    left = {*OBEYED, "pad_token_id", "eos_token_id", "transformers_version"}
+    left = OBEYED | {"pad_token_id", "eos_token_id", "transformers_version"}
     return {k: v for k, v in (neutral | given).items() if k not in left and k[0] != "_"}
 
 
@@ -145,8 +135,7 @@ class _Batch:
         kept: Callable[[Tensor], None] | None,
     ) -> None:
         self.answers: list[list[int]] = [[] for _ in mask_BT]
-        self._rows = list(range(len(mask_BT)))
-        """Those in the batch; some may have ended."""
+        self._rows = list(range(len(mask_BT)))  # those in the batch; some may have ended
         self._going = set(self._rows)
         self._mask_BT, self._draws, self._told, self._kept = mask_BT, draws, told, kept
 
@@ -159,7 +148,7 @@ class _Batch:
         generation_config: Any,
         **inputs: Any,
     ) -> Tensor:
-        """The loop that ``generate`` calls; the tokens that it returns are those of the last rows."""
+        """The loop that ``generate`` calls instead of its own."""
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
         self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None
@@ -171,8 +160,7 @@ class _Batch:
             logits_BV = self._logits().to(dtype=torch.float32, device=ids_BT.device, copy=True)
             tokens_B = self._choose(logits_processor(self._ids_BT, logits_BV))
             self._ids_BT = torch.cat([self._ids_BT, tokens_B[:, None]], 1)
-            ones_B1 = torch.ones_like(tokens_B)[:, None]
-            self._mask_BT = torch.cat([self._mask_BT, ones_B1], 1)
+            self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
             self._end(tokens_B.tolist(), stopping_criteria(self._ids_BT, None).tolist())
         return self._ids_BT
 
@@ -205,9 +193,8 @@ class _Batch:
             sound = probs_BV.isfinite().all(-1).tolist()  # others stay greedy
             for place, row in enumerate(self._rows):
                 if sound[place]:
-                    probs_1V = probs_BV[place : place + 1]
-                    drawn_11 = torch.multinomial(probs_1V, 1, generator=self._draws[row])
-                    tokens_B[place] = drawn_11[0, 0]
+                    one_V, draw = probs_BV[place], self._draws[row]
+                    tokens_B[place] = torch.multinomial(one_V, 1, generator=draw)[0]
         return tokens_B
 
     def _end(self, tokens: list[int], ended: list[bool]) -> None:

@@ -1,6 +1,6 @@
 """Which tokens of a forward pass are steered: by their place in the sequence, or by what they are.
 
-A forward pass with a cache shows its own tokens only, so those before are remembered, per thread.
+A forward pass with a cache shows only its own tokens, so earlier ones are remembered, per thread.
 
 Shape suffixes: B rows of a batch, T tokens of a forward pass, or of the sequence so far.
 """
@@ -21,7 +21,19 @@ from fastzoo.core.text import one_line
 PLACES = ("all", "prompt", "generated")
 
 Positions = str | Iterable[int] | Callable[[Tensor], Tensor]
-"""One of ``PLACES``, token ids, or a function from the tokens so far (B, T) to which are steered."""
+"""One of ``PLACES``, token ids, or a function from the tokens so far (B, T) to a mask of the steered ones."""
+
+
+class _Pass(threading.local):
+    """What a thread's forward pass tells its layers, and what the next one may go on from."""
+
+    outermost: int | None = None
+    """Depth of the module that it entered first."""
+    mask_BT: Tensor | None = None
+    known_BT: Tensor | None = None
+    """The tokens so far, of which ``prompt`` are the prompt."""
+    prompt = 0
+    cache: Any = None
 
 
 class Tracker:
@@ -29,8 +41,7 @@ class Tracker:
 
     def __init__(self, positions: Positions) -> None:
         self.positions = as_positions(positions)
-        # What a forward pass tells its layers; each thread has passes of its own.
-        self._pass = threading.local()
+        self._pass = _Pass()
 
     @property
     def everywhere(self) -> bool:
@@ -38,10 +49,11 @@ class Tracker:
 
     def mask(self) -> Tensor:
         """(B, T) bool of the forward pass that runs. Raises InputError."""
-        mask_BT: Tensor | None = getattr(self._pass, "mask_BT", None)
-        if mask_BT is None:
-            raise InputError("positions other than 'all' need input_ids; embeddings say no tokens")
-        return mask_BT
+        if self._pass.mask_BT is None:
+            raise InputError(
+                "positions other than 'all' need input_ids; embeddings have no token ids"
+            )
+        return self._pass.mask_BT
 
     def begin(self, depth: int, args: Any, kwargs: dict[str, Any]) -> None:
         """Note which tokens of a forward pass are steered, as it enters a module. Raises InputError.
@@ -50,8 +62,7 @@ class Tracker:
             depth: of the module; that of the model is 0. Which modules a pass enters depends on the
                 family and on the caller; the first that is given tokens says what they are.
         """
-        outermost = getattr(self._pass, "outermost", None)
-        if outermost is None or depth <= outermost:
+        if self._pass.outermost is None or depth <= self._pass.outermost:
             self._pass.outermost, self._pass.mask_BT = depth, None
         elif self._pass.mask_BT is not None:
             return
@@ -61,10 +72,11 @@ class Tracker:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         known_BT = self._history(ids_BT, cache, past, kwargs.get("logits_to_keep"))
-        if self.positions == "prompt":
-            mask_BT = _from(known_BT, 0, self._pass.prompt)
-        elif self.positions == "generated":
-            mask_BT = _from(known_BT, self._pass.prompt, known_BT.shape[1])
+        if isinstance(self.positions, str):
+            column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
+            prompt_T = column_T < self._pass.prompt
+            mask_T = prompt_T if self.positions == "prompt" else ~prompt_T
+            mask_BT = mask_T.expand(known_BT.shape)
         elif callable(self.positions):
             mask_BT = self.positions(known_BT).bool()
             if mask_BT.shape != known_BT.shape:
@@ -79,30 +91,31 @@ class Tracker:
 
     def end(self, depth: int, output: Any) -> None:
         """Note that a forward pass has left a module."""
-        if getattr(self._pass, "outermost", None) == depth:
+        if self._pass.outermost == depth:
             self._pass.outermost = None
             # The model makes the cache itself where it is given none.
             self._pass.cache = getattr(output, "past_key_values", None)
 
     def keep(self, places_B: Tensor) -> None:
-        """Go on with some rows of the batch, in this order."""
-        known_BT = getattr(self._pass, "known_BT", None)
+        """Keep these rows of the batch, in this order."""
+        known_BT = self._pass.known_BT
         if known_BT is not None:
             self._pass.known_BT = known_BT[places_B.to(known_BT.device)]
 
-    def _history(self, ids_BT: Tensor, cache: Any, past: int, keep: Any) -> Tensor:
+    def _history(self, ids_BT: Tensor, cache: Any, past: int, logits_to_keep: Any) -> Tensor:
         """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
 
         A forward pass goes on with what came before it where the cache that it fills is the same or,
         without a cache, where its tokens begin with the same prompt and are one more than before.
 
         Args:
-            keep: of how many of the last tokens the logits are asked for: all but one of these are
-                guesses that assisted decoding has checked; 0 or None: of all.
+            logits_to_keep: how many of the last tokens the logits are wanted of: all but one of these
+                are guesses that assisted decoding has checked; 0 or None: of all.
         """
-        before_BT = getattr(self._pass, "known_BT", None)
-        same = cache is not None and getattr(self._pass, "cache", None) is cache
-        asked = keep if isinstance(keep, int) and keep > 0 else None
+        before_BT = self._pass.known_BT
+        same = cache is not None and self._pass.cache is cache
+        wanted = logits_to_keep
+        asked = wanted if isinstance(wanted, int) and wanted > 0 else None
         guessed = 0 if asked is None else asked - 1
         if past and same and before_BT is not None and past <= before_BT.shape[1]:
             # Beams exchange their pasts; their tokens before are those of the rows they came from.
@@ -132,12 +145,12 @@ class Tracker:
 
 
 def as_positions(positions: Positions) -> Positions:
-    """Positions of a kind that there is. Raises InputError."""
+    """Positions, checked; token ids as a set. Raises InputError."""
     if isinstance(positions, str):
         if positions not in PLACES:
             raise InputError(
-                f"positions '{one_line(positions, 40)}' is none of {', '.join(PLACES)}; token ids and "
-                "roles(...) can be given too"
+                f"positions '{one_line(positions, 40)}' is not one of {', '.join(PLACES)}; token ids "
+                "and roles(...) can be given too"
             )
         return positions
     if callable(positions):
@@ -147,9 +160,3 @@ def as_positions(positions: Positions) -> Positions:
         if found and all(isinstance(token, int) and token >= 0 for token in found):
             return found
     raise InputError("positions are 'all', 'prompt', 'generated', token ids or a function")
-
-
-def _from(known_BT: Tensor, start: int, stop: int) -> Tensor:
-    """(B, T) bool: the columns from ``start`` up to ``stop``."""
-    column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
-    return ((column_T >= start) & (column_T < stop)).expand(known_BT.shape)

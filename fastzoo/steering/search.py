@@ -1,6 +1,6 @@
-"""Which latent to steer with: ever fewer of them are tried on ever more questions.
+"""Which latent to steer with: fewer and fewer of them are tried on more and more questions.
 
-The pool comes from what costs little: of a concept, the latents whose decoder row points to its words
+The pool comes from what costs little: for a concept, the latents whose decoder row points to its words
 by the logit lens, and those that fire most strongly; without one, the highest output scores. Every
 round then measures what the latents do to answers, and the better ones go on.
 """
@@ -28,13 +28,13 @@ from fastzoo.steering.sweep import Sweep
 from fastzoo.steering.sweet_spot import LEAST_EFFECT, LEAST_QUALITY, ArmRates, rates_of
 
 FIRING = 512
-"""Latents whose output score is taken: those with the largest mean maximum."""
+"""Latents whose output score is measured: those with the largest mean maximum."""
 
 FEWEST_DIALOGUES = 0.02
-"""Share of the dialogues in which a latent must fire to be in the pool."""
+"""Share of the dialogues in which a latent of the pool must fire."""
 
 STARTS = 16
-"""Beginnings of answers that output scores are taken on."""
+"""Beginnings of answers on which output scores are measured."""
 
 TOGETHER = 32
 """Latents in one sweep, at most."""
@@ -45,12 +45,12 @@ class Round:
     """How latents are tried."""
 
     latents: int | None
-    """At most so many; None: all of the pool."""
+    """At most; None: all of the pool."""
     questions: int | None = None
     tokens: int | None = None
-    """Of an answer, at most."""
+    """Length of an answer, at most."""
     every: int = 1
-    """1: at all alphas, 2: at every second one, from the least on."""
+    """1: at all alphas; 2: at every second one, from the smallest on."""
 
 
 ROUNDS = (Round(None, 3, 16, 2), Round(32, 6, 24), Round(8))
@@ -66,7 +66,7 @@ def find_pool(
     """Latents that are worth trying, at most ``count``.
 
     Args:
-        words: of the concept; none where any change will do.
+        words: the concept's; empty where any change will do.
 
     Raises:
         InputError: no latent fires often enough.
@@ -130,18 +130,17 @@ def search(
     """
     found: list[dict[str, Any]] = []
     pool = list(dict.fromkeys(pool))
-    for number, how in enumerate(rounds):
+    alphas = [alpha for alpha in sweep.alphas if alpha]
+    longest = sweep.settings.max_new_tokens
+    for how in rounds:
         pool = pool[: how.latents]
-        if len(pool) == 1 and number < len(rounds) - 1:
+        if len(pool) == 1 and how is not rounds[-1]:
             continue
-        settings = sweep.settings
-        tokens = min(how.tokens or settings.max_new_tokens, settings.max_new_tokens)
-        alphas = [alpha for alpha in sweep.alphas if alpha]
         tried = replace(
             sweep,
             alphas=[0.0, *alphas[:: how.every]],
             questions=sweep.questions[: how.questions],
-            settings=replace(settings, max_new_tokens=tokens),
+            settings=replace(sweep.settings, max_new_tokens=min(how.tokens or longest, longest)),
         )
         found = try_latents(tried, pool, concept)
         pool = [entry["latent"] for entry in found]

@@ -77,13 +77,10 @@ class Sweep:
 
     def many(self, latents: Sequence[int]) -> dict[int, list[Cell]]:
         """The cells of several latents, each alone and without controls, in as few calls."""
-        if self.mode != "add":  # a row of a batch can be clamped by its own latent only
-            each = (replace(self, latents=[k], control=False, wish=None) for k in latents)
-            return {k: sweep.cells() for k, sweep in zip(latents, each, strict=True)}
-        prompts = self.prompts()
-        rows = [
-            row for k in latents for row in arm_rows(str(k), prompts, self.alphas, self._edit([k]))
-        ]
+        assert self.mode == "add", "a row of a batch cannot be clamped by a latent of its own"
+        prompts, rows = self.prompts(), list[Row]()
+        for k in latents:
+            rows += arm_rows(str(k), prompts, self.alphas, self._edit([k]))
         found: dict[int, list[Cell]] = {k: [] for k in latents}
         for cell in self._answers(rows, None):
             found[int(cell.arm)].append(cell)
@@ -99,15 +96,8 @@ class Sweep:
         if self.mode != "add":
             plain = replace(self, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
             unsteered = plain.cells()
-        return score_cells(
-            cells,
-            unsteered,
-            self.model,
-            self.prompts(),
-            end_ids=self.ends(),
-            tokenizer=self.tokenizer,
-            concept=concept,
-        )
+        how: dict[str, Any] = {"tokenizer": self.tokenizer, "concept": concept}
+        return score_cells(cells, unsteered, self.model, self.prompts(), end_ids=self.ends(), **how)
 
     def prompts(self) -> list[list[int]]:
         """The questions' token ids, up to where the answer begins. Raises DataError."""

@@ -10,10 +10,8 @@ For every alpha of a sweep two rates are taken over questions:
 Their harmonic mean is the *score*. An alpha is *good* if its effect is at least ``LEAST_EFFECT`` and its
 quality at least ``LEAST_QUALITY`` of the quality at alpha 0. The best alpha is the good one with the
 highest score (of equals the one nearest to 0), and the window is the unbroken run of good alphas around
-it, in the order of the alphas tried.
-
-Best and window are chosen on the questions of even index and reported on those of odd index, which had no
-part in the choice, with bootstrap intervals over questions. Plain arrays in, plain numbers out.
+it. Both are chosen on the questions of even index and reported, with bootstrap intervals over
+questions, on those of odd index, which had no part in the choice.
 """
 
 from __future__ import annotations
@@ -29,17 +27,13 @@ LEAST_EFFECT = 0.2
 """Below this an answer is practically the unsteered one."""
 
 LEAST_QUALITY = 0.8
-"""Of the quality at alpha 0."""
+"""As a share of the quality at alpha 0."""
 
 CLOSE_NATS = 2.0
 """How far an answer's mean NLL may be above the unsteered one's. Fitted on the embedded toy model, whose
 fluent answers in another language or style are up to 2 above."""
 
-RESAMPLES = 2_000
-
-CONFIDENCE = 0.95
-
-LEAST_QUESTIONS = 2
+RESAMPLES, CONFIDENCE = 2_000, 0.95
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 """The questions that choose, and those that report."""
@@ -87,10 +81,15 @@ class ArmRates:
 
     def means(self, questions: slice, seed: int) -> tuple[Rates, ...]:
         """The rates of each alpha on some of the questions; empty where there are none."""
-        effect, quality = self.effect[:, questions], self.quality[:, questions]
-        if not effect.shape[1]:
-            return ()
-        return tuple(estimate_rates(e, q, seed) for e, q in zip(effect, quality, strict=True))
+        pairs = zip(self.effect[:, questions], self.quality[:, questions], strict=True)
+        return tuple(
+            estimate_rates(effect, quality, seed) for effect, quality in pairs if len(effect)
+        )
+
+    def nearest(self, alpha: float, seed: int) -> Rates:
+        """The rates at the alpha nearest to one, on the questions that report."""
+        place = int(np.argmin(np.abs(np.array(self.alphas) - alpha)))
+        return estimate_rates(self.effect[place, ODD], self.quality[place, ODD], seed)
 
     def in_order(self) -> ArmRates:
         order = np.argsort(self.alphas)
@@ -110,14 +109,14 @@ class SweetSpot:
     reason: str
     """Why there is no window, or why it does not hold; empty where all is well."""
     holds: bool
-    """Whether the best alpha is good on the questions that had no part in the choice, too."""
+    """Whether the best alpha is also good on the questions that had no part in the choice."""
     chosen_on: tuple[Rates, ...]
     """The curve on the questions of even index."""
     reported: tuple[Rates, ...]
     """The curve on the others; empty where there are none."""
     controls: Mapping[str, Rates]
-    """Each control on the same questions as ``reported``: at the best alpha (without one, at that farthest
-    from 0), or its only row. Empty where there are none."""
+    """Each control on the same questions as ``reported``: at its alpha nearest to the best one (or, without
+    one, to that farthest from 0). Empty where there are none."""
 
     @property
     def found(self) -> bool:
@@ -184,10 +183,8 @@ def find_sweet_spot(
     questions = latent.effect.shape[1]
     controls = controls or {}
     for name, control in controls.items():
-        if control.effect.shape[1] != questions:
-            raise ValueError(
-                f"control {name} has {control.effect.shape[1]} questions of {questions}"
-            )
+        if (others := control.effect.shape[1]) != questions:
+            raise ValueError(f"control {name} has {others} questions of {questions}")
     latent = latent.in_order()
     alphas = latent.alphas
     chosen_on, reported = latent.means(EVEN, seed), latent.means(ODD, seed)
@@ -199,7 +196,7 @@ def find_sweet_spot(
         first, last = _widen(place, good)
         low, high, best = alphas[first], alphas[last], alphas[place]
         reason = _why_it_fails(place, alphas, reported)
-    farthest = max(alphas, key=abs)
+    at = max(alphas, key=abs) if best is None else best
     return SweetSpot(
         alphas=alphas,
         low=low,
@@ -209,11 +206,7 @@ def find_sweet_spot(
         holds=not reason,
         chosen_on=chosen_on,
         reported=reported,
-        controls={
-            name: _nearest(control, farthest if best is None else best, seed)
-            for name, control in controls.items()
-            if reported
-        },
+        controls={name: c.nearest(at, seed) for name, c in controls.items() if reported},
     )
 
 
@@ -257,10 +250,10 @@ def _why_it_fails(place: int, alphas: Sequence[float], curve: Sequence[Rates]) -
 
 def _why_none(alphas: Sequence[float], curve: Sequence[Rates], questions: int) -> str:
     """Why there is no window; empty where there is one."""
-    if questions < LEAST_QUESTIONS:
+    if questions < 2:
         return (
-            f"{questions} question{'s' * (questions != 1)}: at least {LEAST_QUESTIONS} are needed, to "
-            "choose the window on one half and report it on the other"
+            f"{questions} question{'s' * (questions != 1)}: at least 2 are needed, to choose the window "
+            "on one half and report it on the other"
         )
     if any(_good(alphas, curve)):
         return ""
@@ -293,11 +286,5 @@ def estimate_rates(effect: np.ndarray, quality: np.ndarray, seed: int = 0) -> Ra
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return Estimate(value, float(low), float(high))
-
-
-def _nearest(control: ArmRates, alpha: float, seed: int) -> Rates:
-    """A control at its alpha nearest to ``alpha``, on the questions that are reported."""
-    place = int(np.argmin(np.abs(np.array(control.alphas) - alpha)))
-    return estimate_rates(control.effect[place, ODD], control.quality[place, ODD], seed)
+    low, high = np.quantile(resampled, (tail, 1 - tail)).tolist()
+    return Estimate(value, low, high)

@@ -98,7 +98,7 @@ def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
     from fastzoo.steering.outcome import Outcome
     from fastzoo.steering.questions import Question
     from fastzoo.steering.report import render_report
-    from fastzoo.steering.scoring.degenerate import find_fault
+    from fastzoo.steering.scoring.degenerate import Answer
     from fastzoo.steering.scoring.scores import Cell, score_cell
 
     hostile = "<script>alert(1)</script> <img src=x onerror=alert(1)> {{ 7 * 7 }} </div>"
@@ -126,7 +126,7 @@ def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
     outcome = Outcome(about, [question], [cell], [score], None, Tokenizer(), None, [])
     page = render_report(outcome)
     assert "<script" not in page and "<img" not in page and "{{ 7 * 7 }}" in page
-    assert find_fault(hostile, cell.ids, True) is None
+    assert Answer(hostile, cell.ids, True).fault is None
 
 
 def test_pieces_of_an_answer_are_whole_characters() -> None:

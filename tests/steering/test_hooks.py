@@ -249,7 +249,7 @@ def test_positions_however_the_tokens_come(positions: str, sae: Any) -> None:
             for cache in (True, False)
         ]
         assert beams[0] == beams[1]
-        with pytest.raises(InputError, match="embeddings say no tokens"):
+        with pytest.raises(InputError, match="embeddings have no token ids"):
             model(inputs_embeds=model.get_input_embeddings()(ids))
 
 

@@ -25,7 +25,7 @@ from fastzoo.data.token_texts import TokenTexts
 from fastzoo.lm import likelihood
 from fastzoo.lm.likelihood import answer_nlls
 from fastzoo.steering.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
-from fastzoo.steering.scoring.degenerate import find_fault
+from fastzoo.steering.scoring.degenerate import Answer
 from fastzoo.steering.scoring.language import (
     FUNCTION_WORDS,
     NAMES,
@@ -53,6 +53,12 @@ from fastzoo.steering.scoring.scores import (
 from fastzoo.tiny import corpus
 
 Ids = list[int]
+
+
+def find_fault(*answer: Any, **more: Any) -> str | None:
+    return Answer(*answer, **more).fault
+
+
 few_tokens = st.lists(st.integers(0, 3), max_size=24)
 
 
@@ -499,7 +505,7 @@ def test_another_language_or_style_is_not_degenerate(
         )
 
     french = asked("Answer in French.", concept_of_language("fr"))
-    pirate = asked("Talk like a pirate.", PIRATE)
+    pirate = asked("Talk like a pirate.", concept_of_words(PIRATE))
     assert [s.fault for s in french + pirate] == [None] * 20
     assert all(s.language_switch and s.concept == 1 for s in french)
     assert all(s.concept is not None and s.concept > 0 for s in pirate)
@@ -594,7 +600,9 @@ def test_an_empty_answer_has_scores_without_a_nan(
 ) -> None:
     end = tokenizer.eos_token_id
     cells = [Cell(0, 5.0, (), False, ""), Cell(1, 5.0, (end,), True, "")]
-    for score in score_cells(cells, unsteered, model, prompts, end_ids=[end], concept=["owl"]):
+    for score in score_cells(
+        cells, unsteered, model, prompts, end_ids=[end], concept=concept_of_words(["owl"])
+    ):
         assert (score.tokens, score.nll, score.perplexity, score.distinct_1) == (
             0,
             None,

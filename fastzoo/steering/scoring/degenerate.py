@@ -14,14 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastzoo.steering.scoring import repeats
 from fastzoo.steering.scoring.language import WORD, scripts_jumble, words_of
-from fastzoo.steering.scoring.repeats import (
-    counting_mask,
-    longest_run,
-    loop_mask,
-    repeated_mask,
-    runs,
-)
+from fastzoo.steering.scoring.repeats import loop_mask, runs
 
 REPEATED_WORDS = 8
 """Words of a span that counts as said before. Not tokens, which one tokenizer has as short as letters:
@@ -41,37 +36,23 @@ _PART = re.compile(r"\d+|(?:[^\w\s]|_)+|.")
 
 @dataclass(frozen=True)
 class Answer:
-    """What the tests see of an answer; see ``find_fault``."""
+    """What the tests see of an answer."""
 
     text: str
     ids: Sequence[int]
+    """Without the end of turn."""
     ended: bool
     nlls: np.ndarray | None = None
+    """Of each token under the unsteered model, in nats; None leaves word salad unseen."""
     strays: Collection[int] = ()
+    """Tokens that no answer should have; ``text`` need not show them."""
     broken_words: int = 0
+    """How many words go on as the unsteered model would not continue them."""
 
-
-def find_fault(
-    text: str,
-    ids: Sequence[int],
-    ended: bool,
-    nlls: np.ndarray | None = None,
-    strays: Collection[int] = (),
-    broken_words: int = 0,
-) -> str | None:
-    """Why an answer is degenerate, in a word or two: the first of ``FAULTS``; None if it is not.
-
-    Args:
-        ids: without the end of turn.
-        nlls: of each token under the unsteered model, in nats; None leaves word salad unseen.
-        strays: tokens that no answer should have; ``text`` need not show them.
-        broken_words: how many words go on as the unsteered model would not continue them.
-    """
-    answer = Answer(text, ids, ended, nlls, strays, broken_words)
-    return next((name for name, test in FAULTS if test(answer)), None)
-
-
-# --- the tests, in the order of the table ----------------------------------------------------------
+    @property
+    def fault(self) -> str | None:
+        """Why it is degenerate: the first of ``FAULTS``; None if it is not."""
+        return next((name for name, test in FAULTS if test(self)), None)
 
 
 def _broken_characters(answer: Answer) -> bool:
@@ -99,7 +80,7 @@ def _characters_loop(answer: Answer) -> bool:
     """70% of all characters (line breaks, digits, signs) are in loops, one of which has 24: "1000000" is
     no loop, and the line under a heading does not matter."""
     mask = loop_mask(_codes(answer.text))
-    return _share(mask) >= 0.7 and longest_run(mask) >= 24
+    return _share(mask) >= 0.7 and repeats.longest_run(mask) >= 24
 
 
 def _long_loop(answer: Answer) -> bool:
@@ -185,9 +166,6 @@ FAULTS: tuple[tuple[str, Callable[[Answer], bool]], ...] = (
 )
 
 
-# --- what they count -------------------------------------------------------------------------------
-
-
 def repeated_share(text: str) -> float:
     """Share of the words in spans of REPEATED_WORDS words that stood before."""
     return _share(_repeated(text))
@@ -199,7 +177,7 @@ def letters_looping(text: str) -> float:
     least 40 characters: "a1, a2, a3" is none."""
     codes, letters = _symbols(text)
     loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
-    for start, end in zip(*runs(counting_mask(codes, NUMBER)), strict=True):
+    for start, end in zip(*runs(repeats.counting_mask(codes, NUMBER)), strict=True):
         loops[start:end] |= end - start >= 40
     return _share(loops[letters])
 
@@ -212,7 +190,9 @@ def _repeated(text: str) -> np.ndarray:
     """Which words of a text lie in spans that stood before."""
     numbers: dict[str, int] = {}
     words = WORD.findall(text.casefold())
-    return repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
+    return repeats.repeated_mask(
+        [numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS
+    )
 
 
 def _codes(text: str) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""What can be said of a steered answer without a judge, and whether it is degenerate.
+"""Scores of a steered answer that need no judge.
 
 A *cell* is one answer of a sweep: a question at an alpha. Its scores compare it with the answer to the
-same question at alpha 0 (the unsteered answer) and with what the unsteered model thinks of it. All that
-are undefined (the perplexity of an empty answer) are None, never NaN.
+same question at alpha 0 (the unsteered answer) and with how likely the unsteered model finds it. Undefined
+ones (the perplexity of an empty answer) are None, never NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastzoo.data.token_texts import TokenTexts
 from fastzoo.steering.scoring.degenerate import (
     BROKEN_NATS,
     SURPRISING_NATS,
-    find_fault,
+    Answer,
     letters_looping,
     repeated_share,
 )
@@ -34,10 +34,10 @@ Concept = Callable[[str], float]
 """How much of a text belongs to a concept, 0 to 1."""
 
 CONCEPT_SHARE = 0.05
-"""A text of which one word in twenty is the concept's is wholly about it."""
+"""A text is wholly about the concept if one word in twenty is the concept's."""
 
 SWITCHED_SHARE = 0.2
-"""Share of the words in another script or language than the unsteered answer's that is a switch."""
+"""A language switch: this share of the words is in another script or language than the unsteered answer."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Cell:
     """Index of the question."""
     alpha: float
     ids: tuple[int, ...]
-    """The answer's tokens without padding; whether or not it holds what ended the turn."""
+    """The answer's tokens without padding, with or without the one that ended the turn."""
     ended: bool
     """Whether the model ended its turn (else it was cut off)."""
     text: str
     arm: str = "latent"
-    """What it was steered by, as ``sweep.ARMS`` has it."""
+    """What it was steered by: one of ``rows.ARMS``."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ class CellScores:
     perplexity: float | None
     """exp(nll); JSON has no infinity, so it is bounded by 1e300."""
     surprising: float | None
-    """Share of tokens that the unsteered model gives less than exp(-SURPRISING_NATS)."""
+    """Share of tokens to which the unsteered model gives less than exp(-SURPRISING_NATS)."""
     broken_words: int | None
-    """Words that the unsteered model would not have gone on with so (less than exp(-BROKEN_NATS))."""
+    """Words with a continuation to which the unsteered model gives less than exp(-BROKEN_NATS)."""
     distinct_1: float | None
     distinct_2: float | None
     distinct_3: float | None
     longest_repeated: int
-    """Longest span that stands at two places, which may overlap."""
+    """Length of the longest span at two places, which may overlap."""
     repeated: float
-    """Share of the words in spans of REPEATED_WORDS words that stood before."""
+    """Share of the words in spans of REPEATED_WORDS words that were said before."""
     longest_same: int
-    """Longest run of one and the same token."""
+    """Length of the longest run of one token."""
     looping: float
     """Share of the letters in loops."""
     switched: float
@@ -91,8 +91,7 @@ class CellScores:
     concept: float | None
     """How much of the answer belongs to the concept, if one was given."""
     fault: str | None
-    """Why the answer is degenerate: ``special tokens``, ``empty``, ``no words``, ``broken characters``,
-    ``loop``, ``repeats``, ``babble``, ``jumbled scripts``, ``word salad``, ``broken words``; None if it is not."""
+    """Why the answer is degenerate: a name in ``degenerate.FAULTS``; None if it is not."""
 
     @property
     def degenerate(self) -> bool:
@@ -125,7 +124,7 @@ def score_cells(
     *,
     end_ids: Collection[int] = (),
     tokenizer: Any = None,
-    concept: Collection[str] | Concept | None = None,
+    concept: Concept | None = None,
 ) -> list[CellScores]:
     """The scores of each cell, in order.
 
@@ -134,20 +133,17 @@ def score_cells(
         unsteered: the alpha-0 answer of each question, by the question's index.
         model: the language model, which must not be steered while this runs.
         prompts: token ids of each question's prompt, generation prompt included, by its index.
-        end_ids: the tokens that end a turn; one at the end of an answer is no part of what is scored.
+        end_ids: the tokens that end a turn; one at the end of an answer is not scored.
         tokenizer: without it neither special tokens, which an answer's text does not show, nor broken
             words are seen. A special token that no unsteered answer has is a fault.
-        concept: words, or a function of a text such as ``concept_of_language("fr")``.
     """
     from fastzoo.lm.likelihood import answer_nlls
 
-    if concept is not None and not callable(concept):
-        concept = concept_of_words(concept)
     answers = [_without_end(cell.ids, end_ids) for cell in cells]
     references = [_without_end(cell.ids, end_ids) for cell in unsteered]
     nlls = answer_nlls(model, [prompts[cell.question] for cell in cells], answers)
     strays: set[int] = set()
-    inside = [np.zeros(len(ids), dtype=bool) for ids in answers]
+    inside: list[np.ndarray | None] = [None] * len(cells)
     if tokenizer is not None:
         strays = set(tokenizer.all_special_ids).difference(*references)
         texts = TokenTexts(tokenizer)
@@ -181,10 +177,10 @@ def score_cell(
 
     Args:
         ids: the cell's tokens without the end of turn.
-        nlls: of each token, in nats; None where no model was asked. Where one is not finite, as of a
-            model that overflows, they say nothing.
+        nlls: of each token, in nats; None where no model was asked. If one is not finite, since the
+            model overflowed, none of them counts.
         strays: tokens that no answer should have.
-        inside: which tokens go on with a word, as ``TokenTexts.inside_words`` has it.
+        inside: which tokens go on with a word; see ``TokenTexts.inside_words``.
     """
     nll = surprising = broken_words = None
     if nlls is not None and not np.isfinite(nlls).all():
@@ -214,7 +210,7 @@ def score_cell(
         language_switch=switched >= SWITCHED_SHARE,
         kept=rouge_l(ids, unsteered_ids),
         concept=None if concept is None else concept(cell.text),
-        fault=find_fault(cell.text, ids, cell.ended, nlls, strays, broken_words or 0),
+        fault=Answer(cell.text, ids, cell.ended, nlls, strays, broken_words or 0).fault,
     )
 
 
