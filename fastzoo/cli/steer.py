@@ -77,7 +77,7 @@ def steer_sae(
     from fastzoo.cli.steer_tables import LiveAnswers, print_outcome
     from fastzoo.core.files import refuse_unwritable, refused, write_text
     from fastzoo.steering.report import render_report
-    from fastzoo.steering.run import steer_sae as run
+    from fastzoo.steering.run import run_steer
 
     chosen = SteerSettings(**{k: value for k, value in settings.items() if value is not None})
     written = [path for path in (save, html, chosen.judge_cache) if path is not None]
@@ -85,7 +85,7 @@ def steer_sae(
         refuse_unwritable(path)
     if len({path.resolve() for path in written}) < len(written):
         raise InputError("two of --html, --save and --judge-cache name the same file")
-    outcome = run(chosen, LiveAnswers)
+    outcome = run_steer(chosen, LiveAnswers)
     failures: list[BaseException] = []
     for file, render in ((save, _as_json), (html, render_report)):
         if file is not None:

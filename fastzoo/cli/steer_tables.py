@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from fastzoo.core.progress import Progress
@@ -17,25 +18,12 @@ from fastzoo.steering.sweep import Sweep, Watch
 SHOWN = 3
 """Questions whose answers are printed; if there are more, only the first one's are."""
 
-SCORES = {
-    "changed": "changed",
-    "concept": "concept",
-    "degenerate": "degenerate",
-    "nll": "NLL",
-    "distinct_2": "distinct-2",
-    "switched": "switched",
-    "ended": "ended",
-    "tokens": "tokens",
-}
-"""Headings by key of ``means``."""
+SCORES = ("changed", "concept", "degenerate", "nll", "distinct_2", "switched", "ended", "tokens")
 
-RATINGS = {
-    "judged_concept": "concept",
-    "judged_instruction": "instruction",
-    "judged_fluency": "fluency",
-    "judged_overall": "overall",
-    "unrated": "unrated",
-}
+RATINGS = ("judged_concept", "judged_instruction", "judged_fluency", "judged_overall", "unrated")
+
+HEADINGS = {"nll": "NLL", "distinct_2": "distinct-2"}
+"""Of the keys of ``means`` that are not headings themselves."""
 
 
 class LiveAnswers:
@@ -113,20 +101,21 @@ def print_outcome(outcome: Outcome) -> None:
         print(f"answers to {more} more questions: --html FILE or --json", file=sys.stderr)
     rows = means(outcome)
     present = {key for row in rows for key, value in row.items() if value is not None}
-    _print_means(rows, {key: title for key, title in SCORES.items() if key in present})
+    _print_means(rows, [key for key in SCORES if key in present])
     if outcome.verdicts is not None:
         print(f"rated 0 to 2 by {one_line(outcome.about['judge'], 120)}:")
         _print_means(rows, RATINGS)
     print(summary(outcome))
 
 
-def _print_means(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+def _print_means(rows: list[dict[str, Any]], keys: Sequence[str]) -> None:
     lines = []
     for row in rows:
         alpha = "" if row["arm"] == PROMPT else f"{row['alpha']:g}"
-        lines.append([row["arm"], alpha, *(short(row[key]) for key in columns)])
+        lines.append([row["arm"], alpha, *(short(row[key]) for key in keys)])
     # One blank between the columns: all of them fit into 80.
-    print_table(["arm", "alpha", *columns.values()], lines, gap=1)
+    titles = [HEADINGS.get(key, key.removeprefix("judged_")) for key in keys]
+    print_table(["arm", "alpha", *titles], lines, gap=1)
 
 
 def summary(outcome: Outcome) -> str:

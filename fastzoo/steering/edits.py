@@ -7,7 +7,7 @@ alphas (1, or one per row of the batch).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,14 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 from fastzoo.saes.base import SAE
 
-MODES = ("add", "clamp", "scale", "ablate")
+CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "clamp": lambda acts_BTK, value_B1K: value_B1K - acts_BTK,
+    "scale": lambda acts_BTK, value_B1K: (value_B1K - 1) * acts_BTK,
+    "ablate": lambda acts_BTK, value_B1K: -acts_BTK * (value_B1K != 0),
+}
+"""How much each mode changes the latents' activations, by alpha."""
+
+MODES = ("add", *CHANGES)
 
 UNITS = ("raw", "max", "norm")
 
@@ -50,17 +57,11 @@ class Edit:
             return self._rows(hidden_BTD)
         assert self.sae is not None and self.latents_K is not None
         x_BTD = hidden_BTD.float()
-        value_B1K = self._rows(x_BTD)
         if self.sae.W_dec.device != x_BTD.device:  # a copy: the caller's SAE stays where it is
             self.sae = copy.deepcopy(self.sae).to(x_BTD.device)
         latents_K = self.latents_K.to(x_BTD.device)
         acts_BTK = self.sae.encode_latents(x_BTD, latents_K).float()
-        if self.mode == "clamp":
-            change_BTK = value_B1K - acts_BTK
-        elif self.mode == "scale":
-            change_BTK = (value_B1K - 1) * acts_BTK
-        else:
-            change_BTK = -acts_BTK * (value_B1K != 0)
+        change_BTK = CHANGES[self.mode](acts_BTK, self._rows(x_BTD))
         return (change_BTK @ self.sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
 
     def _rows(self, like_BTD: Tensor) -> Tensor:

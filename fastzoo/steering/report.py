@@ -20,6 +20,8 @@ MARKED = 4
 
 TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
 
+SCORES = ("concept", "degenerate", "nll", "distinct_2", "repeated", "switched", "ended", "tokens")
+
 RATINGS = ("concept", "instruction", "fluency", "overall")
 
 
@@ -47,27 +49,15 @@ def render_report(outcome: Outcome) -> str:
 
 def means(outcome: Outcome) -> list[dict[str, Any]]:
     """Per arm and alpha, the mean scores over all questions."""
-    found = []
+    found: list[dict[str, Any]] = []
     cells = list(outcome.judged_cells())
     for arm in ARMS:
         for alpha in dict.fromkeys(cell.alpha for cell, _, _ in cells if cell.arm == arm):
             part = [row for row in cells if (row[0].arm, row[0].alpha) == (arm, alpha)]
-            scores = [score for _, score, _ in part]
-            found.append(
-                {
-                    "arm": arm,
-                    "alpha": alpha,
-                    "changed": mean(1 - score.kept for score in scores),
-                    "concept": mean(score.concept for score in scores),
-                    "degenerate": mean(score.degenerate for score in scores),
-                    "nll": mean(score.nll for score in scores),
-                    "distinct_2": mean(score.distinct_2 for score in scores),
-                    "repeated": mean(score.repeated for score in scores),
-                    "switched": mean(score.switched for score in scores),
-                    "ended": mean(score.ended for score in scores),
-                    "tokens": mean(score.tokens for score in scores),
-                }
-            )
+            changed = mean(1 - score.kept for _, score, _ in part)
+            found.append({"arm": arm, "alpha": alpha, "changed": changed})
+            for name in SCORES:
+                found[-1][name] = mean(getattr(score, name) for _, score, _ in part)
             if outcome.verdicts is not None:
                 verdicts = [verdict for _, _, verdict in part]
                 for name in RATINGS:
@@ -77,12 +67,12 @@ def means(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def short(value: float | None) -> str:
-    """A mean with two decimals; a dash where there is none."""
+    """A mean with two decimals; a dash if it is unknown."""
     return "–" if value is None else f"{value:.2f}"
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the known values; None where there are none."""
+    """The mean of the known values; None if none is known."""
     known = [float(value) for value in values if value is not None]
     return float(np.mean(known)) if known else None
 

@@ -49,7 +49,7 @@ class Row:
 def arm_rows(
     arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit
 ) -> list[Row]:
-    """Every question at every alpha."""
+    """The rows of an arm: every question at every alpha."""
     return [
         Row(arm, question, float(alpha), prompt, edit, i)
         for question, prompt in enumerate(prompts)
@@ -67,7 +67,7 @@ def random_edit(edit: Edit, alphas: Sequence[float], seed: int) -> Edit:
 
 
 def joined(rows: Sequence[Row]) -> list[Edit]:
-    """The edit that steers each row of a batch by its own; none where no row is steered."""
+    """One edit that steers each row of a batch by its own; no edit if no row is steered."""
     edits = [row.edit for row in rows if row.edit is not None]
     if not edits:
         return []
@@ -94,7 +94,7 @@ def groups_of(rows: Sequence[Row]) -> list[list[list[int]]]:
 
 
 def rows_that_fit(model: Any, tokens: int, new_tokens: int) -> int:
-    """How many rows memory has room for, with prompts of ``tokens`` tokens and as many new ones."""
+    """How many rows memory has room for, with prompts of ``tokens`` tokens and ``new_tokens`` new ones."""
     config = model.config.get_text_config()
     width = config.hidden_size
     every = _size(config, "num_attention_heads", 1)

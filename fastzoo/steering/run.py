@@ -32,7 +32,7 @@ WORDS = 8
 """Tokens of the logit lens that say what a latent is about."""
 
 
-def steer_sae(
+def run_steer(
     settings: SteerSettings,
     watch: Callable[[Sweep], AbstractContextManager[Watch | None]] = lambda sweep: nullcontext(),
 ) -> Outcome:

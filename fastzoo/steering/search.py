@@ -168,7 +168,7 @@ def try_latents(
 
 
 def _best(rates: ArmRates) -> dict[str, Any]:
-    """The good alpha with the highest score, as ``sweet_spot`` defines it; a score of 0 where there is none."""
+    """The good alpha with the highest score, as ``sweet_spot`` defines it; a score of 0 if none is good."""
     floor = LEAST_QUALITY * rates.quality[rates.alphas.index(0.0)].mean()
     best: dict[str, Any] = {"score": 0.0, "alpha": None, "effect": None, "quality": None}
     promise = 0.0

@@ -40,7 +40,7 @@ Watch = Callable[[Step], None]
 
 @dataclass
 class Sweep:
-    """What is asked, and of whom."""
+    """Questions, the alphas to ask them at, and the model and latents that answer."""
 
     model: Any
     tokenizer: Any
@@ -229,15 +229,15 @@ class Sweep:
 
 
 class _Told:
-    """Tells whoever watches of each row's tokens, and of none twice where memory ran out."""
+    """Passes each row's tokens on to ``watch``, each once, even if rows start again for lack of memory."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch, self._heard = watch, Counter[int]()
-        # Whoever watches may use the model, and finds it as it was before the sweep.
+        # ``watch`` may use the model, which it finds as it was before the sweep.
         self._before = contextvars.copy_context()
 
     def of(self, groups: Sequence[Sequence[int]]) -> Watch:
-        """What a batch with these groups of rows is to call."""
+        """The function that a batch with these groups of rows calls."""
         written: Counter[int] = Counter()
 
         def told(step: Step) -> None:

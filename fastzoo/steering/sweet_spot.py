@@ -103,7 +103,7 @@ class SweetSpot:
 
     alphas: tuple[float, ...]
     low: float | None
-    """The window's smallest alpha; None where there is no window, as ``high`` and ``best``."""
+    """The window's smallest alpha; ``low``, ``high`` and ``best`` are None without a window."""
     high: float | None
     best: float | None
     reason: str

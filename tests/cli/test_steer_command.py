@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,20 @@ def test_numbers_after_one_option() -> None:
     )
     assert _spread(line) == [*expected.split(), "--alpha=1"]
     assert _spread(["steer", "--alpha"]) == ["steer", "--alpha"]
+
+
+def test_every_setting_is_an_option_or_an_argument() -> None:
+    from fastzoo.steering.settings import SteerSettings
+
+    shown = CliRunner().invoke(app, ["steer", "--help"], env={"COLUMNS": "100"}).stdout
+    for setting in fields(SteerSettings):
+        names = setting.metadata.get("names") or ("--" + setting.name.replace("_", "-"),)
+        assert re.search(rf"^ +{names[0]}\b|^ +{setting.name.upper()}", shown, re.M | re.I), names
+        if setting.metadata:
+            assert setting.metadata["help"].split()[0] in shown
+    chosen = SteerSettings(source="x")
+    assert chosen.alphas == [] and chosen.mode == "add" and chosen.max_new_tokens == 200
+    assert SteerSettings(source="x", concept="le, la,").words == ["le", "la"]
 
 
 def test_a_sweep_with_everything(sae: str, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def repeated_share(text: str) -> float:
 def letters_looping(text: str) -> float:
     """Share of the letters in loops: a unit three times or more, one after the other. A single letter must
     stand four times ("Schifffahrt" has three). A loop that counts ("Step 1: wait. Step 2: wait.") has at
-    least 40 characters: "a1, a2, a3" is none."""
+    least 40 characters, unlike "a1, a2, a3"."""
     codes, letters = _symbols(text)
     loops = loop_mask(codes, copies=4, longest=1) | loop_mask(codes, shortest=2)
     for start, end in zip(*runs(repeats.counting_mask(codes, NUMBER)), strict=True):

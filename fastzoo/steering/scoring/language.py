@@ -1,8 +1,8 @@
-"""Which script and language a text is in: Unicode's scripts, and the small words of some languages.
+"""Which script and language a text of a few sentences is in.
 
-Small, and made for answers of a few sentences. Languages of the Latin script are told apart by their
-function words, others by their script alone. A short sentence ("Le cheval hennit.") may fit several
-languages: all of them are kept, and count as different from another text's only if none is the same.
+Languages of the Latin script are told apart by their function words, others by their script alone. A
+short sentence ("Le cheval hennit.") may fit several languages: all of them are kept, and it differs from
+another text only if they have no language in common.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -36,7 +36,7 @@ SCRIPTS = {
     "HANGUL": "east-asian",
     "BOPOMOFO": "east-asian",
 }
-"""First word of a letter's Unicode name, and the script that it counts as; "other" is all else."""
+"""By the first word of a letter's Unicode name, the script that it counts as; all else is "other"."""
 
 UNSPACED = frozenset({"east-asian", "thai"})
 """Scripts that put no blanks between words."""
@@ -59,7 +59,7 @@ FUNCTION_WORDS = {
     "nl": "de het een en is zijn was waren dat die dit deze van in op met voor maar niet je ik hij zij ze we "
     "wij er aan te om ook als of bij naar over nog wat hoe kan heeft hebben wordt zal meer dan",
 }
-"""Words that hardly a sentence of the language lacks; a word may stand in several languages."""
+"""Words of which hardly any sentence of the language has none; a word may belong to several languages."""
 
 NAMES = {
     "en": "English",
@@ -74,13 +74,13 @@ NAMES = {
 WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
 LETTERS = {"fr": "çœèêëùîû", "de": "äöüß", "es": "ñ¿¡", "it": "òì", "pt": "ãõ"}
-"""Signs of a language, worth half a function word."""
+"""Letters that only one language has; they are worth half a function word."""
 
 CLEAR_LEAD = 1.25
-"""A language that another one leads by this factor in function words is out."""
+"""A language is out if another one has this many times its function words."""
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
-"""A word where it counts how long a text is: a number, or a sign of Chinese or Japanese, is one, too."""
+"""A word for the length of a text; numbers and single Chinese or Japanese characters count as words."""
 
 _TOKEN = re.compile(r"[^\W\d_]+['’]?")
 
@@ -89,12 +89,12 @@ _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 
 @dataclass(frozen=True)
 class Language:
-    """Of a text: the script of most of its letters, and the languages that it may be in."""
+    """The script of most letters of a text, and the languages that it may be in."""
 
     script: str | None
     """A value of ``SCRIPTS``, ``other``, or None without letters."""
     languages: tuple[str, ...]
-    """Keys of ``FUNCTION_WORDS``, the likeliest first; none for other scripts, or where no word tells."""
+    """Keys of ``FUNCTION_WORDS``, the likeliest first; empty for other scripts, or where no word tells."""
 
     @property
     def language(self) -> str | None:
@@ -158,42 +158,42 @@ def _hits(text: str) -> dict[str, float]:
 
 
 def _candidates(hits: dict[str, float]) -> tuple[str, ...]:
-    """The languages that none leads, the likeliest first; of equals, the first in FUNCTION_WORDS."""
+    """The languages that are not out, the likeliest first; of equals, the first in FUNCTION_WORDS."""
     most = max(hits.values())
     likeliest = sorted(hits, key=lambda language: -hits[language])
     return tuple(x for x in likeliest if hits[x] and hits[x] * CLEAR_LEAD > most)
 
 
 def switched_share(text: str, reference: str) -> float:
-    """Share of a text's words that stand in sentences of another script or language than ``reference``.
-
-    0 where nothing is clear.
-    """
+    """Share of a text's words in sentences of another script or language than ``reference``; 0 where that is
+    not clear."""
     was = detect(reference)
-    counts = [(_length(sentence), now.differs(was)) for sentence, now in sentences(text)]
-    total = sum(count for count, _ in counts)
-    return sum(count for count, differs in counts if differs) / total if total else 0.0
+    return _share(text, lambda now: now.differs(was))
 
 
 def language_share(text: str, language: str) -> float:
-    """Share of a text's words that stand in sentences of ``language``."""
-    counts = [(_length(sentence), now.language) for sentence, now in sentences(text)]
-    total = sum(count for count, _ in counts)
-    return sum(count for count, now in counts if now == language) / total if total else 0.0
+    """Share of a text's words in sentences of ``language``."""
+    return _share(text, lambda now: now.language == language)
 
 
-def _length(text: str) -> int:
-    return sum(not word.isdecimal() for word in WORD.findall(text))
+def _share(text: str, counts: Callable[[Language], bool]) -> float:
+    """Share of the words (not numbers) that stand in the sentences that count."""
+    lengths = [
+        (sum(not word.isdecimal() for word in WORD.findall(sentence)), counts(now))
+        for sentence, now in sentences(text)
+    ]
+    total = sum(length for length, _ in lengths)
+    return sum(length for length, counted in lengths if counted) / total if total else 0.0
 
 
 def scripts_jumble(text: str) -> bool:
-    """Whether scripts are thrown together, as no text of one or two languages does.
+    """Whether scripts are mixed as in no text of one or two languages.
 
-    Either two and a fifth of the words mix scripts within themselves; or of the steps from a word to the
-    next three in ten change the script and there are three scripts, or six in ten between two that put
-    blanks between words. A step over a sign or a line's end changes none: a list of translations has them
-    there. East Asian text holds foreign words without blanks around them, and formulas Greek letters
-    ("\u0394x"), so those are no mixtures.
+    Either a fifth of the words, and at least two, mix scripts within themselves; or the script changes
+    between three in ten neighbouring words where there are three scripts, or between six in ten where
+    both scripts put blanks between words. Neighbours with punctuation or a line break between them do
+    not count: a list of translations has them. Nor do foreign words within East Asian text, which
+    have no blanks around them, or Greek letters in formulas ("\u0394x").
     """
     found = [
         (word, scripts)
@@ -213,7 +213,7 @@ def scripts_jumble(text: str) -> bool:
     ]
     spaced = sum(both.isdisjoint(UNSPACED) for both in changes)
     steps = len(found) - 1
-    if len(_union(scripts for _, scripts in found)) >= 3 and len(changes) >= 3:
+    if len(set().union(*(scripts for _, scripts in found))) >= 3 and len(changes) >= 3:
         return len(changes) >= 0.3 * steps
     return spaced >= 6 and spaced >= 0.6 * steps
 
@@ -221,10 +221,6 @@ def scripts_jumble(text: str) -> bool:
 def _formula(word: str, scripts: set[str]) -> bool:
     """A few Greek and Latin letters, as in "\u0394x", "2\u03c0r", "k\u03a9"."""
     return len(word) <= 4 and scripts == {"greek", "latin"}
-
-
-def _union(sets: Iterable[set[str]]) -> set[str]:
-    return set().union(*sets)
 
 
 @lru_cache(maxsize=1 << 14)
