@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,22 @@ from torch import Tensor
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 
-PLACES = ("all", "prompt", "generated")
-
 Positions = str | Iterable[int] | Callable[[Tensor], Tensor]
 """One of ``PLACES``, token ids, or a function from the tokens so far (B, T) to a mask of the steered ones."""
+
+Mask = Callable[[Tensor, int], Tensor]
+"""From the tokens so far (B, T), and how many of them are the prompt, to which of them are steered."""
+
+
+def _in_prompt(known_BT: Tensor, prompt: int) -> Tensor:
+    return (torch.arange(known_BT.shape[1], device=known_BT.device) < prompt).expand_as(known_BT)
+
+
+PLACES: dict[str, Mask] = {
+    "all": lambda known_BT, prompt: torch.ones_like(known_BT, dtype=torch.bool),
+    "prompt": _in_prompt,
+    "generated": lambda known_BT, prompt: ~_in_prompt(known_BT, prompt),
+}
 
 
 class _Pass(threading.local):
@@ -40,12 +53,9 @@ class Tracker:
     """Follows the forward passes of a model, in any number of threads."""
 
     def __init__(self, positions: Positions) -> None:
-        self.positions = as_positions(positions)
+        self._mask = mask_of(positions)
         self._pass = _Pass()
-
-    @property
-    def everywhere(self) -> bool:
-        return isinstance(self.positions, str) and self.positions == "all"
+        self.everywhere = self._mask is PLACES["all"]
 
     def mask(self) -> Tensor:
         """(B, T) bool of the forward pass that runs. Raises InputError."""
@@ -72,21 +82,7 @@ class Tracker:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         known_BT = self._history(ids_BT, cache, past, kwargs.get("logits_to_keep"))
-        if isinstance(self.positions, str):
-            column_T = torch.arange(known_BT.shape[1], device=known_BT.device)
-            prompt_T = column_T < self._pass.prompt
-            mask_T = prompt_T if self.positions == "prompt" else ~prompt_T
-            mask_BT = mask_T.expand(known_BT.shape)
-        elif callable(self.positions):
-            mask_BT = self.positions(known_BT).bool()
-            if mask_BT.shape != known_BT.shape:
-                raise InputError(
-                    f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
-                    f"{tuple(known_BT.shape)}"
-                )
-        else:
-            wanted = torch.tensor(sorted(self.positions), device=known_BT.device)
-            mask_BT = torch.isin(known_BT, wanted)
+        mask_BT = self._mask(known_BT, self._pass.prompt)
         self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
 
     def end(self, depth: int, output: Any) -> None:
@@ -144,19 +140,30 @@ class Tracker:
         return torch.equal(before_BT[:, :prompt].to(ids_BT.device), ids_BT[:, :prompt])
 
 
-def as_positions(positions: Positions) -> Positions:
-    """Positions, checked; token ids as a set. Raises InputError."""
+def mask_of(positions: Positions) -> Mask:
+    """What says which tokens are steered. Raises InputError for positions of no known kind."""
     if isinstance(positions, str):
         if positions not in PLACES:
             raise InputError(
                 f"positions '{one_line(positions, 40)}' is not one of {', '.join(PLACES)}; token ids "
                 "and roles(...) can be given too"
             )
-        return positions
+        return PLACES[positions]
     if callable(positions):
-        return positions
+        return partial(_chosen, positions)
     with suppress(TypeError):
-        found = frozenset(positions)
-        if found and all(isinstance(token, int) and token >= 0 for token in found):
-            return found
+        ids = frozenset(positions)
+        if ids and all(isinstance(token, int) and token >= 0 for token in ids):
+            wanted = torch.tensor(sorted(ids))
+            return lambda known_BT, prompt: torch.isin(known_BT, wanted.to(known_BT.device))
     raise InputError("positions are 'all', 'prompt', 'generated', token ids or a function")
+
+
+def _chosen(choose: Callable[[Tensor], Tensor], known_BT: Tensor, prompt: int) -> Tensor:
+    mask_BT = choose(known_BT).bool()
+    if mask_BT.shape != known_BT.shape:
+        raise InputError(
+            f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
+            f"{tuple(known_BT.shape)}"
+        )
+    return mask_BT
