@@ -10,7 +10,7 @@ import csv
 import io
 
 from fastzoo.hub.registry import DATASET, FILE, Registry
-from fastzoo.results.table import COLUMNS, IDENTITY, MEASURED, PAPER, Row, result_rows
+from fastzoo.results.table import COLUMNS, IDENTITY, MEASURED, PAPER, ResultRow, result_rows
 from fastzoo.saes.names import zoo_names
 
 
@@ -25,7 +25,7 @@ def dataset_files(registry: Registry) -> dict[str, bytes]:
     }
 
 
-def _csv(rows: list[Row]) -> bytes:
+def _csv(rows: list[ResultRow]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, [c.name for c in COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -33,7 +33,7 @@ def _csv(rows: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(rows: list[Row]) -> bytes:
+def _parquet(rows: list[ResultRow]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 

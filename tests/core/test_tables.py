@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastzoo.results.summary import COLUMNS, print_results
+from fastzoo.results.figures import shown
+from fastzoo.results.summary import print_results
 
 FIGURES: dict[str, Any] = {
-    metric: {s: {"value": 0.123456} for s in ("all", "special", "without_position_0")}
-    for _, metric, _ in COLUMNS
+    figure.key: {s: {"value": 0.123456} for s in figure.subsets} for figure, _ in shown("run")
 }
 NAMES = [f"tiny-chat-L{i}-8x-jumprelu" for i in range(5)]
 
@@ -27,7 +27,7 @@ def test_no_figure_is_cut(
     rows = [(name, FIGURES, 1234.4) for name in NAMES]
     print_results(rows)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert text.count("0.1235") == len(NAMES) * len(COLUMNS)
+    assert text.count("0.1235") == len(NAMES) * len(shown("run"))
     assert all(name in text for name in NAMES)
     assert text.count("1234") == len(NAMES)
     assert "…" not in text
