@@ -1,7 +1,5 @@
-"""The results dataset of a namespace: what was measured of every SAE, and the paper's figures beside it.
-
-One row per SAE: all of the paper's grid, then what is published outside of it. The table is kept as
-Parquet and as CSV, next to the registry that it is made from.
+"""The files of a namespace's results dataset: the results table as Parquet and CSV, the registry that it
+is made from, and the card.
 """
 
 from __future__ import annotations
