@@ -67,14 +67,8 @@ def list_saes(
         raise InputError("--descending goes with --sort COLUMN")
     hints: list[str] = []
     known = list_rows(_registry(namespace, refresh, hints), folder)
-    wanted = {
-        "model": model,
-        "layer": layer,
-        "architecture": architecture,
-        "method": method,
-        "expansion": expansion,
-    }
-    rows = choose(known, pattern, wanted, local=local, published=published)
+    options = (model, layer, architecture, method, expansion)
+    rows = choose(known, pattern, options, local=local, published=published)
     if sort is not None:
         rows = sort_rows(rows, sort, descending=descending)
     if as_json:

@@ -36,7 +36,10 @@ KEYS = (
 )
 """Keys of a row, in order."""
 
-SHOWN = (*LISTED, Column("path", str, "folder on this machine", rank=9, heading="path"))
+FILTERS = ("model", "layer", "architecture", "method", "expansion")
+"""Keys by whose values rows are picked."""
+
+SHOWN = (*LISTED, Column("path", str, "folder on this machine", rank=9))
 """Columns of the table on the terminal."""
 
 
@@ -81,19 +84,23 @@ def _row(name: SAEName, registry: Registry, path: Path | None) -> ResultRow:
 def choose(
     rows: Sequence[ResultRow],
     pattern: str,
-    wanted: Mapping[str, Sequence[str] | None],
+    values: Sequence[Sequence[str] | None],
     *,
     local: bool,
     published: bool,
 ) -> list[ResultRow]:
     """The rows whose name matches a pattern and that fit the options of ``fastzoo list``.
 
+    Args:
+        values: for each of ``FILTERS`` those of its option.
+
     Raises:
-        InputError: no row at all has a wanted value.
+        InputError: no row at all has such a value.
     """
+    wanted = {key: found for key, found in zip(FILTERS, values, strict=True) if found}
     return [
         row
-        for row in pick(rows, {key: values for key, values in wanted.items() if values})
+        for row in pick(rows, wanted)
         if (row["path"] or not local)
         and (row["repo"] or not published)
         and fnmatchcase(str(row["name"]).lower(), pattern.lower())
@@ -183,16 +190,16 @@ def table(
     """
     columns = [c for c in SHOWN if c.rank == 0 or any(row[c.name] is not None for row in rows)]
     if sort is not None and sort not in {c.name for c in columns}:
-        columns.insert(2, Column(sort, float, "", rank=0, heading=sort, digits="g"))
+        columns.insert(2, Column(sort, float, "", rank=0, digits="g"))
     left_out: list[str] = []
     while True:
-        headings = [column.heading for column in columns]
+        headings = [column.heading or column.name for column in columns]
         lines = [[_show(row[c.name], c.digits) for c in columns] for row in rows]
         last = max((c for c in columns if c.name != sort), key=lambda c: c.rank or 0)
         if fits(headings, lines) or last.rank == 0:  # names are not cut
             left = [i for i, column in enumerate(columns) if not column.digits]
             return headings, lines, left, left_out
-        left_out.append(last.heading)
+        left_out.append(last.heading or last.name)
         columns.remove(last)
 
 

@@ -13,13 +13,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Subset:
-    """Tokens that a figure is about."""
+    """Tokens that a figure is about; ``short`` goes into headings, ``about`` into definitions."""
 
     title: str
     short: str = ""
-    """What a heading adds to the figure's label."""
     about: str = ""
-    """What a column's definition adds to the figure's."""
 
 
 SUBSETS = {
@@ -46,16 +44,16 @@ class Figure:
     label: str
     definition: str
     digits: str = ".4f"
-    """Format of it in ``fastzoo list``; ``d`` for a count."""
+    """Its format in ``fastzoo list``; ``d`` for a count."""
     subsets: tuple[str, ...] = EVERY
     """What it is measured for; cards and the results dataset show all of it."""
     run: tuple[str, ...] = ()
-    """Shown in the table that training and ``fastzoo eval`` print."""
+    """In the table that training and ``fastzoo eval`` print."""
     page: tuple[str, ...] = ()
-    """Shown in the table of the zoo's Space."""
+    """In the table of the zoo's Space."""
     listed: Mapping[str, int] = field(default_factory=dict)
-    """Shown in ``fastzoo list`` and in the notes of the collection; the numbers are the columns' ranks:
-    on a narrow terminal the highest is left out first."""
+    """In ``fastzoo list`` and the notes of the collection; by rank: where the terminal is too narrow
+    for the list, columns with high ranks are left out first."""
 
     @property
     def counts(self) -> bool:
@@ -75,78 +73,44 @@ class Figure:
         return self.label if subset == "all" else f"{self.label} ({SUBSETS[subset].title})"
 
 
+# One entry after the other, as a table.
+# fmt: off
 FIGURES = (
-    Figure(
-        "mse",
-        "MSE",
-        "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
-        "the residual width (arXiv 2506.07691)",
-        run=EVERY,
-        page=SPECIAL,
-    ),
-    Figure(
-        "log2_mse",
-        "log2 MSE",
-        "base-2 logarithm of mse; what the paper's tables print",
-        digits=".3f",
-        run=ALL,
-        page=SPECIAL,
-        listed={"all": 1, "special": 5},
-    ),
-    Figure(
-        "l0",
-        "L0",
-        "mean number of active latents per token",
-        digits=".1f",
-        run=ALL,
-        page=ALL,
-        listed={"all": 2},
-    ),
-    Figure(
-        "fvu",
-        "FVU",
-        "fraction of variance unexplained: summed squared error over summed squared distance from "
-        "the mean activation of the same tokens",
-        run=("all", "without_position_0"),
-        page=ALL,
-        listed={"all": 6},
-    ),
-    Figure(
-        "ce_model", "CE of the model", "the model's own cross-entropy in nats per predicted token"
-    ),
-    Figure(
-        "ce_reconstruction",
-        "CE with the reconstruction",
-        "cross-entropy with the reconstruction spliced in at the SAE's layer",
-    ),
-    Figure("ce_zero", "CE with zeros", "cross-entropy with zeros spliced in at the SAE's layer"),
-    Figure(
-        "ce_recovered",
-        "CE recovered",
-        "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
-        run=ALL,
-        page=ALL,
-        listed={"all": 7},
-    ),
-    Figure("delta_loss", "Delta Loss", "(ce_reconstruction - ce_model) / ce_model", run=ALL),
-    Figure(
-        "kl",
-        "KL",
-        "mean KL divergence in nats from the model's next-token distribution to the one with the "
-        "reconstruction spliced in",
-        run=ALL,
-    ),
-    Figure(
-        "dead_latents",
-        "dead latents",
-        "latents that fire on no token of the split",
-        digits="d",
-        subsets=ALL,
-        run=ALL,
-        page=ALL,
-        listed={"all": 8},
-    ),
+    Figure("mse", "MSE",
+           "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
+           "the residual width (arXiv 2506.07691)",
+           run=EVERY, page=SPECIAL),
+    Figure("log2_mse", "log2 MSE",
+           "base-2 logarithm of mse; what the paper's tables print",
+           ".3f", run=ALL, page=SPECIAL, listed={"all": 1, "special": 5}),
+    Figure("l0", "L0",
+           "mean number of active latents per token",
+           ".1f", run=ALL, page=ALL, listed={"all": 2}),
+    Figure("fvu", "FVU",
+           "fraction of variance unexplained: summed squared error over summed squared distance from "
+           "the mean activation of the same tokens",
+           run=("all", "without_position_0"), page=ALL, listed={"all": 6}),
+    Figure("ce_model", "CE of the model",
+           "the model's own cross-entropy in nats per predicted token"),
+    Figure("ce_reconstruction", "CE with the reconstruction",
+           "cross-entropy with the reconstruction spliced in at the SAE's layer"),
+    Figure("ce_zero", "CE with zeros",
+           "cross-entropy with zeros spliced in at the SAE's layer"),
+    Figure("ce_recovered", "CE recovered",
+           "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
+           run=ALL, page=ALL, listed={"all": 7}),
+    Figure("delta_loss", "Delta Loss",
+           "(ce_reconstruction - ce_model) / ce_model",
+           run=ALL),
+    Figure("kl", "KL",
+           "mean KL divergence in nats from the model's next-token distribution to the one with the "
+           "reconstruction spliced in",
+           run=ALL),
+    Figure("dead_latents", "dead latents",
+           "latents that fire on no token of the split",
+           "d", subsets=ALL, run=ALL, page=ALL, listed={"all": 8}),
 )
+# fmt: on
 """In the order of ``metrics.json`` and of the results dataset."""
 
 DEFINITIONS = {figure.key: figure.definition for figure in FIGURES}

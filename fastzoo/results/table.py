@@ -6,7 +6,7 @@ Loads neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.files import read_json
 from fastzoo.core.values import number_at, text_at, value_at
 from fastzoo.hub.registry import Registry
-from fastzoo.results.figures import FIGURES, LEADING, SUBSETS
+from fastzoo.results.figures import FIGURES, LEADING, SUBSETS, Figure
 from fastzoo.saes.names import SAEName, zoo_names
 from fastzoo.saes.paper import paper_figures
 
@@ -36,33 +36,26 @@ class Column:
     rank: int | None = None
     """On a narrow terminal the highest is left out first, and 0 never is."""
     heading: str = ""
+    """On the terminal, if not ``name``."""
     digits: str = ""
     """Format of its numbers; empty for text."""
 
 
-def _figure_columns() -> Iterator[Column]:
-    for figure in FIGURES:
-        for subset in figure.subsets:
-            yield Column(
-                figure.column(subset),
-                int if figure.counts else float,
-                figure.definition + SUBSETS[subset].about,
-                f"metrics.metrics.{figure.key}.{subset}.value",
-                figure.listed.get(subset),
-                figure.heading(subset),
-                figure.digits,
-            )
+def _column(figure: Figure, subset: str) -> Column:
+    return Column(
+        figure.column(subset),
+        int if figure.counts else float,
+        figure.definition + SUBSETS[subset].about,
+        f"metrics.metrics.{figure.key}.{subset}.value",
+        figure.listed.get(subset),
+        figure.heading(subset),
+        figure.digits,
+    )
 
 
 IDENTITY = (
-    Column("name", str, "name of the SAE, of its repository and of its folder", "", 0, "name"),
-    Column(
-        "status",
-        str,
-        "published, or paper: in the paper's grid and not published",
-        rank=0,
-        heading="status",
-    ),
+    Column("name", str, "name of the SAE, of its repository and of its folder", rank=0),
+    Column("status", str, "published, or paper: in the paper's grid and not published", rank=0),
     Column("repo_id", str, "repository on the Hub"),
     Column("revision", str, "commit that was published"),
     Column("weights_sha256", str, "sha256 of sae_weights.safetensors"),
@@ -78,7 +71,7 @@ MEASURED = (
     Column("base_model_sha", str, "its commit", "config.base_model.sha"),
     Column("d_in", int, "width of the residual stream", "config.sae.d_in"),
     Column("d_sae", int, "number of latents", "config.sae.d_sae"),
-    *_figure_columns(),
+    *(_column(figure, subset) for figure in FIGURES for subset in figure.subsets),
     Column("evaluation_tokens", int, "tokens of the held-out split", "metrics.split.tokens"),
     Column(
         "evaluation_tokens_special",
@@ -120,9 +113,11 @@ PAPER = (
 COLUMNS = (*IDENTITY, *MEASURED, *PAPER)
 """In the order of the results dataset."""
 
-_READ = (*IDENTITY, *sorted(MEASURED, key=lambda c: c.name != LEADING), *PAPER)
-
-LISTED = tuple(column for column in _READ if column.rank is not None)
+LISTED = tuple(
+    column
+    for column in (*IDENTITY, *sorted(MEASURED, key=lambda c: c.name != LEADING), *PAPER)
+    if column.rank is not None
+)
 """What ``fastzoo list`` shows, in its order."""
 
 
