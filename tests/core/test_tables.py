@@ -1,4 +1,4 @@
-"""The table of results: whole on any terminal."""
+"""Tables on the terminal: whole at any width."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fastzoo.core.tables import fits, print_table
 from fastzoo.results.figures import shown
 from fastzoo.results.summary import print_results
 
@@ -33,3 +34,36 @@ def test_no_figure_is_cut(
     assert "…" not in text
     if columns is not None:
         assert all(len(line.rstrip()) <= columns for line in text.splitlines())
+
+
+LINES = [["甲乙", "1", "first second third fourth"], ["c", "-10.5", "x"]]
+
+
+def test_columns_are_aligned_by_what_the_terminal_shows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(["token", "value", "words"], LINES, left=(0, 2))
+    print_table(["token", "value", "words"], LINES, left=(0, 2), wrapped=True, gap=1)
+    assert capsys.readouterr().out.splitlines() == [
+        "token  value  words",
+        "甲乙       1  first second third fourth",
+        "c      -10.5  x",
+        "token value words",
+        "甲乙      1 first second third fourth",
+        "c     -10.5 x",
+    ]
+
+
+def test_the_last_column_is_wrapped_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "33")
+    assert not fits(["token", "value", "words"], LINES)
+    print_table(["token", "value", "words"], LINES, left=(0, 2), wrapped=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "token  value  words",
+        "甲乙       1  first second third",
+        "              fourth",
+        "c      -10.5  x",
+    ]
