@@ -36,15 +36,17 @@ def list_saes(
             autocompletion=complete_names,
         ),
     ] = "*",
-    model: Annotated[Several, which("model", "Of this language model (or its Hub id).")] = None,
-    layer: Annotated[Several, which("layer", "Of this layer.")] = None,
-    architecture: Annotated[Several, which("architecture", "Of this kind.")] = None,
-    method: Annotated[Several, which("method", "Trained by fast, bt-f or bt-p.")] = None,
-    expansion: Annotated[Several, which("expansion", "Of this width, as 8 or 8x.")] = None,
+    model: Annotated[Several, which("model", "Only this language model (or its Hub id).")] = None,
+    layer: Annotated[Several, which("layer", "Only this layer.")] = None,
+    architecture: Annotated[Several, which("architecture", "Only this architecture.")] = None,
+    method: Annotated[Several, which("method", "Only this method: fast, bt-f or bt-p.")] = None,
+    expansion: Annotated[Several, which("expansion", "Only this expansion, as 8 or 8x.")] = None,
     sort: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="By any key of --json.", autocompletion=complete_columns
+            metavar="COLUMN",
+            help="Sort by this column: any key of --json.",
+            autocompletion=complete_columns,
         ),
     ] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
@@ -57,7 +59,7 @@ def list_saes(
 ) -> None:
     """SAEs on this machine, published ones, and the paper's grid.
 
-    With our figures (of the folder on this machine, else the published ones) and the paper's.
+    Shows our figures (from the local folder if there is one, else the published ones) and the paper's.
     """
     from fastzoo.cli.listing import choose, column_key, list_rows, nothing_found, sort_rows, table
 
@@ -92,7 +94,7 @@ def info(
 ) -> None:
     """What is known about one SAE.
 
-    Its record and figures, what is published of it, and what the paper reports.
+    Its record and figures, what is published, and what the paper reports.
     """
     from fastzoo.cli.facts import facts_of
 

@@ -108,7 +108,7 @@ def choose(
 
 
 def pick(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:
-    """The rows that have, for each key of ``wanted``, one of its values (wildcards allowed).
+    """The rows that match, for each key of ``wanted``, one of its values (wildcards allowed).
 
     Raises:
         InputError: no row at all has such a value.
@@ -150,9 +150,9 @@ def column_key(column: str) -> str:
 
 
 def sort_rows(rows: Sequence[ResultRow], key: str, *, descending: bool) -> list[ResultRow]:
-    """Rows by a column, those without a value last in either direction."""
+    """Rows sorted by a column; those without a value are last in either direction."""
 
-    def value(row: ResultRow) -> Any:  # those of a column are of one type
+    def value(row: ResultRow) -> Any:  # all values of a column have one type
         return row[key]
 
     have = [row for row in rows if row[key] is not None]
@@ -160,7 +160,7 @@ def sort_rows(rows: Sequence[ResultRow], key: str, *, descending: bool) -> list[
 
 
 def known_names() -> list[str]:
-    """Every name that is known without a request, for completion."""
+    """Every name that is known without asking the Hub, for completion."""
     try:
         seen = last_seen(default_namespace())
     except (HubError, InputError):
@@ -184,9 +184,9 @@ def nothing_found(pattern: str, rows: Sequence[ResultRow]) -> str:
 def table(
     rows: Sequence[ResultRow], sort: str | None
 ) -> tuple[list[str], list[list[str]], list[int], list[str]]:
-    """Headings, lines, and which columns hold text; then what the terminal has no room for.
+    """Headings, lines, the columns that hold text, and the headings that the terminal has no room for.
 
-    Columns without any value are not shown, nor counted; the sorted one always is shown.
+    Columns without any value are neither shown nor reported; the sorted one is always shown.
     """
     columns = [c for c in SHOWN if c.rank == 0 or any(row[c.name] is not None for row in rows)]
     if sort is not None and sort not in {c.name for c in columns}:

@@ -1,4 +1,4 @@
-"""Tables on the terminal: the one printer, which every command that prints a table uses."""
+"""Tables on the terminal, printed the same way by every command. Loads rich only to wrap or measure text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NARROWEST = 16
 
 
 def terminal_width() -> int | None:
-    """Characters in a line of the terminal; None if stdout is no terminal: lines may have any length."""
+    """Characters in a line of the terminal; None if stdout is not a terminal: lines have any length then."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def fits(headings: Sequence[str], lines: Lines, gap: int = 2) -> bool:
-    """Whether the table, with ``gap`` blanks between columns, fits into the terminal."""
+    """Whether the table, with ``gap`` blanks between columns, fits the terminal."""
     limit = terminal_width()
     return limit is None or sum(_widths(headings, lines)) + gap * (len(headings) - 1) <= limit
 
@@ -58,7 +58,7 @@ def _widths(headings: Sequence[str], lines: Lines) -> list[int]:
 
 
 def _width(text: str) -> int:
-    """Columns of the terminal that a text takes: of Chinese characters, two each."""
+    """Width of a text on the terminal, where a Chinese character is two wide."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -72,7 +72,7 @@ def _padded(text: str, width: int, left: bool) -> str:
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """A text in lines of at most ``width``, broken at blanks where that is possible."""
+    """The lines of a text, each at most ``width`` wide, broken at blanks if possible."""
     if _width(text) <= width:
         return [text]
     from rich.console import Console

@@ -29,9 +29,12 @@ def print_results(rows: Results) -> None:
         for line, (_, _, speed) in zip(lines, rows, strict=True):
             line.append("" if speed is None else f"{speed:.0f}")
     if all(found["mse"]["special"]["value"] is None for _, found, _ in rows):
-        print("the held-out dialogues hold no special tokens: no figure of them", file=sys.stderr)
-    width = terminal_width()
-    if width is None or fits(headings, lines):
+        print(
+            "the held-out dialogues hold no special tokens, so there are no figures for them",
+            file=sys.stderr,
+        )
+    width = terminal_width() or 0
+    if fits(headings, lines):
         print_table(headings, lines)
         return
     # Turned: as many SAEs side by side as fit, at least one.
@@ -44,7 +47,7 @@ def print_results(rows: Results) -> None:
 
 
 def read_results(run_folder: Path, names: Iterable[SAEName]) -> Results:
-    """The figures of a complete run, as its folders have them."""
+    """The figures of a complete run, from the folders of its SAEs."""
     rows = []
     for name in sorted(names):
         text = (run_folder / str(name) / "metrics.json").read_text(encoding="utf-8")
