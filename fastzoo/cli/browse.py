@@ -1,12 +1,9 @@
-"""``fastzoo list`` and ``fastzoo info``."""
+"""The commands ``fastzoo list`` and ``fastzoo info``."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,20 +15,16 @@ from fastzoo.cli.app import (
     Source,
     complete_columns,
     complete_names,
+    print_hints,
     print_json,
     which,
 )
 from fastzoo.core.errors import HubError, InputError
+from fastzoo.core.tables import print_table
 from fastzoo.core.text import one_line
 
 if TYPE_CHECKING:
     from fastzoo.hub.registry import Registry
-from typing import TYPE_CHECKING
-
-from fastzoo.cli.app import print_hints
-from fastzoo.core.files import read_json
-from fastzoo.core.values import number_at, text_at, value_at
-from fastzoo.saes.names import parse_name
 
 
 def list_saes(
@@ -43,15 +36,17 @@ def list_saes(
             autocompletion=complete_names,
         ),
     ] = "*",
-    model: Annotated[Several, which("model", "Of this language model (or its Hub id).")] = None,
-    layer: Annotated[Several, which("layer", "Of this layer.")] = None,
-    architecture: Annotated[Several, which("architecture", "Of this kind.")] = None,
-    method: Annotated[Several, which("method", "Trained by fast, bt-f or bt-p.")] = None,
-    expansion: Annotated[Several, which("expansion", "Of this width, as 8 or 8x.")] = None,
+    model: Annotated[Several, which("model", "Only this language model (or its Hub id).")] = None,
+    layer: Annotated[Several, which("layer", "Only this layer.")] = None,
+    architecture: Annotated[Several, which("architecture", "Only this architecture.")] = None,
+    method: Annotated[Several, which("method", "Only this method: fast, bt-f or bt-p.")] = None,
+    expansion: Annotated[Several, which("expansion", "Only this expansion, as 8 or 8x.")] = None,
     sort: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="By any key of --json.", autocompletion=complete_columns
+            metavar="COLUMN",
+            help="Sort by this column: any key of --json.",
+            autocompletion=complete_columns,
         ),
     ] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
@@ -64,29 +59,18 @@ def list_saes(
 ) -> None:
     """SAEs on this machine, published ones, and the paper's grid.
 
-    With our figures (of the folder on this machine, else the published ones) and the paper's.
+    Shows our figures (from the local folder if there is one, else the published ones) and the paper's.
     """
-    from fastzoo.cli.listing import column_key, list_rows, nothing_found, pick, sort_rows, table
+    from fastzoo.cli.listing import choose, column_key, list_rows, nothing_found, sort_rows, table
 
     if sort is not None:
         sort = column_key(sort)
     elif descending:
         raise InputError("--descending goes with --sort COLUMN")
-    registry, hints = _registry(namespace, refresh)
-    known = list_rows(registry, folder)
-    choices = {
-        "model": model,
-        "layer": layer,
-        "architecture": architecture,
-        "method": method,
-        "expansion": expansion,
-    }
-    rows = pick(known, {key: values for key, values in choices.items() if values})
-    if local:
-        rows = [row for row in rows if row["path"]]
-    if published:
-        rows = [row for row in rows if row["repo"]]
-    rows = [row for row in rows if fnmatchcase(str(row["name"]).lower(), pattern.lower())]
+    hints: list[str] = []
+    known = list_rows(_registry(namespace, refresh, hints), folder)
+    options = (model, layer, architecture, method, expansion)
+    rows = choose(known, pattern, options, local=local, published=published)
     if sort is not None:
         rows = sort_rows(rows, sort, descending=descending)
     if as_json:
@@ -94,9 +78,8 @@ def list_saes(
     elif not rows:
         hints.append(nothing_found(pattern, known))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        lines, left_out = table(rows, width, sort)
-        print("\n".join(lines))
+        headings, lines, left, left_out = table(rows, sort)
+        print_table(headings, lines, left)
         if left_out:
             hints.append(f"no space for: {', '.join(left_out)}; --json has everything")
         hints.append("'paper:' is what arXiv 2506.07691 reports; all other figures are ours")
@@ -111,47 +94,12 @@ def info(
 ) -> None:
     """What is known about one SAE.
 
-    Its record and figures, what is published of it, and what the paper reports.
+    Its record and figures, what is published, and what the paper reports.
     """
-    from fastzoo.cli.browse import describe
-    from fastzoo.cli.listing import published_facts, unknown
-    from fastzoo.hub.find import find_local
-    from fastzoo.results.table import paper_cells
-    from fastzoo.saes.names import grid_row
-    from fastzoo.saes.paper import paper_figures
+    from fastzoo.cli.facts import facts_of
 
-    path = find_local(source)
-    facts: dict[str, Any]
     hints: list[str] = []
-    if path is not None:
-        facts = describe(path)
-        try:
-            name = parse_name(str(facts["name"]))
-        except InputError:  # a folder of any other name
-            name = None
-        if name and not source.startswith("hf:"):
-            registry, hints = _registry(namespace, refresh)
-            facts |= published_facts(name, registry, Path(facts["path"]))
-            facts["status"] = "both" if name in registry.saes else "local"
-    else:
-        name = parse_name(source)
-        registry, hints = _registry(namespace, refresh)
-        row, found = grid_row(name), published_facts(name, registry, None)
-        if not found and name not in paper_figures():
-            raise unknown(name, registry)
-        facts = {
-            "name": str(name),
-            "status": "published" if found else "paper",
-            "architecture": name.architecture,
-            "method": name.method,
-            "layer": name.layer,
-        }
-        if row is not None:
-            facts |= {"base_model": row.base_model, "d_in": row.d_model}
-            facts["d_sae"] = row.d_model * name.expansion
-        facts |= found
-    if name in paper_figures():
-        facts |= paper_cells(name)
+    facts = facts_of(source, lambda: _registry(namespace, refresh, hints))
     if as_json:
         print_json(facts)
     else:
@@ -161,77 +109,18 @@ def info(
     print_hints(hints)
 
 
-def _registry(namespace: str | None, refresh: bool) -> tuple[Registry, list[str]]:
-    """The registry, and what to say about it; an empty one where there is none to be had.
+def _registry(namespace: str | None, refresh: bool, hints: list[str]) -> Registry:
+    """The registry; an empty one if none can be had. ``hints`` is told why.
 
     Raises:
-        NotFoundError, AccessError, IntegrityError: there is none of the namespace that was asked for.
+        NotFoundError, AccessError, IntegrityError: the namespace that was asked for has none.
     """
     from fastzoo.hub.registry import Registry, default_namespace, read_registry
 
-    hints: list[str] = []
     try:
-        return read_registry(namespace, newest=refresh, say=hints.append), hints
+        return read_registry(namespace, newest=refresh, say=hints.append)
     except HubError as error:
         if namespace and type(error) is not HubError:
             raise
         hints.append(f"{error}; what is published is not shown")
-        return Registry(namespace or default_namespace()), hints
-
-
-def _special_tokens(record: dict[str, Any]) -> str:
-    """Those of the dialogues that an SAE was measured on."""
-    tokens = value_at(record, "special_tokens")
-    found = tokens.values() if isinstance(tokens, dict) else ()
-    return " ".join(one_line(token) for token in found) or "none"
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    """A folder's ``metrics.json``; {} where there is none that can be read."""
-    try:
-        return read_json(folder / "metrics.json")
-    except InputError:
-        return {}
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """Facts of a local SAE, flat and in reading order; the weights are opened and checked."""
-    from fastzoo.loading import name_of, open_sae
-    from fastzoo.results.figures import DEFINITIONS, SUBSETS
-
-    loaded = open_sae(folder)
-    facts: dict[str, Any] = {
-        "name": name_of(loaded),
-        "path": str(loaded.folder),
-        "layout": loaded.layout,
-        "architecture": loaded.sae.architecture,
-        "layer": loaded.layer,
-        "d_in": loaded.sae.d_in,
-        "d_sae": loaded.sae.d_sae,
-    }
-    record = loaded.record
-    if not record:
-        return facts | {"base_model": loaded.model_name}
-    training = value_at(record, "recipe", "training")
-    facts |= {
-        "method": text_at(record, "sae", "method"),
-        "base_model": text_at(record, "base_model", "name"),
-        "base_model_sha": text_at(record, "base_model", "sha"),
-        "training_data": text_at(record, "training_data", "name"),
-        "preset": text_at(record, "recipe", "preset"),
-        "training_tokens": number_at(training, "tokens"),
-        "special_tokens": _special_tokens(record),
-        "sparsity_coefficient": number_at(
-            training, "sparsity_coefficient", loaded.sae.architecture
-        ),
-    }
-    figures = _metrics(loaded.folder.parent)
-    for metric in DEFINITIONS:
-        for subset in SUBSETS:
-            if value_at(figures, "metrics", metric, subset):
-                suffix = "" if subset == "all" else f"_{subset}"
-                facts[f"{metric}{suffix}"] = number_at(figures, "metrics", metric, subset, "value")
-    for key in ("log2_mse", "log2_mse_special"):
-        if value_at(figures, "paper", key) is not None:
-            facts[f"paper_{key}"] = number_at(figures, "paper", key)
-    return facts
+        return Registry(namespace or default_namespace())

@@ -92,7 +92,7 @@ def print_text(report: Report) -> None:
             for entry in found["tokens"]
         ]
         headings = ["token", "position", "turn", "firing", "strongest[activation]"]
-        print_table(headings, lines, left=(0, 2, 4), wrapped=(4,))
+        print_table(headings, lines, left=(0, 2, 4), wrapped=True)
 
 
 def print_latents(report: Report) -> None:
@@ -165,7 +165,7 @@ def print_ranking(report: Report) -> None:
         ]
         headings += ["tokens", "raises"]
         last = len(headings) - 1
-        print_table(headings, lines, left=(0, last), wrapped=(last,))
+        print_table(headings, lines, left=(0, last), wrapped=True)
 
 
 def _quoted(entries: Sequence[Mapping[str, Any]]) -> str:

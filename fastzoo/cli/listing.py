@@ -1,5 +1,4 @@
-"""What ``fastzoo list`` and ``fastzoo info`` know without loading weights: this machine's SAEs, a
-namespace's published ones, and the paper's grid, as flat rows with the same keys.
+"""The rows of ``fastzoo list``: this machine's SAEs, a namespace's published ones, and the paper's grid.
 
 Our figures and the paper's never share a key. Loads neither torch nor transformers.
 """
@@ -7,18 +6,28 @@ Our figures and the paper's never share a key. Loads neither torch nor transform
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import HubError, InputError
-from fastzoo.core.files import read_json, sha256_of
+from fastzoo.core.tables import fits
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.find import RUNS, local_results
 from fastzoo.hub.registry import Registry, default_namespace, last_seen
-from fastzoo.results.table import MEASURED, PAPER, Row, measured, paper_cells, result_row, with_grid
-from fastzoo.saes.names import SAEName, model_part, zoo_names
+from fastzoo.results.table import (
+    LISTED,
+    MEASURED,
+    PAPER,
+    Cell,
+    Column,
+    ResultRow,
+    local_row,
+    measured,
+    paper_cells,
+    with_grid,
+)
+from fastzoo.saes.names import SAEName, model_part
 
 KEYS = (
     *("name", "status", "repo", "revision", "path"),
@@ -27,36 +36,14 @@ KEYS = (
 )
 """Keys of a row, in order."""
 
+FILTERS = ("model", "layer", "architecture", "method", "expansion")
+"""Keys by whose values rows are picked."""
 
-@dataclass(frozen=True)
-class Heading:
-    """A column of the table on the terminal. ``rank``: the highest goes first where space lacks."""
-
-    key: str
-    text: str
-    digits: str
-    rank: int
+SHOWN = (*LISTED, Column("path", str, "folder on this machine", rank=9))
+"""Columns of the table on the terminal."""
 
 
-TABLE = (
-    Heading("name", "name", "", 0),
-    Heading("status", "status", "", 0),
-    Heading("l0", "L0", ".1f", 2),
-    Heading("log2_mse", "log2 MSE", ".3f", 1),
-    Heading("log2_mse_special", "log2 MSE special", ".3f", 5),
-    Heading("fvu", "FVU", ".4f", 6),
-    Heading("ce_recovered", "CE recovered", ".4f", 7),
-    Heading("dead_latents", "dead", "d", 8),
-    Heading("paper_log2_mse", "paper: log2 MSE", ".3f", 3),
-    Heading("paper_log2_mse_special", "paper: special", ".3f", 4),
-    Heading("path", "path", "", 9),
-)
-
-
-# --- rows --------------------------------------------------------------------------------------
-
-
-def list_rows(registry: Registry, folder: Path) -> list[Row]:
+def list_rows(registry: Registry, folder: Path) -> list[ResultRow]:
     """One row per name, or per folder where several hold SAEs of one name.
 
     Figures are those of the folder where there is one, else the published ones. What is on this
@@ -74,11 +61,11 @@ def list_rows(registry: Registry, folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: order[str(row["status"])])
 
 
-def _row(name: SAEName, registry: Registry, path: Path | None) -> Row:
+def _row(name: SAEName, registry: Registry, path: Path | None) -> ResultRow:
     published = registry.saes.get(name)
     if path is not None:
         status = "both" if published else "local"
-        figures = result_row(_read(path / "config.json"), _read(path / "metrics.json"))
+        figures = local_row(path)
     else:
         status = "published" if published else "paper"
         figures = measured(published.figures if published else {})
@@ -94,16 +81,34 @@ def _row(name: SAEName, registry: Registry, path: Path | None) -> Row:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none that can be read."""
-    try:
-        return read_json(path)
-    except InputError:
-        return {}
+def choose(
+    rows: Sequence[ResultRow],
+    pattern: str,
+    values: Sequence[Sequence[str] | None],
+    *,
+    local: bool,
+    published: bool,
+) -> list[ResultRow]:
+    """The rows whose name matches a pattern and that fit the options of ``fastzoo list``.
+
+    Args:
+        values: for each of ``FILTERS`` those of its option.
+
+    Raises:
+        InputError: no row at all has such a value.
+    """
+    wanted = {key: found for key, found in zip(FILTERS, values, strict=True) if found}
+    return [
+        row
+        for row in pick(rows, wanted)
+        if (row["path"] or not local)
+        and (row["repo"] or not published)
+        and fnmatchcase(str(row["name"]).lower(), pattern.lower())
+    ]
 
 
-def pick(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) -> list[Row]:
-    """The rows that have, for each key of ``wanted``, one of its values (wildcards allowed).
+def pick(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:
+    """The rows that match, for each key of ``wanted``, one of its values (wildcards allowed).
 
     Raises:
         InputError: no row at all has such a value.
@@ -111,11 +116,11 @@ def pick(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) -> list[Row]:
     picked = list(rows)
     for key, values in wanted.items():
         present = list(dict.fromkeys(str(row[key]) for row in rows))
-        keep: set[str] = set()
+        matching: set[str] = set()
         for value in values:
             text = value.lower()
-            if key == "model":
-                text = value.lower() if "*" in value else model_part(value)
+            if key == "model" and "*" not in value:
+                text = model_part(value)
             elif key == "expansion":
                 text = text.removesuffix("x")
             found = {x for x in present if fnmatchcase(x, text)}
@@ -126,8 +131,8 @@ def pick(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) -> list[Row]:
                 raise InputError(
                     f"--{key}: no SAE has '{one_line(value, 100)}'.{near or f' There are {some}.'}"
                 )
-            keep |= found
-        picked = [row for row in picked if str(row[key]) in keep]
+            matching |= found
+        picked = [row for row in picked if str(row[key]) in matching]
     return picked
 
 
@@ -144,10 +149,10 @@ def column_key(column: str) -> str:
     return key
 
 
-def sort_rows(rows: Sequence[Row], key: str, *, descending: bool) -> list[Row]:
-    """Rows by a column, those without a value last in either direction."""
+def sort_rows(rows: Sequence[ResultRow], key: str, *, descending: bool) -> list[ResultRow]:
+    """Rows sorted by a column; those without a value are last in either direction."""
 
-    def value(row: Row) -> Any:  # those of a column are of one type
+    def value(row: ResultRow) -> Any:  # all values of a column have one type
         return row[key]
 
     have = [row for row in rows if row[key] is not None]
@@ -155,7 +160,7 @@ def sort_rows(rows: Sequence[Row], key: str, *, descending: bool) -> list[Row]:
 
 
 def known_names() -> list[str]:
-    """Every name that is known without asking anybody, for completion."""
+    """Every name that is known without asking the Hub, for completion."""
     try:
         seen = last_seen(default_namespace())
     except (HubError, InputError):
@@ -165,7 +170,7 @@ def known_names() -> list[str]:
     return [*map(str, sorted(local)), *(str(n) for n in with_grid(published) if n not in local)]
 
 
-def nothing_found(pattern: str, rows: Sequence[Row]) -> str:
+def nothing_found(pattern: str, rows: Sequence[ResultRow]) -> str:
     """Why no row is left, and what the pattern may have meant."""
     names = [str(row["name"]) for row in rows]
     part = f"*{pattern.strip('*')}*".lower()
@@ -176,78 +181,31 @@ def nothing_found(pattern: str, rows: Sequence[Row]) -> str:
     return one_line(f"no SAE matches '{one_line(pattern, 100)}' and these options.{hint}")
 
 
-# --- the table ---------------------------------------------------------------------------------
+def table(
+    rows: Sequence[ResultRow], sort: str | None
+) -> tuple[list[str], list[list[str]], list[int], list[str]]:
+    """Headings, lines, the columns that hold text, and the headings that the terminal has no room for.
 
-
-def table(rows: Sequence[Row], width: int | None, sort: str | None) -> tuple[list[str], list[str]]:
-    """Lines of the table, and the headings of columns that found no place in ``width`` characters.
-
-    Columns without any value are not shown, nor counted; the sorted one always is shown.
+    Columns without any value are neither shown nor reported; the sorted one is always shown.
     """
-    headings = [h for h in TABLE if h.rank == 0 or any(row[h.key] is not None for row in rows)]
-    if sort is not None and sort not in {h.key for h in headings}:
-        headings.insert(2, Heading(sort, sort, "g", 0))
-    columns = {h: [h.text, *(_show(row[h.key], h.digits) for row in rows)] for h in headings}
-    left_out = []
-    while width is not None and _width(columns) > width:
-        last = max((h for h in columns if h.key != sort), key=lambda h: h.rank)
-        if last.rank == 0:
-            break  # names are not cut
-        left_out.append(last.text)
-        del columns[last]
-    lines = []
-    sizes = {h: max(map(len, cells)) for h, cells in columns.items()}
-    for i in range(len(rows) + 1):
-        cells = (
-            f"{column[i]:{'>' if h.digits else '<'}{sizes[h]}}" for h, column in columns.items()
-        )
-        lines.append("  ".join(cells).rstrip())
-    return lines, left_out
+    columns = [c for c in SHOWN if c.rank == 0 or any(row[c.name] is not None for row in rows)]
+    if sort is not None and sort not in {c.name for c in columns}:
+        columns.insert(2, Column(sort, float, "", rank=0, digits="g"))
+    left_out: list[str] = []
+    while True:
+        headings = [column.heading or column.name for column in columns]
+        lines = [[_show(row[c.name], c.digits) for c in columns] for row in rows]
+        last = max((c for c in columns if c.name != sort), key=lambda c: c.rank or 0)
+        if fits(headings, lines) or last.rank == 0:  # names are not cut
+            left = [i for i, column in enumerate(columns) if not column.digits]
+            return headings, lines, left, left_out
+        left_out.append(last.heading or last.name)
+        columns.remove(last)
 
 
-def _width(columns: Mapping[Heading, Sequence[str]]) -> int:
-    return sum(2 + max(map(len, cells)) for cells in columns.values()) - 2
-
-
-def _show(value: str | int | float | None, digits: str) -> str:
+def _show(value: Cell, digits: str) -> str:
     if value is None:
         return "—" if digits else ""
     if isinstance(value, str):
         return one_line(value, 4096)
     return format(value, digits if isinstance(value, float) and digits != "d" else "d")
-
-
-# --- one SAE -----------------------------------------------------------------------------------
-
-
-def published_facts(name: SAEName, registry: Registry, folder: Path | None) -> dict[str, Any]:
-    """What is published of one SAE; {} if nothing is.
-
-    Args:
-        folder: where the weights of that name on this machine are, if they are: they are compared,
-            and the published figures get keys of their own.
-    """
-    sae = registry.saes.get(name)
-    if sae is None:
-        return {}
-    facts: dict[str, Any] = {
-        "repo": sae.repo_id,
-        "revision": sae.sha,
-        "weights_sha256": sae.weights_sha256,
-        "bytes": sum(facts.size for facts in sae.files.values()),
-    }
-    if folder is not None:
-        weights = folder / "sae_weights.safetensors"
-        facts["same_weights_here"] = weights.is_file() and sha256_of(weights) == sae.weights_sha256
-    prefix = "" if folder is None else "published_"
-    cells = {key: value for key, value in measured(sae.figures).items() if value is not None}
-    return facts | {prefix + key: value for key, value in cells.items()}
-
-
-def unknown(name: SAEName, registry: Registry) -> InputError:
-    """The error for a name that nothing is known of."""
-    hint = did_you_mean(str(name), map(str, {*zoo_names(), *registry.saes}), 1)
-    return InputError(
-        f"{name} is neither on this machine (looked in . and runs/*/), nor published by "
-        f"{registry.namespace}, nor in the paper's grid; 'fastzoo list' shows what is.{hint}"
-    )

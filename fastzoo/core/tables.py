@@ -1,59 +1,81 @@
-"""Tables on the terminal."""
+"""Tables on the terminal, printed the same way by every command. Loads rich only to wrap or measure text."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+
+Lines = Sequence[Sequence[str]]
+
+NARROWEST = 16
+"""Width down to which a column is wrapped."""
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal; None if stdout is not a terminal: lines have any length then."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fits(headings: Sequence[str], lines: Lines, gap: int = 2) -> bool:
+    """Whether the table, with ``gap`` blanks between columns, fits the terminal."""
+    limit = terminal_width()
+    return limit is None or sum(_widths(headings, lines)) + gap * (len(headings) - 1) <= limit
 
 
 def print_table(
     headings: Sequence[str],
-    lines: Sequence[Sequence[str]],
+    lines: Lines,
     left: Collection[int] = (0,),
-    wrapped: Collection[int] = (),
+    wrapped: bool = False,
     gap: int = 2,
 ) -> None:
-    """Print lines under headings, with ``gap`` blanks between columns.
+    """Print lines under headings.
 
     Args:
-        left: columns of text, which stand to the left.
-        wrapped: columns that go on in further lines where the terminal is too narrow.
+        left: columns of text, which are aligned left; the others are aligned right.
+        wrapped: break the last column into several lines if the terminal is too narrow for it.
+        gap: blanks between columns.
     """
-    _print(_console(), headings, lines, left, wrapped, gap)
+    widths = _widths(headings, lines)
+    limit = terminal_width()
+    if wrapped and limit is not None:
+        rest = limit - sum(widths[:-1]) - gap * (len(widths) - 1)
+        widths[-1] = min(widths[-1], max(rest, NARROWEST))
+    for line in (headings, *lines):
+        parts = _broken(line[-1], widths[-1]) if wrapped else [line[-1]]
+        for i, part in enumerate(parts):
+            cells = [*(line[:-1] if i == 0 else [""] * (len(line) - 1)), part]
+            padded = [
+                _padded(cell, width, j in left)
+                for j, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            print((" " * gap).join(padded).rstrip())
 
 
-def fits(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> bool:
-    """Whether the terminal is as wide as the table."""
-    return _width(headings, lines) <= _console().width
+def _widths(headings: Sequence[str], lines: Lines) -> list[int]:
+    return [max(map(_width, column)) for column in zip(headings, *lines, strict=True)]
 
 
-def _console() -> Any:
+def _width(text: str) -> int:
+    """Width of a text on the terminal, where a Chinese character is two wide."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _padded(text: str, width: int, left: bool) -> str:
+    blanks = " " * (width - _width(text))
+    return text + blanks if left else blanks + text
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """The lines of a text, each at most ``width`` wide, broken at blanks if possible."""
+    if _width(text) <= width:
+        return [text]
     from rich.console import Console
+    from rich.text import Text
 
-    # Where there is no terminal, lines may be as long as they need to be.
-    # Names may be paths: brackets and colons in them are no markup.
-    return Console(width=None if sys.stdout.isatty() else 1000, markup=False, emoji=False)
-
-
-def _width(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
-    return sum(2 + max(map(len, column)) for column in zip(headings, *lines, strict=True))
-
-
-def _print(
-    console: Any,
-    headings: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    left: Collection[int] = (0,),
-    wrapped: Collection[int] = (),
-    gap: int = 2,
-) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
-    for i, heading in enumerate(headings):
-        justify: Literal["left", "right"] = "left" if i in left else "right"
-        table.add_column(heading, justify=justify, no_wrap=i not in wrapped)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    return [line.plain for line in Text(text).wrap(Console(), width)]

@@ -1,4 +1,4 @@
-"""Single values out of JSON that anyone may have written."""
+"""Values out of JSON that anyone may have written: of the right type, or None."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from fastzoo.core.text import one_line
 
 
 def value_at(value: Any, *keys: str) -> Any:
-    """What a JSON value holds at ``keys``; None where that is nothing."""
+    """What a JSON value holds at ``keys``; None if it has no such keys."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
 def text_at(value: Any, *keys: str) -> str | None:
-    """The text that a JSON value holds at ``keys``, in one line; None where there is none."""
+    """The text that a JSON value holds at ``keys``, in one line; None if that is no text."""
     found = value_at(value, *keys)
     return one_line(found) if isinstance(found, str) else None
 
 
 def number_at(value: Any, *keys: str) -> float | None:
-    """The finite number that a JSON value holds at ``keys``; None where there is none."""
+    """The finite number that a JSON value holds at ``keys``; None if that is no such number."""
     found = value_at(value, *keys)
     if not isinstance(found, int | float) or isinstance(found, bool):
         return None
     try:
         return found if math.isfinite(found) else None
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer larger than any float
         return None

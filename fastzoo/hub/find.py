@@ -1,4 +1,4 @@
-"""SAEs on this machine: find them, describe them, evaluate them."""
+"""The folder of an SAE: on this machine, among what was pulled, or fetched from the Hub."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def find_local(source: str) -> Path | None:
     """The folder of an SAE given by folder, ``hf:`` reference or name; None for a name not here.
 
     A name is looked for in the current folder and in ``runs/``, then among what was pulled, without
-    any request. What an ``hf:`` reference names is fetched.
+    any request. An ``hf:`` reference is fetched.
 
     Raises:
-        InputError, HubError: a folder or reference that is not there, or files that were damaged.
+        InputError, HubError: the folder or reference does not exist, or its files are damaged.
     """
     from fastzoo.hub.pull import fetch_to_load, find_pulled
 
@@ -42,7 +42,7 @@ def find_local(source: str) -> Path | None:
 
 
 def locate(source: str) -> Path:
-    """As ``find_local``, but a name that is not in a local folder is fetched, as it is published now.
+    """As ``find_local``, but a name without a local folder is fetched as it is published now.
 
     Raises:
         InputError, HubError.
@@ -61,7 +61,7 @@ def locate(source: str) -> Path:
 
 def _on_disk(source: str) -> Path | None:
     """The local folder that a path or name means; None for a name without one."""
-    # os.path, unlike Path, takes what can be no path (too long, ~nobody) for one that is not there.
+    # os.path, unlike Path, answers False for a text that cannot be a path (too long, ~nobody).
     path = source if "\0" in source else os.path.expanduser(source)
     if os.path.isdir(path):
         return Path(path)

@@ -19,6 +19,7 @@ from fastzoo.publish.ledger import Ledger
 from fastzoo.publish.report import Options, Report
 from fastzoo.publish.results_dataset import dataset_files
 from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
+from fastzoo.results.figures import show, shown
 from fastzoo.results.table import with_grid
 
 PAPER = "2506.07691"
@@ -84,12 +85,10 @@ def publish_around(
 
 def headline(figures: Mapping[str, Any]) -> str:
     """The note of an SAE's item: its main figures."""
-    shown = {"L0": "l0", "FVU": "fvu", "log2 MSE": "log2_mse"}
-    shown |= {"log2 MSE of special tokens": "log2_mse_special", "CE recovered": "ce_recovered"}
     parts = [
-        f"{label} {value:.4g}"
-        for label, key in shown.items()
-        if (value := figures.get(key)) is not None
+        f"{figure.name(subset)} {show(value)}"
+        for figure, subset in shown("listed")
+        if (value := figures.get(figure.column(subset))) is not None
     ]
     return " · ".join(parts)
 

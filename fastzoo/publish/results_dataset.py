@@ -1,7 +1,5 @@
-"""The results dataset of a namespace: what was measured of every SAE, and the paper's figures beside it.
-
-One row per SAE: all of the paper's grid, then what is published outside of it. The table is kept as
-Parquet and as CSV, next to the registry that it is made from.
+"""The files of a namespace's results dataset: the results table as Parquet and CSV, the registry that it
+is made from, and the card.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ import csv
 import io
 
 from fastzoo.hub.registry import DATASET, FILE, Registry
-from fastzoo.results.table import COLUMNS, IDENTITY, MEASURED, PAPER, Row, result_rows
+from fastzoo.results.table import COLUMNS, IDENTITY, MEASURED, PAPER, ResultRow, result_rows
 from fastzoo.saes.names import zoo_names
 
 
@@ -25,7 +23,7 @@ def dataset_files(registry: Registry) -> dict[str, bytes]:
     }
 
 
-def _csv(rows: list[Row]) -> bytes:
+def _csv(rows: list[ResultRow]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, [c.name for c in COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -33,7 +31,7 @@ def _csv(rows: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(rows: list[Row]) -> bytes:
+def _parquet(rows: list[ResultRow]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 

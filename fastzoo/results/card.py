@@ -14,7 +14,7 @@ from fastzoo.results.licences import base_licence
 
 if TYPE_CHECKING:
     from jinja2 import Template
-from fastzoo.results.figures import ROWS, count, show
+from fastzoo.results.figures import ROWS, count, show, shown
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 PAPER_TOKENS = 40_960_000
 """What each of the paper's SAEs was trained on."""
-
-SUBSETS = {
-    "all": "all tokens",
-    "special": "special tokens",
-    "without_position_0": "without position 0",
-}
-"""Its columns."""
 
 
 def render_card(
@@ -124,13 +117,11 @@ def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
 def _index(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every figure of the card's table that there is, as the Hub's model-index has them."""
     found = []
-    for key, label in ROWS:
-        for subset, name in SUBSETS.items():
-            value = metrics.get(key, {}).get(subset, {}).get("value")
-            if value is not None:
-                kind = key if subset == "all" else f"{key}_{subset}"
-                text = label if subset == "all" else f"{label} ({name})"
-                found.append({"type": kind, "name": text, "value": value})
+    for figure, subset in shown("subsets"):
+        value = metrics.get(figure.key, {}).get(subset, {}).get("value")
+        if value is not None and not figure.counts:
+            name = figure.name(subset)
+            found.append({"type": figure.column(subset), "name": name, "value": value})
     dead = metrics["dead_latents"]["all"]
     found.append({"type": "dead_latents", "name": "Dead latents", "value": dead["value"]})
     found.append(

@@ -1,4 +1,4 @@
-"""All figures of all SAEs of a model in one pass over held-out dialogues."""
+"""Evaluation: every figure of all SAEs of a model, in one pass over held-out dialogues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastzoo.core.errors import TrainingError
+from fastzoo.core.progress import Progress
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
@@ -19,6 +20,8 @@ from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.head import HEAD_ELEMENTS, check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.packing import Pack
+from fastzoo.loading import assemble
+from fastzoo.results.figures import DEFINITIONS
 from fastzoo.results.metrics import NextToken, Reconstruction, loss_figures
 from fastzoo.saes.base import SAE
 
@@ -39,9 +42,9 @@ class Evaluation:
     """What was measured of one SAE, as plain data."""
 
     metrics: dict[str, Any]
-    """``{metric: {subset: {"value", "tokens", ...}}}``, see ``metrics.DEFINITIONS``."""
+    """``{figure: {subset: {"value", "tokens", ...}}}``, see ``results.figures``."""
     special_latents: dict[str, Any]
-    """``{"definition", "tokens"}``, see ``special_latents.DEFINITION``."""
+    """``{"definition", "tokens"}``, see ``interpret.special_latents``."""
 
 
 @torch.inference_mode()
@@ -58,8 +61,8 @@ def evaluate(
     spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
 
     Args:
-        special: the tokens whose latents are looked for; the figures for special tokens are about
-            those that ``sequences`` mark.
+        special: the tokens whose latents are sought; figures for special tokens are about the tokens
+            that ``sequences`` mark as special.
 
     Raises:
         ModelError: an SAE's width is not the model's.
@@ -69,14 +72,9 @@ def evaluate(
     measured: dict[str, _Measured] = {}
     for name, (layer, sae) in saes.items():
         refuse_unfit(reader.model.config, name, layer, sae.d_in)
-        sae = sae.to(device)
-        measured[name] = _Measured(
-            layer,
-            sae,
-            Reconstruction(sae.d_in, sae.d_sae, device),
-            NextToken(device),
-            SpecialLatents(sae.d_sae, device),
-        )
+        sums = Reconstruction(sae.d_in, sae.d_sae, device)
+        latents = SpecialLatents(sae.d_sae, device)
+        measured[name] = _Measured(layer, sae.to(device), sums, NextToken(device), latents)
     check_head(reader, sequences[0])
     layers = sorted({m.layer for m in measured.values()})
     own = NextToken(device)
@@ -121,16 +119,18 @@ def _measure_pack(
 
     first_T1 = (position_T == 0)[:, None]
 
-    def sparing(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype))
+    def edits(change: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+        """A change of the stream everywhere, and everywhere but at position 0."""
+        return {
+            "all": change,
+            "without_position_0": lambda x_TD: torch.where(
+                first_T1, x_TD, change(x_TD).to(x_TD.dtype)
+            ),
+        }
 
     for layer in layers:
-        for subset, edit in (
-            ("all", torch.zeros_like),
-            ("without_position_0", sparing(torch.zeros_like)),
-        ):
-            states = reader.final_states(pack, (layer, edit))
-            scored.add(reader, zeros[layer], subset, states, None)
+        for subset, edit in edits(torch.zeros_like).items():
+            scored.add(reader, zeros[layer], subset, reader.final_states(pack, (layer, edit)), None)
     occurrences = Occurrences(pack.sequences, special, device)
     for m in measured.values():
         x_TD = acts[m.layer].float()
@@ -144,13 +144,13 @@ def _measure_pack(
             special_T=special_T,
         )
         m.special_latents.add(acts_TF, occurrences)
-        for subset, edit in (("all", m.sae), ("without_position_0", sparing(m.sae))):
-            states = reader.final_states(pack, (m.layer, edit))
-            scored.add(reader, m.spliced, subset, states, final_TD)
+        for subset, edit in edits(m.sae).items():
+            states_TD = reader.final_states(pack, (m.layer, edit))
+            scored.add(reader, m.spliced, subset, states_TD, final_TD)
 
 
 def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
-    """Raise TrainingError, with the row of the first dialogue that is concerned."""
+    """Raise TrainingError with the row of the first dialogue whose states are not finite."""
     finite_T = torch.isfinite(states_TD).all(1).cpu()
     if not finite_T.all():
         row = int(pack.column("dialogue")[~finite_T][0])
@@ -160,7 +160,7 @@ def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
 
 
 class _Scored:
-    """The tokens of a pack that are predicted within their dialogue, and how well."""
+    """The tokens of a pack that are predicted within their own dialogue."""
 
     def __init__(self, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
         ids_T = pack.input_ids[0]
@@ -180,9 +180,10 @@ class _Scored:
         states_TD: Tensor,
         reference_TD: Tensor | None,
     ) -> None:
-        """Score the predictions of ``states_TD``, with KL from those of ``reference_TD``.
+        """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of
+        ``reference_TD``.
 
-        ``all`` fills ``special`` along; ``without_position_0`` counts predictions from later tokens.
+        ``all`` also fills ``special``; ``without_position_0`` skips predictions from position 0.
         """
         head = reader.model.get_output_embeddings()
         cap = getattr(reader.model.config.get_text_config(), "final_logit_softcapping", None)
@@ -215,33 +216,25 @@ def evaluate_sources(
     """Measure SAEs of one model on dialogues.
 
     Returns:
-        Rows for ``results.print_results``, and a report as ``metrics.json`` has it, for all SAEs.
+        Rows for ``summary.print_results``; a report for all SAEs in the form of ``metrics.json``.
 
     Raises:
-        InputError: SAEs of different models, or of a model that is not said.
+        InputError: SAEs of different models, or of a model that is not named.
     """
-    from fastzoo.core.progress import Progress
-    from fastzoo.data.special_tokens import SpecialTokens
-    from fastzoo.loading import assemble
-    from fastzoo.results.evaluate import evaluate
-    from fastzoo.results.figures import DEFINITIONS
-
     together = assemble(
         sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens
     )
     sequences, split = together.dialogues(dialogues)
     special = SpecialTokens.of(together.chat)
-    reader = together.reader
     with Progress("evaluating", split["tokens"]) as bar:
         found = evaluate(
-            reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
+            together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
         )
-    figures = {name: evaluation.metrics for name, evaluation in found.items()}
     report = {
         "base_model": together.base_model,
         "split": split,
         "definitions": DEFINITIONS,
-        "metrics": figures,
+        "metrics": {name: e.metrics for name, e in found.items()},
         "special_latents": {name: e.special_latents for name, e in found.items()},
     }
-    return [(name, figures[name], None) for name in figures], report
+    return [(name, e.metrics, None) for name, e in found.items()], report

@@ -1,55 +1,143 @@
-"""The names and definitions of what is measured; ``fastzoo.results.metrics`` measures it. Loads no torch."""
+"""The one table of the figures that are measured: keys, labels, definitions, and where each is shown.
+
+A new figure is computed in ``fastzoo.results.metrics`` (or ``evaluate``) and gets an entry in
+``FIGURES``; nothing else lists figures. Loads no torch.
+"""
 
 from __future__ import annotations
 
-ROWS = (
-    ("l0", "L0"),
-    ("mse", "MSE"),
-    ("log2_mse", "log2 MSE"),
-    ("fvu", "FVU"),
-    ("ce_model", "CE of the model"),
-    ("ce_reconstruction", "CE with the reconstruction"),
-    ("ce_zero", "CE with zeros"),
-    ("ce_recovered", "CE recovered"),
-    ("delta_loss", "Delta Loss"),
-    ("kl", "KL"),
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Tokens that a figure is about; ``short`` goes into headings, ``about`` into definitions."""
+
+    title: str
+    short: str = ""
+    about: str = ""
+
+
+SUBSETS = {
+    "all": Subset("all tokens"),
+    "special": Subset("special tokens", "special", "; over special tokens only"),
+    "without_position_0": Subset(
+        "without position 0", "no pos. 0", "; without the first token of each dialogue"
+    ),
+}
+"""By their keys in ``metrics.json``. Cross-entropy figures: for ``special``, tokens predicted from a
+special token; for ``without_position_0``, the activation at position 0 is left as it was and
+predictions from it are not counted."""
+
+ALL = ("all",)
+SPECIAL = ("all", "special")
+EVERY = tuple(SUBSETS)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, its key in ``metrics.json``, and the subsets for which each place shows it."""
+
+    key: str
+    label: str
+    definition: str
+    digits: str = ".4f"
+    """Its format in ``fastzoo list``; ``d`` for a count."""
+    subsets: tuple[str, ...] = EVERY
+    """What it is measured for; cards and the results dataset show all of it."""
+    run: tuple[str, ...] = ()
+    """In the table that training and ``fastzoo eval`` print."""
+    page: tuple[str, ...] = ()
+    """In the table of the zoo's Space."""
+    listed: Mapping[str, int] = field(default_factory=dict)
+    """In ``fastzoo list`` and the notes of the collection; by rank: where the terminal is too narrow
+    for the list, columns with high ranks are left out first."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a number of things rather than a mean or ratio."""
+        return self.digits == "d"
+
+    def column(self, subset: str) -> str:
+        """Its column in the results table, in the registry and in ``list --json``."""
+        return self.key if subset == "all" else f"{self.key}_{subset}"
+
+    def heading(self, subset: str) -> str:
+        """Its heading in a table."""
+        return f"{self.label} {SUBSETS[subset].short}".strip()
+
+    def name(self, subset: str) -> str:
+        """Its name outside of tables."""
+        return self.label if subset == "all" else f"{self.label} ({SUBSETS[subset].title})"
+
+
+# One entry after the other, as a table.
+# fmt: off
+FIGURES = (
+    Figure("mse", "MSE",
+           "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
+           "the residual width (arXiv 2506.07691)",
+           run=EVERY, page=SPECIAL),
+    Figure("log2_mse", "log2 MSE",
+           "base-2 logarithm of mse; what the paper's tables print",
+           ".3f", run=ALL, page=SPECIAL, listed={"all": 1, "special": 5}),
+    Figure("l0", "L0",
+           "mean number of active latents per token",
+           ".1f", run=ALL, page=ALL, listed={"all": 2}),
+    Figure("fvu", "FVU",
+           "fraction of variance unexplained: summed squared error over summed squared distance from "
+           "the mean activation of the same tokens",
+           run=("all", "without_position_0"), page=ALL, listed={"all": 6}),
+    Figure("ce_model", "CE of the model",
+           "the model's own cross-entropy in nats per predicted token"),
+    Figure("ce_reconstruction", "CE with the reconstruction",
+           "cross-entropy with the reconstruction spliced in at the SAE's layer"),
+    Figure("ce_zero", "CE with zeros",
+           "cross-entropy with zeros spliced in at the SAE's layer"),
+    Figure("ce_recovered", "CE recovered",
+           "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
+           run=ALL, page=ALL, listed={"all": 7}),
+    Figure("delta_loss", "Delta Loss",
+           "(ce_reconstruction - ce_model) / ce_model",
+           run=ALL),
+    Figure("kl", "KL",
+           "mean KL divergence in nats from the model's next-token distribution to the one with the "
+           "reconstruction spliced in",
+           run=ALL),
+    Figure("dead_latents", "dead latents",
+           "latents that fire on no token of the split",
+           "d", subsets=ALL, run=ALL, page=ALL, listed={"all": 8}),
 )
-"""Metrics of the card's table, in its order."""
+# fmt: on
+"""In the order of ``metrics.json`` and of the results dataset."""
+
+DEFINITIONS = {figure.key: figure.definition for figure in FIGURES}
+"""As ``metrics.json`` has them."""
+
+LEADING = "l0"
+"""Comes first wherever figures are shown: an error means little without it."""
+
+SHOWN = tuple(sorted(FIGURES, key=lambda figure: figure.key != LEADING))
+"""In the order in which people see them."""
+
+ROWS = tuple((figure.key, figure.label) for figure in SHOWN if not figure.counts)
+"""Keys and labels of the card's table, which has one column per subset."""
+
+
+def shown(place: Literal["subsets", "run", "page", "listed"]) -> list[tuple[Figure, str]]:
+    """The figures, each with a subset, that a place shows, in its order."""
+    return [(figure, subset) for figure in SHOWN for subset in getattr(figure, place)]
 
 
 def show(value: float | int | None) -> str:
     """A figure with four significant digits; an em dash where there is none."""
     if value is None:
         return "—"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.4g}"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def count(value: int | None) -> str:
     """A number of things with commas between thousands; an em dash where it is not known."""
     return "—" if value is None else f"{value:,}"
-
-
-SUBSETS = ("all", "special", "without_position_0")
-"""Tokens a figure is about: all, special tokens only, all but the first of each dialogue."""
-
-DEFINITIONS = {
-    "mse": "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
-    "the residual width (arXiv 2506.07691)",
-    "log2_mse": "base-2 logarithm of mse; what the paper's tables print",
-    "l0": "mean number of active latents per token",
-    "fvu": "fraction of variance unexplained: summed squared error over summed squared distance from "
-    "the mean activation of the same tokens",
-    "ce_model": "the model's own cross-entropy in nats per predicted token",
-    "ce_reconstruction": "cross-entropy with the reconstruction spliced in at the SAE's layer",
-    "ce_zero": "cross-entropy with zeros spliced in at the SAE's layer",
-    "ce_recovered": "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
-    "delta_loss": "(ce_reconstruction - ce_model) / ce_model",
-    "kl": "mean KL divergence in nats from the model's next-token distribution to the one with the "
-    "reconstruction spliced in",
-    "dead_latents": "latents that fire on no token of the split",
-}
-"""Cross-entropy figures: for ``special``, tokens predicted from a special token; for
-``without_position_0``, the activation at position 0 is left as it was and predictions from it are
-not counted."""

@@ -1,4 +1,4 @@
-"""What is measured of an SAE (``fastzoo.results.figures`` says what that is); sums in float64.
+"""The arithmetic of the figures that ``fastzoo.results.figures`` defines; sums in float64.
 
 Shape suffixes: T tokens of a pack, D residual width, F latents.
 """
@@ -14,6 +14,12 @@ from torch import Tensor
 
 from fastzoo.results.figures import SUBSETS
 
+Figures = dict[str, dict[str, dict[str, Any]]]
+"""``{figure: {subset: {"value", "tokens", ...}}}``, as ``metrics.json`` has them."""
+
+SUMS = ("per_dialogue", "dialogues", "tokens", "squared_error", "active", "x_D", "x_squared")
+"""``per_dialogue``: sum over dialogues of the squared error's mean over the dialogue's tokens."""
+
 
 class Reconstruction:
     """Sums of squared error, activity and variance over dialogues, per subset."""
@@ -25,15 +31,7 @@ class Reconstruction:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self._sums = {
-            subset: {
-                "per_dialogue": zeros(),  # Σ over dialogues of the token mean
-                "dialogues": zeros(),
-                "tokens": zeros(),
-                "squared_error": zeros(),
-                "active": zeros(),
-                "x_D": zeros(d_in),
-                "x_squared": zeros(),
-            }
+            subset: {key: zeros(d_in) if key == "x_D" else zeros() for key in SUMS}
             for subset in SUBSETS
         }
         self.fired_F = zeros(d_sae)
@@ -77,11 +75,9 @@ class Reconstruction:
             sums["x_D"] += weight_T @ x
             sums["x_squared"] += weight_T @ norm_T
 
-    def figures(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """``{metric: {subset: {"value", "tokens", "dialogues"}}}``; empty subsets have value None."""
-        found: dict[str, dict[str, dict[str, Any]]] = {
-            m: {} for m in ("mse", "log2_mse", "l0", "fvu")
-        }
+    def figures(self) -> Figures:
+        """Squared error, L0, FVU and dead latents; a subset without tokens has the value None."""
+        found: Figures = {figure: {} for figure in ("mse", "log2_mse", "l0", "fvu")}
         for subset, sums in self._sums.items():
             tokens, dialogues = sums["tokens"].item(), sums["dialogues"].item()
             size = {"tokens": int(tokens), "dialogues": int(dialogues)}
@@ -93,18 +89,11 @@ class Reconstruction:
                 variance = sums["x_squared"].item() - tokens * mean_D.square().sum().item()
                 fvu = sums["squared_error"].item() / variance if variance > 0 else None
             log2 = math.log2(mse) if mse else None
-            for metric, value in (("mse", mse), ("log2_mse", log2), ("l0", l0), ("fvu", fvu)):
-                found[metric][subset] = {"value": value, **size}
+            for figure, value in (("mse", mse), ("log2_mse", log2), ("l0", l0), ("fvu", fvu)):
+                found[figure][subset] = {"value": value, **size}
         dead = int((self.fired_F == 0).sum().item())
-        everything = found["mse"]["all"]
-        found["dead_latents"] = {
-            "all": {
-                "value": dead,
-                "share": dead / self.d_sae,
-                "tokens": everything["tokens"],
-                "dialogues": everything["dialogues"],
-            }
-        }
+        size = {key: found["mse"]["all"][key] for key in ("tokens", "dialogues")}
+        found["dead_latents"] = {"all": {"value": dead, "share": dead / self.d_sae, **size}}
         return found
 
 
@@ -127,21 +116,18 @@ class NextToken:
         return (ce / tokens, kl / tokens, int(tokens)) if tokens else (None, None, 0)
 
 
-def loss_figures(
-    model: NextToken, spliced: NextToken, zero: NextToken
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Cross-entropy figures of one SAE in the shape of ``Reconstruction.figures``."""
+def loss_figures(model: NextToken, spliced: NextToken, zero: NextToken) -> Figures:
+    """Cross-entropy figures of one SAE: the model's own, with the SAE and with zeros spliced in."""
     names = ("ce_model", "ce_reconstruction", "ce_zero", "ce_recovered", "delta_loss", "kl")
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    found: Figures = {name: {} for name in names}
     for subset in SUBSETS:
         ce_model, _, tokens = model.means(subset)
         ce_spliced, kl, _ = spliced.means(subset)
         ce_zero, _, _ = zero.means(subset)
         recovered = delta = None
         if ce_model is not None and ce_spliced is not None and ce_zero is not None:
-            recovered = (
-                (ce_zero - ce_spliced) / (ce_zero - ce_model) if ce_zero != ce_model else None
-            )
+            if ce_zero != ce_model:
+                recovered = (ce_zero - ce_spliced) / (ce_zero - ce_model)
             delta = (ce_spliced - ce_model) / ce_model if ce_model else None
         values = (ce_model, ce_spliced, ce_zero, recovered, delta, kl)
         for name, value in zip(names, values, strict=True):

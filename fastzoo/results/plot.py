@@ -1,4 +1,4 @@
-"""The picture of a training log."""
+"""The picture of a training log (``training.png``)."""
 
 from __future__ import annotations
 

@@ -72,68 +72,65 @@ def scatter(rows: list[zoo.Row], figure: str) -> tuple[Any, Any]:
     return shown, choice
 
 
-def build(source: zoo.Results) -> gr.Blocks:
-    """The page."""
+class Answers:
+    """What the page shows for the values of its controls."""
 
-    def view(*values: Any) -> tuple[Any, ...]:
+    def __init__(self, source: zoo.Results) -> None:
+        self.source = source
+
+    def view(self, *values: Any) -> tuple[Any, ...]:
+        """Table, note and plot for the filters, the order and the figure of the plot."""
         *filters, only, sort, descending, figure = values
-        rows, problem = source.get()
+        rows, problem = self.source.get()
         wanted = {k: "" if v == ALL else v for k, v in zip(zoo.FILTERS, filters, strict=True)}
         fitting = zoo.ordered(zoo.select(rows, wanted, only), sort, descending)
         count = f"{len(fitting):,} of {len(rows):,} SAEs, {sum(map(zoo.published, fitting)):,} published"
         note = f"<p class='problem'>{zoo.escape(problem)}</p>" if problem else ""
         if rows:
             note += f"<p>{count}.</p>"
-        results = gr.update(value=table(fitting), visible=bool(fitting))
-        return results, note, *scatter(fitting, figure)
+        return (
+            gr.update(value=table(fitting), visible=bool(fitting)),
+            note,
+            *scatter(fitting, figure),
+        )
 
-    def chosen(name: str | None) -> tuple[Any, ...]:
-        rows, _ = source.get()
+    def chosen(self, name: str | None) -> tuple[Any, ...]:
+        """What is known of one SAE, and how to get it."""
+        rows, _ = self.source.get()
         row = next((row for row in rows if row["name"] == name), None)
         if row is None:
             text = f"There is no SAE named {zoo.escape(name)}." if name else "Choose one."
             return f"<p>{text}</p>", gr.Code(visible=False), gr.Code(visible=False)
-        pull, python = zoo.snippets(row)
-        return (
-            zoo.details(row, ENDPOINT),
-            gr.Code(pull, visible=bool(pull)),
-            gr.Code(python, visible=bool(python)),
-        )
+        snippets = (gr.Code(text, visible=bool(text)) for text in zoo.snippets(row))
+        return zoo.details(row, ENDPOINT), *snippets
 
-    def from_table(event: gr.SelectData) -> tuple[Any, ...]:
+    def from_table(self, event: gr.SelectData) -> tuple[Any, ...]:
         name = str(event.row_value[0])
-        return name, *chosen(name)
+        return name, *self.chosen(name)
 
-    def from_address(request: gr.Request) -> tuple[Any, ...]:
+    def from_address(self, request: gr.Request) -> tuple[Any, ...]:
+        """The whole page as the address asks for it; what it does not name is as at the start."""
         asked: Mapping[str, str] = dict(request.query_params)
-        rows, _ = source.get()
-        filters = {}
-        for key in zoo.FILTERS:
-            known = zoo.choices(rows, key)
-            filters[key] = (asked.get(key) if asked.get(key) in known else ALL, known)
+        rows, _ = self.source.get()
+        known = {key: zoo.choices(rows, key) for key in zoo.FILTERS}
+        filters = {k: asked[k] if asked.get(k) in values else ALL for k, values in known.items()}
         only, descending = (asked.get(key) == "1" for key in ("published", "descending"))
         sort = asked["sort"] if asked.get("sort") in zoo.HEADINGS else UNSORTED
         figure = asked["plot"] if asked.get("plot") in zoo.PLOTS else "fvu"
         name = asked.get("sae")
         return (
-            *(gr.Dropdown([ALL, *known], value=value) for value, known in filters.values()),
-            only,
-            sort,
-            descending,
+            *(gr.Dropdown([ALL, *known[key]], value=value) for key, value in filters.items()),
+            *(only, sort, descending),
             gr.Dropdown([str(row["name"]) for row in rows], value=name),
-            *view(*(value for value, _ in filters.values()), only, sort, descending, figure),
-            *chosen(name),
+            *self.view(*filters.values(), only, sort, descending, figure),
+            *self.chosen(name),
         )
 
+
+def build(source: zoo.Results) -> gr.Blocks:
+    """The page."""
     with gr.Blocks(title="fastzoo: SAEs of instruct models", analytics_enabled=False) as page:
-        gr.HTML(
-            "<h1>fastzoo</h1><p>Sparse autoencoders of instruct language models, with what was "
-            "measured of each. Columns that begin with <b>paper</b> are what "
-            '<a href="https://arxiv.org/abs/2506.07691" target="_blank" rel="noopener">Li et al. '
-            "2025</a> report, on their own data and without an L0; all others are ours. The "
-            "paper's figures are base-2 logarithms of an MSE: one less is half the error. <b>Special</b> "
-            "is over special tokens only.</p>"
-        )
+        gr.HTML(INTRODUCTION)
         with gr.Row(elem_id="filters"):
             filters = [
                 gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS
@@ -145,63 +142,80 @@ def build(source: zoo.Results) -> gr.Blocks:
         results = gr.Dataframe(
             headers=list(zoo.HEADINGS.values()),
             datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)],
-            interactive=False,
-            show_label=False,
-            max_height=420,
-            buttons=[],
-            max_chars=64,
-            elem_id="table",
+            **TABLE,
         )
         with gr.Row():
             with gr.Column(min_width=320):
-                sae = gr.Dropdown(
-                    [],
-                    value=None,
-                    label="SAE (or click a row of the table)",
-                    allow_custom_value=True,
-                )
+                label = "SAE (or click a row of the table)"
+                sae = gr.Dropdown([], value=None, label=label, allow_custom_value=True)
                 about = gr.HTML(elem_id="about")
-                pull = gr.Code(language="shell", label="pull it", visible=False, **PLAIN_CODE)
-                python = gr.Code(language="python", label="load it", visible=False, **PLAIN_CODE)
+                pull = gr.Code(language="shell", label="pull it", **PLAIN_CODE)
+                python = gr.Code(language="python", label="load it", **PLAIN_CODE)
             with gr.Column(min_width=320):
-                figure = gr.Radio(
-                    [(label, key) for key, label in zoo.PLOTS.items()],
-                    value="fvu",
-                    label="L0 of the published ones against",
-                )
-                plot = gr.ScatterPlot(
-                    x="x",
-                    y="y",
-                    color="method",
-                    color_map=COLOURS,
-                    tooltip=["SAE"],
-                    height=360,
-                    visible=False,
-                    buttons=[],
-                )
-
-        view_of = [*filters, only, sort, descending]
-        state = [*view_of, sae, figure]
-        shown, chosen_parts = [results, note, plot, figure], [about, pull, python]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(from_address, None, [*view_of, sae, *shown, *chosen_parts], **quiet)
-        for control in (*view_of, figure):
-            control.input(view, [*view_of, figure], shown, **quiet).then(
-                None, state, None, js=TO_ADDRESS
-            )
-        sae.input(chosen, sae, chosen_parts, **quiet).then(None, state, None, js=TO_ADDRESS)
-        results.select(from_table, None, [sae, *chosen_parts], **quiet).then(
-            None, state, None, js=TO_ADDRESS
-        )
+                plots = [(label, key) for key, label in zoo.PLOTS.items()]
+                figure = gr.Radio(plots, value="fvu", label="L0 of the published ones against")
+                plot = gr.ScatterPlot(**PLOT)
+        controls = [*filters, only, sort, descending]
+        shown, details = [results, note, plot, figure], [about, pull, python]
+        connect(page, Answers(source), controls, sae, shown, details)
     return page
 
 
+def connect(
+    page: gr.Blocks,
+    answers: Answers,
+    controls: list[Any],
+    sae: gr.Dropdown,
+    shown: list[Any],
+    details: list[Any],
+) -> None:
+    """Let the page answer its visitors, and the address follow the controls."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    results, *_, figure = shown
+    page.load(answers.from_address, None, [*controls, sae, *shown, *details], **quiet)
+    events = [
+        *(c.input(answers.view, [*controls, figure], shown, **quiet) for c in (*controls, figure)),
+        sae.input(answers.chosen, sae, details, **quiet),
+        results.select(answers.from_table, None, [sae, *details], **quiet),
+    ]
+    for event in events:
+        event.then(None, [*controls, sae, figure], None, js=TO_ADDRESS)
+
+
+INTRODUCTION = (
+    "<h1>fastzoo</h1><p>Sparse autoencoders of instruct language models, with what was "
+    "measured of each. Columns that begin with <b>paper</b> are what "
+    '<a href="https://arxiv.org/abs/2506.07691" target="_blank" rel="noopener">Li et al. '
+    "2025</a> report, on their own data and without an L0; all others are ours. The "
+    "paper's figures are base-2 logarithms of an MSE: one less is half the error. <b>Special</b> "
+    "is over special tokens only.</p>"
+)
+
+TABLE: dict[str, Any] = {
+    "interactive": False,
+    "show_label": False,
+    "max_height": 420,
+    "buttons": [],
+    "max_chars": 64,
+    "elem_id": "table",
+}
+PLOT: dict[str, Any] = {
+    "x": "x",
+    "y": "y",
+    "color": "method",
+    "color_map": COLOURS,
+    "tooltip": ["SAE"],
+    "height": 360,
+    "visible": False,
+    "buttons": [],
+}
 PLAIN_CODE: dict[str, Any] = {
     "interactive": False,
     "show_line_numbers": False,
     "wrap_lines": True,
     "buttons": ["copy"],
     "lines": 1,
+    "visible": False,
 }
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]

@@ -1,4 +1,4 @@
-"""The rows of ``<namespace>/fastzoo-results`` and what the page says of them. Loads no gradio."""
+"""The rows of ``<namespace>/fastzoo-results`` and what the page says of them. Loads neither gradio nor torch."""
 
 from __future__ import annotations
 
@@ -14,51 +14,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastzoo.cli.listing import sort_rows
+from fastzoo.core.errors import InputError
+from fastzoo.hub.registry import DATASET, default_namespace
+from fastzoo.results import table
+from fastzoo.results.figures import SHOWN, SUBSETS, shown
+from fastzoo.saes.names import METHODS, parse_name
+from fastzoo.saes.references import REPO
+
 Cell = str | float | None
 Row = dict[str, Cell]
 
-DATASET = "fastzoo-results"
 FILE = "results.csv"
 
-HEADINGS = {
-    "name": "SAE",
-    "l0": "L0",
-    "mse": "MSE",
-    "mse_special": "MSE special",
-    "log2_mse": "log2 MSE",
-    "log2_mse_special": "log2 MSE special",
-    "fvu": "FVU",
-    "ce_recovered": "CE recovered",
-    "dead_latents": "dead latents",
-    "paper_log2_mse": "paper: log2 MSE",
-    "paper_log2_mse_special": "paper: log2 MSE special",
-}
+COLUMNS = {column.name: column.kind for column in table.COLUMNS}
+
+OURS = {figure.column(subset): figure.heading(subset) for figure, subset in shown("page")}
+PAPER = {c.name: f"paper: {OURS[c.name.removeprefix('paper_')]}" for c in table.PAPER}
+HEADINGS = {"name": "SAE", **OURS, **PAPER}
 """Columns of the table; what does not say "paper" was measured by fastzoo."""
 
 FILTERS = ("model", "architecture", "method", "expansion")
-METHODS = ("fast", "bt-f", "bt-p")
-TEXTS = {"name", "status", "repo_id", "revision", "model", "architecture", "method", "base_model"}
-
-FIGURES = {
-    "l0": "L0",
-    "mse": "MSE",
-    "log2_mse": "log2 MSE",
-    "fvu": "FVU",
-    "ce_recovered": "CE recovered",
-    "delta_loss": "Delta Loss",
-    "kl": "KL",
-}
-SUBSETS = {
-    "": "all tokens",
-    "_special": "special tokens",
-    "_without_position_0": "without position 0",
-}
-COLUMNS = {
-    *TEXTS,
-    *HEADINGS,
-    *("layer", "expansion", "d_in", "d_sae", "evaluation_tokens"),
-    *(figure + subset for figure in FIGURES for subset in SUBSETS),
-}
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -66,14 +42,14 @@ COLUMNS = {
 
 def namespace() -> str:
     """The owner of the Space; elsewhere ``FASTZOO_NAMESPACE``, else fastzoo."""
-    return os.environ.get("SPACE_AUTHOR_NAME") or os.environ.get("FASTZOO_NAMESPACE") or "fastzoo"
+    return os.environ.get("SPACE_AUTHOR_NAME") or default_namespace()
 
 
 def read_rows(text: str) -> list[Row]:
     """The rows of a results.csv, the published ones first; a cell that cannot be read is None.
 
     Raises:
-        ValueError: it has no column ``name``, or is no CSV.
+        ValueError: it has no column ``name``, or is not CSV.
     """
     reader = csv.DictReader(io.StringIO(text))
     try:
@@ -85,12 +61,12 @@ def read_rows(text: str) -> list[Row]:
             if line["name"]
         ]
     except csv.Error as error:
-        raise ValueError(f"{FILE} is no CSV: {error}") from error
+        raise ValueError(f"{FILE} is not CSV: {error}") from error
     return sorted(rows, key=lambda row: not published(row))
 
 
 def _cell(column: str, text: str | None) -> Cell:
-    if not text or column in TEXTS:
+    if not text or COLUMNS[column] is str:
         return text or None
     try:
         number = float(text)
@@ -181,11 +157,7 @@ def select(rows: Iterable[Row], wanted: Mapping[str, str], only_published: bool)
 def ordered(rows: Iterable[Row], column: str, descending: bool) -> list[Row]:
     """The rows by a column of ``HEADINGS``, those without a value last; as they are for another."""
     rows = list(rows)
-    if column not in HEADINGS:
-        return rows
-    present = [row for row in rows if row[column] is not None]
-    absent = [row for row in rows if row[column] is None]
-    return sorted(present, key=lambda row: row[column], reverse=descending) + absent
+    return sort_rows(rows, column, descending=descending) if column in HEADINGS else rows
 
 
 # --- showing -----------------------------------------------------------------------------------
@@ -205,8 +177,7 @@ def shown_columns(rows: Sequence[Row]) -> list[str]:
     return [c for c in HEADINGS if c == "name" or any(row[c] is not None for row in rows)]
 
 
-PLOTS = {"fvu": "FVU", "log2_mse": "log2 MSE"}
-PAPER_PLOT = ("paper_log2_mse", "paper_log2_mse_special")
+PLOTS = {key: HEADINGS[key] for key in ("fvu", "log2_mse")}
 
 
 @dataclass(frozen=True)
@@ -225,7 +196,7 @@ def plot(rows: Iterable[Row], figure: str) -> Plot:
     measured = _points(rows, "l0", figure)
     if measured:
         return Plot(measured, HEADINGS["l0"], HEADINGS[figure], True)
-    x, y = PAPER_PLOT
+    x, y = PAPER
     return Plot(_points(rows, x, y), HEADINGS[x], HEADINGS[y], False)
 
 
@@ -255,27 +226,29 @@ def escape(text: Cell) -> str:
 def link(row: Row, endpoint: str) -> str:
     """Address of an SAE on the Hub; empty where it has no repository."""
     repo_id = str(row["repo_id"] or "")
-    safe = published(row) and re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
-    return f"{endpoint}/{repo_id}" if safe else ""
+    return f"{endpoint}/{repo_id}" if published(row) and REPO.fullmatch(repo_id) else ""
 
 
 def snippets(row: Row) -> tuple[str, str]:
     """A shell command that pulls an SAE and Python that loads it; empty where nothing can be pulled."""
-    name, repo_id, layer = str(row["name"]), str(row["repo_id"] or ""), row["layer"]
-    if not link(row, "") or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+    try:
+        name = parse_name(str(row["name"]))
+    except InputError:
         return "", ""
+    if not link(row, ""):
+        return "", ""
+    repo_id = str(row["repo_id"])
     owner, _, repo = repo_id.partition("/")
-    if repo != name:
-        pull = f"fastzoo pull hf:{repo_id}"
-    else:
-        pull = f"fastzoo pull {name}" + ("" if owner == "fastzoo" else f" --namespace {owner}")
-    source = name if repo_id == f"fastzoo/{name}" else f"hf:{repo_id}"
-    python = f'import fastzoo\n\nsae = fastzoo.load_sae("{source}")\n'
-    if isinstance(layer, float):
-        python += (
-            "\n# or with SAELens\nfrom sae_lens import SAE\n\n"
-            f'sae = SAE.from_pretrained("{repo_id}", "blocks.{layer:.0f}.hook_resid_post")\n'
-        )
+    pull, source = f"fastzoo pull {name} --namespace {owner}", f"hf:{repo_id}"
+    if repo != str(name):
+        pull = f"fastzoo pull {source}"
+    elif owner == "fastzoo":
+        pull, source = f"fastzoo pull {name}", str(name)
+    python = (
+        f'import fastzoo\n\nsae = fastzoo.load_sae("{source}")\n'
+        "\n# or with SAELens\nfrom sae_lens import SAE\n\n"
+        f'sae = SAE.from_pretrained("{repo_id}", "{name.hook_folder}")\n'
+    )
     return pull, python
 
 
@@ -292,7 +265,7 @@ def details(row: Row, endpoint: str) -> str:
     address = link(row, endpoint)
     where = "Not published: a cell of the paper's grid."
     if published(row):
-        where = f"Published, in a repository that has no valid name: {escape(row['repo_id'])}"
+        where = f"Published in a repository whose name is not valid: {escape(row['repo_id'])}"
     if address:
         where = f'<a href="{address}" target="_blank" rel="noopener">{escape(row["repo_id"])}</a>'
     parts = [
@@ -313,22 +286,22 @@ def _latents(row: Row) -> str:
 
 def _figures(row: Row) -> str:
     lines = []
-    for figure, label in FIGURES.items():
-        cells = [show(row[figure + subset]) for subset in SUBSETS]
+    for figure in SHOWN:
+        cells = [show(row.get(figure.column(subset))) for subset in SUBSETS]
         if any(cells):
-            lines.append(_line(label, cells))
-    if row["dead_latents"] is not None:
-        lines.append(_line("dead latents", [show(row["dead_latents"]), "", ""]))
-    head = "".join(f"<th>{subset}</th>" for subset in SUBSETS.values())
-    return f"<table><tr><th>measured</th>{head}</tr>{''.join(lines)}</table>" if lines else ""
+            lines.append(_line(figure.label, cells))
+    return _table("measured", [subset.title for subset in SUBSETS.values()], lines)
 
 
 def _paper(row: Row) -> str:
-    cells = [show(row["paper_log2_mse"]), show(row["paper_log2_mse_special"])]
-    if not any(cells):
-        return ""
-    head = "<tr><th>reported by the paper</th><th>all tokens</th><th>special tokens</th></tr>"
-    return f"<table>{head}{_line('log2 MSE', cells)}</table>"
+    cells = [show(row[column]) for column in PAPER]
+    lines = [_line("log2 MSE", cells)] if any(cells) else []
+    return _table("reported by the paper", ["all tokens", "special tokens"], lines)
+
+
+def _table(what: str, headings: Iterable[str], lines: Sequence[str]) -> str:
+    head = "".join(f"<th>{heading}</th>" for heading in (what, *headings))
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>" if lines else ""
 
 
 def _line(label: str, cells: Iterable[str]) -> str:

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from fastzoo.cli.listing import KEYS, column_key, list_rows, pick, sort_rows, table
 from fastzoo.cli.main import app
 from fastzoo.core.errors import InputError
+from fastzoo.core.tables import print_table
 from fastzoo.hub.client import state_folder
 from fastzoo.hub.registry import FILE
-from fastzoo.results.table import MEASURED, Row, result_row
+from fastzoo.results.table import MEASURED, ResultRow, result_row
 from fastzoo.saes.names import zoo_names
 from fastzoo.saes.paper import paper_figures
 
@@ -51,19 +52,19 @@ def make_local(folder: Path, name: str, l0: float = 7.0) -> Path:
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+def rows(tmp_path: Path) -> list[ResultRow]:
     make_local(tmp_path, HERE)
     make_local(tmp_path / "b", "model-L3-8x-jumprelu", l0=9.0)
     make_local(tmp_path / "a", "model-L3-8x-jumprelu", l0=8.0)
     return list_rows(PUBLISHED, tmp_path)
 
 
-def by_name(rows: list[Row], name: str) -> Row:
+def by_name(rows: list[ResultRow], name: str) -> ResultRow:
     (row,) = [row for row in rows if row["name"] == name]
     return row
 
 
-def test_one_row_per_name_and_folder(rows: list[Row], tmp_path: Path) -> None:
+def test_one_row_per_name_and_folder(rows: list[ResultRow], tmp_path: Path) -> None:
     assert all(list(row) == list(KEYS) for row in rows)
     assert len(rows) == 240 + 1 + 1 + 2
     words = ["both" if r["name"] == HERE else "local" for r in rows[:3]]
@@ -88,7 +89,7 @@ def test_one_row_per_name_and_folder(rows: list[Row], tmp_path: Path) -> None:
     assert odd["l0"] is None and odd["log2_mse"] == -1.0 and odd["paper_log2_mse"] is None
 
 
-def test_the_papers_figures_are_never_among_ours(rows: list[Row]) -> None:
+def test_the_papers_figures_are_never_among_ours(rows: list[ResultRow]) -> None:
     for row in rows:
         if row["status"] == "paper":
             assert all(row[column.name] is None for column in MEASURED)
@@ -109,7 +110,7 @@ def test_the_papers_figures_are_never_among_ours(rows: list[Row]) -> None:
         ({"architecture": ["topk"], "layer": ["18"]}, 0),
     ],
 )
-def test_picking(rows: list[Row], wanted: dict[str, list[str]], count: int) -> None:
+def test_picking(rows: list[ResultRow], wanted: dict[str, list[str]], count: int) -> None:
     assert len(pick(rows, wanted)) == count
 
 
@@ -123,13 +124,13 @@ def test_picking(rows: list[Row], wanted: dict[str, list[str]], count: int) -> N
         ("expansion", "seven", "There are 8, 16."),
     ],
 )
-def test_what_no_sae_has(rows: list[Row], key: str, value: str, says: str) -> None:
+def test_what_no_sae_has(rows: list[ResultRow], key: str, value: str, says: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--{key}: no SAE has '{value}'")) as caught:
         pick(rows, {key: [value]})
     assert says in str(caught.value)
 
 
-def test_sorting_puts_missing_values_last(rows: list[Row]) -> None:
+def test_sorting_puts_missing_values_last(rows: list[ResultRow]) -> None:
     for key in KEYS:
         for descending in (False, True):
             found = sort_rows(rows, key, descending=descending)
@@ -143,8 +144,14 @@ def test_sorting_puts_missing_values_last(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("width", [20, 60, 80, 120, None])
-def test_the_table_is_whole_on_any_terminal(rows: list[Row], width: int | None) -> None:
-    lines, left_out = table(rows, width, "kl")
+def test_the_table_is_whole_on_any_terminal(
+    rows: list[ResultRow], width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
+    monkeypatch.setenv("COLUMNS", str(width or 20))
+    headings, cells, left, left_out = table(rows, "kl")
+    print_table(headings, cells, left)
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 1 and lines[0].split()[:2] == ["name", "status"]
     for line, row in zip(lines[1:], rows, strict=True):
         assert line.split()[:2] == [row["name"], row["status"]] and "…" not in line

@@ -1,0 +1,41 @@
+"""The one table of figures: what each place shows of it."""
+
+from __future__ import annotations
+
+from fastzoo.cli.listing import KEYS, SHOWN
+from fastzoo.publish.namespace import headline
+from fastzoo.results.figures import DEFINITIONS, FIGURES, SUBSETS, shown
+from fastzoo.results.table import COLUMNS, MEASURED
+
+
+def test_places_show_what_is_measured_and_begin_with_l0() -> None:
+    for place in ("run", "page", "listed", "subsets"):
+        pairs = shown(place)
+        names = [figure.column(subset) for figure, subset in pairs]
+        assert names[0] == "l0" and len(set(names)) == len(names)
+        assert all(subset in figure.subsets for figure, subset in pairs)
+    assert list(DEFINITIONS) == [figure.key for figure in FIGURES]
+    names = [figure.column(subset) for figure in FIGURES for subset in figure.subsets]
+    assert len(FIGURES) == len(DEFINITIONS) and set(names) < {c.name for c in MEASURED}
+    for headings in ([f.heading(s) for f, s in shown("subsets")], [c.name for c in COLUMNS]):
+        assert len(set(headings)) == len(headings)
+    assert {s for figure in FIGURES for s in figure.subsets} == set(SUBSETS)
+
+
+def test_columns_of_the_list_have_ranks_of_their_own() -> None:
+    ranks = [column.rank for column in SHOWN if column.rank != 0]
+    assert None not in ranks and len(set(ranks)) == len(ranks)
+    assert {column.name for column in SHOWN} <= set(KEYS)
+    assert [c.name for c in SHOWN if c.rank == 0] == ["name", "status"]
+    assert [c.name for c in SHOWN][2:] == [
+        *(figure.column(subset) for figure, subset in shown("listed")),
+        *("paper_log2_mse", "paper_log2_mse_special", "path"),
+    ]
+
+
+def test_note_of_an_sae_in_the_collection() -> None:
+    assert headline({"fvu": 0.0625, "l0": 31.25, "log2_mse_special": -8.51234, "kl": 1.0}) == (
+        "L0 31.25 · log2 MSE (special tokens) -8.512 · FVU 0.0625"
+    )
+    assert headline({"dead_latents": 12, "l0": None}) == "dead latents 12"
+    assert headline({}) == ""
