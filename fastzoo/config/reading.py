@@ -11,11 +11,12 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from fastzoo.config.checks import check_recipe
-from fastzoo.config.recipe import PRESETS, Recipe, Section
+from fastzoo.config.recipe import PRESETS, Recipe, Section, TrainingSection, training_options
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import did_you_mean, one_line
+from fastzoo.saes import trainable
 
 # --- reading -----------------------------------------------------------------------------------
 
@@ -64,9 +65,8 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
     values = dict(raw)
     preset = values.get("preset", "quick")
     if preset in PRESETS and isinstance(values.get("training", {}), dict):
-        base = preset_values(preset)
-        own = values.get("training", {})
-        merged = {**base, **own}
+        base, own = preset_values(preset), values.get("training", {})
+        merged = {**base, **_option_defaults(values.get("architectures")), **own}
         coefficients = own.get("sparsity_coefficient")
         if isinstance(coefficients, dict):
             merged["sparsity_coefficient"] = {**base["sparsity_coefficient"], **coefficients}
@@ -77,6 +77,13 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
         raise InputError(_explain(error, where)) from None
     check_recipe(recipe)
     return recipe
+
+
+def _option_defaults(architectures: Any) -> dict[str, Any]:
+    """Of the architectures that a recipe trains, if it names any, their own options."""
+    names = architectures if isinstance(architectures, list) else []
+    options = training_options(name for name in names if isinstance(name, str))
+    return {key: option.default for key, option in options.items()}
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -124,7 +131,7 @@ def _explain(error: ValidationError, where: str) -> str:
         choices = [c.strip(" '") for c in re.split(r",| or ", first["ctx"]["expected"])]
         hint = did_you_mean(str(first["input"]), choices)
         text = f"{key}: {value} is not one of {', '.join(choices)}.{hint}"
-    elif kind == "model_type":
+    elif kind in ("model_type", "dict_type"):
         text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
     else:
         text = f"{key}: got {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -140,5 +147,9 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     for part in path:
         annotation = section.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:  # the mapping of sparsity coefficients
+            return list(trainable())
+        (section,) = sections
+    own = training_options() if section is TrainingSection else {}
+    return [*section.model_fields, *own]

@@ -8,12 +8,22 @@ and what would be right.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fastzoo.core.strict_yaml import dump_yaml
+from fastzoo.saes import ARCHITECTURES, Option, trainable
 from fastzoo.saes.names import METHODS, SAEName, model_part
 
 EMBEDDED_MODEL = "tiny-chat"
@@ -35,6 +45,22 @@ class Section(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("a text cannot hold a NUL character")
         return value
+
+
+def training_options(names: Iterable[str] = ARCHITECTURES) -> dict[str, Option]:
+    """The options that architectures add to ``training``, by key."""
+    entries = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
+    return {key: option for entry in entries for key, option in entry.options.items()}
+
+
+def _invalid(key: str, kind: Any, value: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=kind, loc=(key,), input=value)
+
+
+def _refuse(problems: Iterable[InitErrorDetails]) -> None:
+    """Raise what pydantic itself raises for these, so that they are told in the same way."""
+    if found := list(problems):
+        raise ValidationError.from_exception_data("recipe", found)
 
 
 class ModelSection(Section):
@@ -89,19 +115,17 @@ class TextSection(Section):
     shuffle_rows: int = Field(10_000, ge=1)
 
 
-class Coefficients(Section):
-    """lambda of the sparsity penalty, per architecture."""
-
-    standard: float | None = Field(None, ge=0)
-    jumprelu: float | None = Field(None, ge=0)
-
-
 StepsOrShare = float
 """At least 1: a number of steps. Below 1: a share of the run."""
 
 
 class TrainingSection(Section):
-    """How SAEs learn. Every value comes from the preset and can be overridden."""
+    """How SAEs learn. Every value comes from the preset and can be overridden.
+
+    Options of single architectures (``Architecture.options``) are keys here, too, where they are used.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -113,7 +137,8 @@ class TrainingSection(Section):
     adam_betas: list[float] = Field(min_length=2, max_length=2)
     adam_eps: float = Field(gt=0)
     clip_norm: float = Field(gt=0)
-    sparsity_coefficient: Coefficients
+    sparsity_coefficient: dict[str, Annotated[float, Field(ge=0)] | None]
+    """λ of the sparsity penalty, by architecture."""
     sparsity_width: int | None = Field(ge=1)
     """Residual width that the coefficients are meant for; others scale them (null: none does)."""
     sparsity_warmup: StepsOrShare = Field(ge=0)
@@ -126,6 +151,26 @@ class TrainingSection(Section):
     dead_threshold: float = Field(ge=0)
     dead_window: int = Field(ge=1)
     feature_sampling_window: int = Field(ge=1)
+
+    @field_validator("sparsity_coefficient")
+    @classmethod
+    def _known_architectures(cls, coefficients: dict[str, Any]) -> dict[str, Any]:
+        unknown = [name for name in coefficients if name not in trainable()]
+        _refuse(_invalid(name, "extra_forbidden", coefficients[name]) for name in unknown)
+        return coefficients
+
+    @model_validator(mode="after")
+    def _known_options(self) -> TrainingSection:
+        given, options = self.model_extra or {}, training_options()
+        _refuse(_invalid(k, "extra_forbidden", v) for k, v in given.items() if k not in options)
+        _refuse(
+            _invalid(
+                k, PydanticCustomError("option", "Input should be {values}", vars(options[k])), v
+            )
+            for k, v in given.items()
+            if not options[k].allows(v)
+        )
+        return self
 
     @property
     def steps(self) -> int:

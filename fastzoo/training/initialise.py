@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from fastzoo.config.recipe import TrainingSection
 from fastzoo.saes import architecture
 from fastzoo.saes.base import TrainableSAE
-from fastzoo.saes.jumprelu import JumpReLUSAE
 
 CHUNK = 8192
 """Points converted to float64 at once."""
@@ -75,15 +74,8 @@ def new_sae(
 ) -> TrainableSAE:
     """A freshly initialised SAE on the CPU: weights Kaiming-uniform, decoder rows unit norm, biases 0."""
     cls = architecture(kind)
-    sae: TrainableSAE
-    if issubclass(cls, JumpReLUSAE):
-        sae = cls(d_in, d_sae, bandwidth=training.jumprelu_bandwidth)
-        sae.threshold.fill_(training.jumprelu_initial_threshold)
-        if training.jumprelu_threshold == "log":
-            sae.learn_log_threshold()
-    else:
-        assert issubclass(cls, TrainableSAE)
-        sae = cls(d_in, d_sae)
+    assert issubclass(cls, TrainableSAE)
+    sae = cls.start(d_in, d_sae, training.model_dump())
     nn.init.kaiming_uniform_(sae.W_enc, generator=generator)
     nn.init.kaiming_uniform_(sae.W_dec, generator=generator)
     sae.after_update()

@@ -62,11 +62,8 @@ class Learner:
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
-        sae = type(self.sae)(self.sae.d_in, self.sae.d_sae)
-        sae.load_state_dict(
-            {n: v.detach().cpu() for n, v in self.sae.state_dict().items() if n != "log_threshold"}
-        )
-        return sae.rescale_(1.0 / self.scale).eval().requires_grad_(False)
+        sae = self.sae.finished().rescale_(1.0 / self.scale)
+        return sae.eval().requires_grad_(False)
 
     def log_sparsity(self, batch_size: int) -> Tensor:
         """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""

@@ -79,7 +79,8 @@ class Trainer:
         with torch.no_grad():
             sae.b_dec.copy_(b_dec)
         sae.to(self.device)
-        coefficient = getattr(training.sparsity_coefficient, name.architecture)
+        coefficient = training.sparsity_coefficient[name.architecture]
+        assert coefficient is not None  # ``check_recipe`` saw to it
         if training.sparsity_width is not None:
             coefficient *= (d_in / training.sparsity_width) ** sae.width_power
         return Learner(

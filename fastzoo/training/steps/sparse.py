@@ -1,8 +1,8 @@
 """The step on a CPU: one dense product, then only what is active.
 
 At 1% active latents four of the five dense products of the reference are work on zeros. Here the
-encoder product stays dense; everything after it runs over a list of the latents that are active (or,
-for JumpReLU, near enough to their threshold to move it). Clipping, Adam and the unit norm of the
+encoder product stays dense; everything after it runs over a list of the latents that are active (or
+near enough to a learned threshold to move it). Clipping, Adam and the unit norm of the
 decoder rows are one pass over the weights. How much is dense is chosen batch by batch from the measured
 density, so that the beginning of a run, where half of all latents are active, is fast too.
 """
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fastzoo.config.recipe import ComputeSection, TrainingSection
 from fastzoo.saes.base import StepStats, TrainableSAE
-from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.training.steps import sparse_kernels as kernels
 from fastzoo.training.steps.base import Step
 
@@ -97,7 +96,10 @@ class SparseStep(Step):
             pre_CF = torch.from_numpy(WORKSPACE("pre", dtype, len(x_CD), sae.d_sae))
             torch.addmm(sae.b_enc, x_CD, sae.W_enc, out=pre_CF)
             if entries is None:
-                entries = _Entries(sae, len(x_BD), pre_CF, run)
+                theta = sae.thresholds(pre_CF).detach()
+                if theta.dim() > 1:  # each token has its own; lists are of latents with one each
+                    return self._dense(x_BD, rate, coefficient, pre_CF, run)
+                entries = _Entries(sae, len(x_BD), pre_CF, theta, run)
                 if entries.active_share > SPARSE_UP_TO:
                     return self._dense(x_BD, rate, coefficient, pre_CF, run)
             entries.add(x_CD, pre_CF)
@@ -132,25 +134,21 @@ class SparseStep(Step):
         self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run
     ) -> StepStats:
         sae, weight = self.sae, coefficient / len(x_BD)
-        jump = isinstance(sae, JumpReLUSAE)
-        # L1 weighs on every active latent; the L0 term reaches only the threshold.
-        active_F, by_latent = entries.by_latent(0.0 if jump else weight)
-        act_M = by_latent[2]
-        dtype = act_M.dtype
+        active_F, by_latent = entries.by_latent()
+        act_M, grad_M = by_latent[2:]
+        dtype, acts = act_M.dtype, torch.from_numpy(act_M)
+        slope = sae.penalty_slope(acts)
+        if slope is not None:
+            torch.from_numpy(grad_M).add_(slope, alpha=weight)
         store = len(act_M) > STORE_FROM * sae.d_sae
         grads = self._gradient_rows(dtype) if store else [np.empty((0, 0), dtype)] * 2
         grad_b_F, squared_F = np.empty(sae.d_sae, dtype), np.empty(sae.d_sae, dtype)
         batch = x_BD.numpy(), entries.error_BD, *by_latent
         run(kernels.row_gradients, sae.d_sae, *batch, store, *grads, grad_b_F, squared_F)
         vectors = {"b_enc": grad_b_F, "b_dec": entries.error_BD.sum(0)}
-        if isinstance(sae, JumpReLUSAE):
-            theta_F = sae.threshold.detach().numpy()
-            grad_theta_F = entries.near_grad_F * theta_F + entries.near_F * dtype.type(weight)
-            grad_theta_F /= -dtype.type(sae.bandwidth)
-            if sae.log_threshold is None:
-                vectors["threshold"] = grad_theta_F
-            else:
-                vectors["log_threshold"] = grad_theta_F * theta_F
+        near = torch.from_numpy(entries.near_F), torch.from_numpy(entries.near_grad_F)
+        own = sae.threshold_gradient(*near, weight)
+        vectors |= {name: gradient_F.numpy() for name, gradient_F in own.items()}
         # The encoder bias is in squared_F.
         squared = float(squared_F.sum(dtype=np.float64))
         squared += sum(
@@ -158,7 +156,7 @@ class SparseStep(Step):
         )
         stats = StepStats(
             x_BD.new_tensor(float(entries.squared_B.sum(dtype=np.float64))),
-            x_BD.new_tensor(float(active_F.sum() if jump else act_M.sum(dtype=np.float64))),
+            x_BD.new_tensor(float(sae.penalty_terms(acts).numpy().sum(dtype=np.float64))),
             torch.from_numpy(active_F).to(x_BD.dtype),
             x_BD.new_tensor(math.sqrt(squared)),
         )
@@ -204,8 +202,7 @@ class SparseStep(Step):
         for name, gradient in vectors.items():
             arrays = [t.numpy() for t in (parameters[name].detach(), *moments[name])]
             kernels.adam(*arrays, gradient, *hyper)
-        if isinstance(sae, JumpReLUSAE):
-            sae.constrain_threshold_()
+        sae.constrain_()
 
 
 class _Entries:
@@ -216,16 +213,16 @@ class _Entries:
 
     Args:
         pre_CF: pre-activations of the batch's first tokens, from which densities are estimated.
+        theta: thresholds, of each latent or one for all.
     """
 
-    def __init__(self, sae: TrainableSAE, batch: int, pre_CF: Tensor, run: Run) -> None:
+    def __init__(
+        self, sae: TrainableSAE, batch: int, pre_CF: Tensor, theta: Tensor, run: Run
+    ) -> None:
         self.sae, self.batch, self.run = sae, batch, run
         self.dtype = pre_CF.numpy().dtype
-        self.theta_F = np.zeros(sae.d_sae, self.dtype)
-        self.margin = self.dtype.type(0)
-        if isinstance(sae, JumpReLUSAE):
-            self.theta_F = sae.threshold.detach().numpy()
-            self.margin = self.dtype.type(sae.bandwidth / 2)
+        self.theta_F = theta.expand(sae.d_sae).contiguous().numpy()
+        self.margin = self.dtype.type(sae.margin)
         some_CF = pre_CF.numpy()[:: max(1, len(pre_CF) // SAMPLED_ROWS)] - self.theta_F
         self.active_share = float((some_CF > 0).mean())
         self.near_listed = float((some_CF > -self.margin).mean()) <= SPARSE_UP_TO
@@ -277,11 +274,11 @@ class _Entries:
         )
         self._tokens, self._listed = done + tokens, self._listed + listed
 
-    def by_latent(self, weight: float) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
+    def by_latent(self) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
         """How often each latent is active (F,), and the active entries sorted by latent.
 
         The entries are: where each latent's begin (F + 1,), their tokens, activations and gradients
-        (M,), ``weight`` included in the last.
+        of the squared error (M,).
         """
         d_sae, real = self.sae.d_sae, self.dtype.type
         all_ = _Chunk.joined(self._chunks)
@@ -302,7 +299,7 @@ class _Entries:
             kernels.by_latent,
             parts,
             *(all_.first_token_P, all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N),
-            *(self.theta_F, margin, real(weight), all_.active_PF, token_M, act_M, grad_M, *near),
+            *(self.theta_F, margin, all_.active_PF, token_M, act_M, grad_M, *near),
         )
         if margin:
             self.near_F, self.near_grad_F = (sums_PF.sum(0) for sums_PF in near)

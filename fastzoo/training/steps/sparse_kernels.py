@@ -90,6 +90,7 @@ def read_tokens(
     # One byte per latent, looked at eight at a time: almost all of them are zero.
     words = np.zeros((width + 7) // 8, dtype=int64)
     listed_F = words.view(uint8)
+    act_F = np.empty_like(theta_F)  # of a token's listed latents, one after the other
     for part in range(start, stop):
         active_F = active_PF[part]
         active_F[:] = 0
@@ -97,7 +98,8 @@ def read_tokens(
             row_F = pre_CF[c]
             for i in range(width):
                 listed_F[i] = row_F[i] - theta_F[i] > -margin
-            k = offset_C[c]
+            low, high = offset_C[c], offset_C[c + 1]
+            k = low
             for j in range(words.shape[0]):
                 word = words[j]
                 while word:
@@ -105,11 +107,14 @@ def read_tokens(
                     word &= word - 1
                     latent_N[k] = i
                     pre_N[k] = row_F[i]
-                    active_F[i] += row_F[i] > theta_F[i]
+                    active = row_F[i] > theta_F[i]
+                    active_F[i] += active
+                    act_F[k - low] = row_F[i] if active else float32(0)
                     k += 1
-            low, high = offset_C[c], offset_C[c + 1]
-            error_D = error_CD[c]
-            _decode(low, high, latent_N, pre_N, theta_F, W_dec_FD, b_dec_D, x_CD[c], error_D)
+            x_D, error_D = x_CD[c], error_CD[c]
+            for d in range(error_D.shape[0]):
+                error_D[d] = b_dec_D[d] - x_D[d]
+            _add_rows(latent_N[low:high], act_F[: high - low], W_dec_FD, error_D)
             squared = float32(0)
             for d in range(error_D.shape[0]):
                 squared += error_D[d] * error_D[d]
@@ -120,42 +125,26 @@ def read_tokens(
 
 
 @_kernel
-def _decode(
-    low: int,
-    high: int,
-    latent_N: ndarray,
-    pre_N: ndarray,
-    theta_F: ndarray,
-    W_dec_FD: ndarray,
-    b_dec_D: ndarray,
-    x_D: ndarray,
-    error_D: ndarray,
-) -> None:
-    """Reconstruction of one token from its active entries, minus x."""
-    width = error_D.shape[0]
-    for d in range(width):
-        error_D[d] = b_dec_D[d] - x_D[d]
-    k = low
-    # Four decoder rows at a time: the sum is loaded and stored a quarter as often.
-    while k + 4 <= high:
-        i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
-        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
-        a1 = pre_N[k + 1] if pre_N[k + 1] > theta_F[i1] else float32(0)
-        a2 = pre_N[k + 2] if pre_N[k + 2] > theta_F[i2] else float32(0)
-        a3 = pre_N[k + 3] if pre_N[k + 3] > theta_F[i3] else float32(0)
+def _add_rows(index_K: ndarray, weight_K: ndarray, rows_ND: ndarray, sum_D: ndarray) -> None:
+    """sum_D += Σ weight · row, over the rows that ``index_K`` names."""
+    entries, width = index_K.shape[0], sum_D.shape[0]
+    k = 0
+    # Four rows at a time: the sum is loaded and stored a quarter as often.
+    while k + 4 <= entries:
+        i0, i1, i2, i3 = index_K[k], index_K[k + 1], index_K[k + 2], index_K[k + 3]
+        w0, w1, w2, w3 = weight_K[k], weight_K[k + 1], weight_K[k + 2], weight_K[k + 3]
         for d in range(width):
-            error_D[d] += (
-                a0 * W_dec_FD[i0, d]
-                + a1 * W_dec_FD[i1, d]
-                + a2 * W_dec_FD[i2, d]
-                + a3 * W_dec_FD[i3, d]
+            sum_D[d] += (
+                w0 * rows_ND[i0, d]
+                + w1 * rows_ND[i1, d]
+                + w2 * rows_ND[i2, d]
+                + w3 * rows_ND[i3, d]
             )
         k += 4
-    while k < high:
-        i0 = latent_N[k]
-        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
+    while k < entries:
+        i0, w0 = index_K[k], weight_K[k]
         for d in range(width):
-            error_D[d] += a0 * W_dec_FD[i0, d]
+            sum_D[d] += w0 * rows_ND[i0, d]
         k += 1
 
 
@@ -265,7 +254,6 @@ def by_latent(
     grad_N: ndarray,
     theta_F: ndarray,
     margin: float,
-    weight: float,
     place_PF: ndarray,
     token_M: ndarray,
     act_M: ndarray,
@@ -273,7 +261,7 @@ def by_latent(
     near_PF: ndarray,
     near_grad_PF: ndarray,
 ) -> None:
-    """Sort the active entries of some parts by latent, tokens in order; ``weight`` joins gradients.
+    """Sort the active entries of some parts by latent, tokens in order.
 
     With a margin, entries within it of θ are added up per part for the threshold's gradient.
     """
@@ -291,37 +279,10 @@ def by_latent(
                     place_F[i] = m + 1
                     token_M[m] = b
                     act_M[m] = pre_N[k]
-                    grad_M[m] = grad_N[k] + weight
+                    grad_M[m] = grad_N[k]
                 if abs(distance) < margin:
                     near_PF[part, i] += float32(1)
                     near_grad_PF[part, i] += grad_N[k]
-
-
-@_kernel
-def _weighted_sum(
-    low: int, high: int, token_M: ndarray, weight_M: ndarray, rows_BD: ndarray, sum_D: ndarray
-) -> None:
-    """sum_D = Σ weight · row of the token, over entries ``low:high``."""
-    width = rows_BD.shape[1]
-    for d in range(width):
-        sum_D[d] = float32(0)
-    m = low
-    while m + 4 <= high:
-        b0, b1, b2, b3 = token_M[m], token_M[m + 1], token_M[m + 2], token_M[m + 3]
-        w0, w1, w2, w3 = weight_M[m], weight_M[m + 1], weight_M[m + 2], weight_M[m + 3]
-        for d in range(width):
-            sum_D[d] += (
-                w0 * rows_BD[b0, d]
-                + w1 * rows_BD[b1, d]
-                + w2 * rows_BD[b2, d]
-                + w3 * rows_BD[b3, d]
-            )
-        m += 4
-    while m < high:
-        b0, w0 = token_M[m], weight_M[m]
-        for d in range(width):
-            sum_D[d] += w0 * rows_BD[b0, d]
-        m += 1
 
 
 # --- gradients of the weights, and the update ---
@@ -358,11 +319,13 @@ def row_gradients(
         squared = bias * bias
         if high > low:
             row_D = grad_enc_FD[i] if store else scratch_D
-            _weighted_sum(low, high, token_M, grad_M, x_BD, row_D)
+            row_D[:] = 0
+            _add_rows(token_M[low:high], grad_M[low:high], x_BD, row_D)
             for d in range(row_D.shape[0]):
                 squared += row_D[d] * row_D[d]
             row_D = grad_dec_FD[i] if store else scratch_D
-            _weighted_sum(low, high, token_M, act_M, error_BD, row_D)
+            row_D[:] = 0
+            _add_rows(token_M[low:high], act_M[low:high], error_BD, row_D)
             for d in range(row_D.shape[0]):
                 squared += row_D[d] * row_D[d]
         squared_F[i] = squared
@@ -444,11 +407,13 @@ def update_rows(
         if source == DENSE or high > low:
             row_D = scratch_D if source == RECOMPUTED else grad_enc_FD[i]
             if source == RECOMPUTED:
-                _weighted_sum(low, high, token_M, grad_M, x_BD, row_D)
+                row_D[:] = 0
+                _add_rows(token_M[low:high], grad_M[low:high], x_BD, row_D)
             adam(W_enc_FD[i], m_enc_FD[i], v_enc_FD[i], row_D, clip, gain1, gain2, rate, root, eps)
             row_D = scratch_D if source == RECOMPUTED else grad_dec_FD[i]
             if source == RECOMPUTED:
-                _weighted_sum(low, high, token_M, act_M, error_BD, row_D)
+                row_D[:] = 0
+                _add_rows(token_M[low:high], act_M[low:high], error_BD, row_D)
             adam(W_dec_FD[i], m_dec_FD[i], v_dec_FD[i], row_D, clip, gain1, gain2, rate, root, eps)
         else:
             _adam_without_gradient(
