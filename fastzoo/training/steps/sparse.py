@@ -126,7 +126,7 @@ class SparseStep(Step):
         }
         x = x_BD.numpy()
         none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
-        rows = [x, x, *none, kernels.DENSE, grad_enc_FD, grad_dec_FD]
+        rows = (x, x), none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
         self._update(stats, rows, vectors, rate, run)
         return stats
 
@@ -141,10 +141,11 @@ class SparseStep(Step):
         if slope is not None:
             torch.from_numpy(grad_M).add_(slope, alpha=weight)
         store = len(act_M) > STORE_FROM * sae.d_sae
-        grads = self._gradient_rows(dtype) if store else [np.empty((0, 0), dtype)] * 2
+        grads = self._gradient_rows(dtype) if store else (np.empty((0, 0), dtype),) * 2
         grad_b_F, squared_F = np.empty(sae.d_sae, dtype), np.empty(sae.d_sae, dtype)
-        batch = x_BD.numpy(), entries.error_BD, *by_latent
-        run(kernels.row_gradients, sae.d_sae, *batch, store, *grads, grad_b_F, squared_F)
+        batch = x_BD.numpy(), entries.error_BD
+        found = grad_b_F, squared_F
+        run(kernels.row_gradients, sae.d_sae, batch, by_latent, store, grads, found)
         vectors = {"b_enc": grad_b_F, "b_dec": entries.error_BD.sum(0)}
         near = torch.from_numpy(entries.near_F), torch.from_numpy(entries.near_grad_F)
         own = sae.threshold_gradient(*near, weight)
@@ -161,19 +162,19 @@ class SparseStep(Step):
             x_BD.new_tensor(math.sqrt(squared)),
         )
         source = kernels.STORED if store else kernels.RECOMPUTED
-        self._update(stats, [*batch, source, *grads], vectors, rate, run)
+        self._update(stats, (batch, by_latent, source, grads), vectors, rate, run)
         return stats
 
-    def _gradient_rows(self, dtype: np.dtype[Any]) -> list[ndarray]:
+    def _gradient_rows(self, dtype: np.dtype[Any]) -> kernels.Arrays:
         shape = self.sae.d_sae, self.sae.d_in
-        return [WORKSPACE(name, dtype, *shape) for name in ("grad_enc", "grad_dec")]
+        return WORKSPACE("grad_enc", dtype, *shape), WORKSPACE("grad_dec", dtype, *shape)
 
     # --- clipping, Adam, constraints ---
 
     def _update(
         self,
         stats: StepStats,
-        rows: list[Any],
+        rows: tuple[Any, ...],
         vectors: dict[str, ndarray],
         rate: float,
         run: Run,
@@ -183,25 +184,24 @@ class SparseStep(Step):
             return
         self.steps += 1
         sae, moments = self.sae, self._moments
+        real = vectors["b_enc"].dtype.type
+        hyper = (
+            real(self.clip_norm / (norm + 1e-6) if norm > self.clip_norm else 1.0),
+            real(1 - self.beta1),
+            real(1 - self.beta2),
+            real(rate / (1 - self.beta1**self.steps)),
+            real(math.sqrt(1 - self.beta2**self.steps)),
+            real(self.eps),
+        )
         parameters = sae.trained_parameters()
-        real = rows[0].dtype.type
-        hyper = [
-            real(value)
-            for value in (
-                self.clip_norm / (norm + 1e-6) if norm > self.clip_norm else 1.0,
-                1 - self.beta1,
-                1 - self.beta2,
-                rate / (1 - self.beta1**self.steps),
-                math.sqrt(1 - self.beta2**self.steps),
-                self.eps,
-            )
-        ]
-        encoder = [t.t().numpy() for t in (parameters["W_enc"].detach(), *moments["W_enc"])]
-        decoder = [t.numpy() for t in (parameters["W_dec"].detach(), *moments["W_dec"])]
-        run(kernels.update_rows, sae.d_sae, *rows, *encoder, *decoder, *hyper)
+        weights = {
+            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name]))
+            for name in ("W_dec", *vectors)
+        }
+        encoder = tuple(t.t().numpy() for t in (sae.W_enc.detach(), *moments["W_enc"]))
+        run(kernels.update_rows, sae.d_sae, *rows, encoder, weights["W_dec"], hyper)
         for name, gradient in vectors.items():
-            arrays = [t.numpy() for t in (parameters[name].detach(), *moments[name])]
-            kernels.adam(*arrays, gradient, *hyper)
+            kernels.adam(weights[name], gradient, hyper)
         sae.constrain_()
 
 
@@ -252,29 +252,24 @@ class _Entries:
         size = max(SMALLEST_PART, -(-tokens // PARTS))
         parts = -(-tokens // size)
         active_PF = WORKSPACE(f"active in chunk {number}", INDEX, parts, sae.d_sae)
-        run(
-            kernels.read_tokens,
-            parts,
-            *(size, x_CD.numpy(), pre, W_dec_FD, sae.b_dec.detach().numpy(), self.theta_F),
-            *(margin, real(2 / self.batch), self.near_listed, offset_C, latent_N, pre_N, grad_N),
-            *(error_CD, self.squared_B[done : done + tokens], active_PF),
-        )
+        batch, decoder = (x_CD.numpy(), pre), (W_dec_FD, sae.b_dec.detach().numpy())
+        entries = offset_C, latent_N, pre_N, grad_N
+        found = error_CD, self.squared_B[done : done + tokens], active_PF
+        wanted = self.theta_F, margin, real(2 / self.batch), self.near_listed
+        run(kernels.read_tokens, parts, size, batch, decoder, *wanted, entries, found)
         if not self.near_listed:
             grad_CF = WORKSPACE("grad", self.dtype, tokens, sae.d_sae)
             torch.mm(torch.from_numpy(error_CD), sae.W_dec.t(), out=torch.from_numpy(grad_CF))
-            run(
-                kernels.near_threshold,
-                sae.d_sae,
-                *(pre, grad_CF, self.theta_F, self.margin, self.near_F, self.near_grad_F),
-            )
-            run(kernels.pick, tokens, grad_CF, offset_C, latent_N, grad_N)
+            near = pre, grad_CF, self.theta_F, self.margin, (self.near_F, self.near_grad_F)
+            run(kernels.near_threshold, sae.d_sae, *near)
+            run(kernels.pick, tokens, grad_CF, entries)
         first_token_P = np.minimum(np.arange(parts + 1) * size, tokens) + done
         self._chunks.append(
             _Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF)
         )
         self._tokens, self._listed = done + tokens, self._listed + listed
 
-    def by_latent(self) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
+    def by_latent(self) -> tuple[ndarray, kernels.Arrays]:
         """How often each latent is active (F,), and the active entries sorted by latent.
 
         The entries are: where each latent's begin (F + 1,), their tokens, activations and gradients
@@ -291,19 +286,18 @@ class _Entries:
         )
         parts = len(all_.active_PF)
         margin = self.margin if self.near_listed else real(0)
-        near = [
+        near_PF, near_grad_PF = near = tuple(
             WORKSPACE(name, self.dtype, parts if margin else 0, d_sae)
             for name in ("near", "near grad")
-        ]
-        self.run(
-            kernels.by_latent,
-            parts,
-            *(all_.first_token_P, all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N),
-            *(self.theta_F, margin, all_.active_PF, token_M, act_M, grad_M, *near),
         )
+        entries = all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N
+        found = first_F, token_M, act_M, grad_M
+        places = all_.active_PF  # from here on where each part's entries go
+        sorting = all_.first_token_P, entries, self.theta_F, margin, places, found, near
+        self.run(kernels.sort_by_latent, parts, *sorting)
         if margin:
-            self.near_F, self.near_grad_F = (sums_PF.sum(0) for sums_PF in near)
-        return np.diff(first_F), (first_F, token_M, act_M, grad_M)
+            self.near_F, self.near_grad_F = near_PF.sum(0), near_grad_PF.sum(0)
+        return np.diff(first_F), found
 
 
 @dataclass
