@@ -10,8 +10,6 @@ from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, trainable
 from fastzoo.saes.references import REPO
 
-MOST_EXPANSION = 1024
-
 
 def check_recipe(recipe: Recipe) -> None:
     """What can be checked without looking at the model. Raises InputError with the first problem."""
@@ -20,22 +18,16 @@ def check_recipe(recipe: Recipe) -> None:
             raise InputError(problem)
 
 
-def _repeated(recipe: Recipe) -> Iterator[str]:
+def _grid(recipe: Recipe) -> Iterator[str]:
     for key in ("layers", "expansions", "architectures"):
         values = getattr(recipe, key)
         if len(set(values)) != len(values):
             yield f"{key}: {one_line(values, 80)} names the same one twice"
-
-
-def _sizes(recipe: Recipe) -> Iterator[str]:
-    for layer in recipe.layers:
-        if layer < 0:
-            yield f"layers: {layer} is below 0, the first layer"
+    if (layer := min(recipe.layers)) < 0:
+        yield f"layers: {layer} is below 0, the first layer"
     for expansion in recipe.expansions:
-        if not 1 <= expansion <= MOST_EXPANSION:
-            yield (
-                f"expansions: {expansion} is not between 1 and {MOST_EXPANSION}; the paper has 8, 16"
-            )
+        if not 1 <= expansion <= 1024:
+            yield f"expansions: {expansion} is not between 1 and 1024; the paper has 8, 16"
 
 
 def _architectures(recipe: Recipe) -> Iterator[str]:
@@ -53,13 +45,16 @@ def _architectures(recipe: Recipe) -> Iterator[str]:
 
 def _batches(recipe: Recipe) -> Iterator[str]:
     training = recipe.training
-    batch = f"training.batch_size: {training.batch_size}"
+    size = training.batch_size
     if training.steps < 1:
-        yield f"training.tokens: {training.tokens} is less than one batch ({batch})"
-    if training.buffer_tokens < 2 * training.batch_size:
+        yield (
+            f"training.tokens: {training.tokens} is less than one batch "
+            f"(training.batch_size: {size})"
+        )
+    if training.buffer_tokens < 2 * size:
         yield (
             f"training.buffer_tokens: {training.buffer_tokens} holds fewer than two batches; "
-            f"at least {2 * training.batch_size}"
+            f"at least {2 * size}"
         )
 
 
@@ -77,10 +72,6 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             f"training.sparsity_warmup: {training.sparsity_warmup} is more than the run's "
             f"{training.steps} steps"
         )
-
-
-def _optimiser(recipe: Recipe) -> Iterator[str]:
-    training = recipe.training
     if training.lr_end > training.lr:
         yield f"training.lr_end: {training.lr_end} is above training.lr: {training.lr}"
     if not all(0 <= beta < 1 for beta in training.adam_betas):
@@ -95,24 +86,14 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 
 
 def _namespace(recipe: Recipe) -> Iterator[str]:
-    namespace = recipe.push.namespace
-    if namespace is not None and not REPO.fullmatch(f"{namespace}/x"):
+    name = recipe.push.namespace
+    if name is not None and not REPO.fullmatch(f"{name}/x"):
         yield (
-            f"push.namespace: '{one_line(namespace, 60)}' is not the name of a Hub user or "
-            "organisation"
+            f"push.namespace: '{one_line(name, 60)}' is not the name of a Hub user or organisation"
         )
 
 
-CHECKS = (
-    _repeated,
-    _sizes,
-    _architectures,
-    _batches,
-    _schedule,
-    _optimiser,
-    _sources,
-    _namespace,
-)
+CHECKS = (_grid, _architectures, _batches, _schedule, _sources, _namespace)
 """In this order. Each gives its problems, one line of text for each."""
 
 

@@ -18,8 +18,6 @@ from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import trainable
 
-# --- reading -----------------------------------------------------------------------------------
-
 
 def preset_values(name: str) -> dict[str, Any]:
     """The values of a preset, as its file has them."""
@@ -28,7 +26,7 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file (none: the embedded default), apply preset and overrides, and check it.
+    """Read a recipe file (by default the embedded one), apply preset and overrides, and check it.
 
     Args:
         overrides: ``key=value`` with dotted keys; values are YAML (``layers=[1,2]``).
@@ -80,7 +78,7 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _option_defaults(architectures: Any) -> dict[str, Any]:
-    """Of the architectures that a recipe trains, if it names any, their own options."""
+    """The options of the architectures that a recipe trains, at their defaults."""
     names = architectures if isinstance(architectures, list) else []
     options = training_options(name for name in names if isinstance(name, str))
     return {key: option.default for key, option in options.items()}
@@ -90,7 +88,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySection:
-    """One section by itself, from values of the user's. Raises InputError."""
+    """One section by itself, from a user's values. Raises InputError."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -100,7 +98,7 @@ def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySectio
 def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)*", key):
-        raise InputError(f"'{one_line(text, 100)}' is not an override, which reads key=value")
+        raise InputError(f"'{one_line(text, 100)}' is not an override; one reads key=value")
     target = raw
     *parents, last = key.split(".")
     for parent in parents:

@@ -35,14 +35,11 @@ class StepStats:
 
 
 class CudaForm(NamedTuple):
-    """Which of the activations that the CUDA step's kernels know an SAE has.
-
-    Without ``threshold``: ReLU with an L1 penalty. With it: a learned threshold per latent and an L0
-    penalty.
-    """
+    """What the CUDA step's kernels compute: ReLU with an L1 penalty or, with ``threshold``, a learned
+    threshold per latent and an L0 penalty."""
 
     threshold: str | None = None
-    """The trained parameter that sets the thresholds."""
+    """The trained parameter behind the thresholds."""
     log: bool = False
     """It is their logarithm; else it is kept at or above ``least``."""
     bandwidth: float = 1.0
@@ -132,9 +129,8 @@ class SAE(nn.Module):
 class TrainableSAE(SAE):
     """An SAE with closed-form gradients; the loss is ‖x − x̂‖² + λ · penalty, a mean over tokens.
 
-    A subclass says what is active (``activate``, ``thresholds``), what that costs (``penalty_terms``,
-    ``penalty_slope``) and, if it has parameters of its own, how they start, learn and are kept in
-    bounds.
+    A subclass says what is active, what that costs and, if it has parameters of its own, how they
+    start, learn and are kept in bounds.
     """
 
     width_power: ClassVar[float]
@@ -162,11 +158,8 @@ class TrainableSAE(SAE):
         """Bring its own parameters back into their bounds after an update."""
 
     def finished(self) -> SAE:
-        """A copy on the CPU as it is used and saved, without what only training needs.
-
-        It may be of another class: one that is trained with a threshold per batch becomes one with a
-        fixed threshold per latent.
-        """
+        """A copy on the CPU as it is used and saved, without what only training needs; it may be of
+        another class (trained with a threshold per batch, used with a fixed one per latent)."""
         sae = type(self)(self.d_in, self.d_sae)
         for name in self.shapes(self.d_in, self.d_sae):
             getattr(sae, name).detach().copy_(getattr(self, name).detach())
@@ -175,10 +168,8 @@ class TrainableSAE(SAE):
     # --- what is active, and what that costs ---
 
     def thresholds(self, pre_BF: Tensor) -> Tensor:
-        """What a pre-activation must exceed to be active; it then is the latent's value.
-
-        (d_sae,) where each latent has its own, (B, 1) where each token has, () where the batch has.
-        """
+        """What a pre-activation must exceed to be active, and so the latent's value: (d_sae,) if each
+        latent has its own threshold, (B, 1) if each token has, () if there is one for all."""
         raise NotImplementedError
 
     def penalty_terms(self, acts: Tensor) -> Tensor:

@@ -57,18 +57,17 @@ class JumpReLUSAE(TrainableSAE):
         """From now on log θ is what the optimiser moves, and ``threshold`` follows it."""
         self.log_threshold = nn.Parameter(self.threshold.detach().log())
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return super().trained_parameters() | self._learned()
+    @property
+    def _learned(self) -> str:
+        """Which parameter the optimiser moves."""
+        return "threshold" if self.log_threshold is None else "log_threshold"
 
-    def _learned(self) -> dict[str, nn.Parameter]:
-        """θ or log θ, whichever the optimiser moves, by name."""
-        if self.log_threshold is None:
-            return {"threshold": self.threshold}
-        return {"log_threshold": self.log_threshold}
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return super().trained_parameters() | {self._learned: getattr(self, self._learned)}
 
     def cuda_form(self) -> CudaForm:
-        (name,) = self._learned()
-        return CudaForm(name, self.log_threshold is not None, self.bandwidth, SMALLEST_THRESHOLD)
+        log = self.log_threshold is not None
+        return CudaForm(self._learned, log, self.bandwidth, SMALLEST_THRESHOLD)
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -111,8 +110,7 @@ class JumpReLUSAE(TrainableSAE):
         near_BF = (pre_BF - theta_F).abs_().lt_(self.margin)  # 1 near the threshold, else 0
         grad_theta_F = near_BF.sum(0).mul_(-weight / width)
         grad_theta_F.addcmul_(near_BF.mul_(grad_BF).sum(0), theta_F, value=-1.0 / width)
-        for name, gradient_F in self._by_name(grad_theta_F).items():
-            self.trained_parameters()[name].grad.add_(gradient_F)  # type: ignore[union-attr]
+        getattr(self, self._learned).grad.add_(self._chained(grad_theta_F))
         return super().activation_gradient_(pre_BF, acts_BF, grad_BF, weight)
 
     @property
@@ -124,10 +122,8 @@ class JumpReLUSAE(TrainableSAE):
     ) -> dict[str, Tensor]:
         # The dense gradient's formula rounds otherwise; both stay, as results do to the last bit.
         grad_theta_F = (near_grad_F * self.threshold).add_(near_F * weight).div_(-self.bandwidth)
-        return self._by_name(grad_theta_F)
+        return {self._learned: self._chained(grad_theta_F)}
 
-    def _by_name(self, grad_theta_F: Tensor) -> dict[str, Tensor]:
-        """The gradient of θ as that of the trained parameter: ∂/∂(log θ) = θ · ∂/∂θ."""
-        if self.log_threshold is None:
-            return {"threshold": grad_theta_F}
-        return {"log_threshold": grad_theta_F * self.threshold}
+    def _chained(self, grad_theta_F: Tensor) -> Tensor:
+        """The gradient of θ as that of what is learned: ∂/∂(log θ) = θ · ∂/∂θ."""
+        return grad_theta_F if self.log_threshold is None else grad_theta_F * self.threshold

@@ -1,4 +1,4 @@
-"""Starting values: weights, the decoder bias of a sample of activations, the activation scale."""
+"""Starting values of an SAE: weights, decoder bias and activation scale from a sample."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def activation_scale(points_ND: Tensor, kind: str, counted_N: Tensor | None = No
     """Factor that training multiplies activations with: 1, or what makes their mean square 1.
 
     Args:
-        counted_N: bool, the points that the mean is over; by default, or if it is none, all are.
+        counted_N: bool, which points the mean is over; by default, or if it marks none, all.
     """
     if kind == "none":
         return 1.0

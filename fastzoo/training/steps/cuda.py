@@ -188,23 +188,20 @@ class CudaStep(Step):
             self._gradients(work)
         with float32_products("ieee"):  # norms are always exact to float32
             self._conclude(work)
-        left, right = (work.grad_BF, work.acts_BF), (work.operand_BD, work.error_BD)
         gradients = (self.W_enc_FD, self.W_dec_FD)  # unread where gradients are formed in place
         if not work.fused:
             gradients = (work.enc_grad_FD, work.dec_grad_FD)
-        shadows = (self.encoder_FD, self.decoder_FD)
-        for i, (name, weight_FD) in enumerate((("W_enc", self.W_enc_FD), ("W_dec", self.W_dec_FD))):
+        encoder = self.W_enc_FD, *self.state["W_enc"], self.encoder_FD, work.grad_BF
+        decoder = self.W_dec_FD, *self.state["W_dec"], self.decoder_FD, work.acts_BF
+        sizes = work.batch, self.sae.d_sae, self.sae.d_in
+        for name, pointers in (
+            ("W_enc", (*encoder, work.operand_BD, gradients[0])),
+            ("W_dec", (*decoder, work.error_BD, gradients[1])),
+        ):
             kernels.update_weight[(triton.cdiv(self.sae.d_sae, UPDATE_F),)](
-                weight_FD,
-                *self.state[name],
-                shadows[i],
-                left[i],
-                right[i],
-                gradients[i],
+                *pointers,
                 self.control,
-                work.batch,
-                self.sae.d_sae,
-                self.sae.d_in,
+                *sizes,
                 *self._adam(),
                 FUSED=work.fused,
                 UNIT_ROWS=name == "W_dec",
@@ -237,18 +234,9 @@ class CudaStep(Step):
         per_latent = (triton.cdiv(sae.d_sae, BLOCK_F),)
         blocks = {"BLOCK_B": BLOCK_B, "BLOCK_F": BLOCK_F}
         product_(work.pre_BF, work.operand_BD, self.encoder_FD.t())
-        kernels.activate[per_latent](
-            work.pre_BF,
-            self.vectors["b_enc"],
-            threshold_F,
-            work.acts_BF,
-            work.fired_F,
-            work.penalties,
-            batch,
-            sae.d_sae,
-            JUMP=self.jump,
-            **blocks,
-        )
+        pre = work.pre_BF, self.vectors["b_enc"], threshold_F
+        found = work.acts_BF, work.fired_F, work.penalties
+        kernels.activate[per_latent](*pre, *found, batch, sae.d_sae, JUMP=self.jump, **blocks)
         product_(work.reconstruction_BD, work.acts_BF, self.decoder_FD)
         kernels.reconstruction_error[(triton.cdiv(sae.d_in, BLOCK_F),)](
             work.reconstruction_BD,
@@ -265,9 +253,7 @@ class CudaStep(Step):
         )
         product_(work.latent_grad_BF, work.error_BD, self.decoder_FD.t())
         kernels.pre_activation_gradient[per_latent](
-            work.pre_BF,
-            self.vectors["b_enc"],
-            threshold_F,
+            *pre,
             work.latent_grad_BF,
             work.grad_BF,
             work.vector_grad["b_enc"],

@@ -2,9 +2,9 @@
 
 At 1% active latents four of the five dense products of the reference are work on zeros. Here the
 encoder product stays dense; everything after it runs over a list of the latents that are active (or
-near enough to a learned threshold to move it). Clipping, Adam and the unit norm of the
-decoder rows are one pass over the weights. How much is dense is chosen batch by batch from the measured
-density, so that the beginning of a run, where half of all latents are active, is fast too.
+near enough to a learned threshold to move it). Clipping, Adam and the unit norm of the decoder rows are
+one pass over the weights. Each batch's measured density decides how much is dense, so that the beginning
+of a run, where half of all latents are active, is fast, too.
 """
 
 from __future__ import annotations
@@ -302,10 +302,10 @@ class _Entries:
 
 @dataclass
 class _Chunk:
-    """The entries of some consecutive tokens."""
+    """The entries of some consecutive tokens, in parts."""
 
     first_token_P: ndarray
-    """(P + 1,) int64: of each part, the first of its tokens; and the end."""
+    """(P + 1,) int64: the first token of each part; and the end."""
     offset_B: ndarray
     """(tokens + 1,) int64: where each token's entries begin; and the end."""
     latent_N: ndarray
@@ -318,15 +318,15 @@ class _Chunk:
     def joined(cls, chunks: list[_Chunk]) -> _Chunk:
         if len(chunks) == 1:
             return chunks[0]
-        last = chunks[-1]
-        return cls(
-            np.concatenate([c.first_token_P[:-1] for c in chunks] + [last.first_token_P[-1:]]),
-            np.concatenate([c.offset_B[:-1] for c in chunks] + [last.offset_B[-1:]]),
-            *(
-                np.concatenate([getattr(c, name) for c in chunks])
-                for name in ("latent_N", "pre_N", "grad_N", "active_PF")
-            ),
-        )
+        # Where one chunk ends the next one begins: that stands in both.
+        shared = {"first_token_P", "offset_B"}
+        joined = {}
+        for name in vars(chunks[0]):
+            parts = [getattr(chunk, name) for chunk in chunks]
+            if name in shared:
+                parts[:-1] = [part[:-1] for part in parts[:-1]]
+            joined[name] = np.concatenate(parts)
+        return cls(**joined)
 
 
 Run = Callable[..., None]
