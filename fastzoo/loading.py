@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,17 +25,7 @@ from fastzoo.hub.find import locate
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.load import ModelSource, find_model, load_model, load_tokenizer, refuse_unfit
 from fastzoo.saes.base import SAE
-from fastzoo.saes.formats import LoadedSAE
-
-if TYPE_CHECKING:
-    from fastzoo.saes.formats import LoadedSAE
-from fastzoo.saes.formats import (
-    LoadedSAE,
-    _read_gemma_scope,
-    _read_saelens,
-    _read_sparsify,
-    find_weights,
-)
+from fastzoo.saes.formats import LoadedSAE, read_sae
 
 
 @dataclass
@@ -178,13 +168,8 @@ def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
 
 def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
     """As ``load_sae``, with what is known about the SAE besides."""
-    root = locate(str(source))
-    folder, layout = find_weights(root)
-    if layout == "gemma-scope":
-        loaded = _read_gemma_scope(folder)
-    else:
-        config = read_json(folder / "cfg.json")
-        loaded = (_read_sparsify if layout == "sparsify" else _read_saelens)(folder, config)
+    loaded = read_sae(locate(str(source)))
+    folder = loaded.folder
     loaded.record = _record(folder)
     loaded.sae.to(dtype).eval().requires_grad_(False)
     # After the conversion, which can make numbers infinite too.

@@ -11,13 +11,12 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from fastzoo.config.checks import check_recipe
-from fastzoo.config.recipe import PRESETS, Recipe, Section
+from fastzoo.config.recipe import PRESETS, Recipe, Section, TrainingSection, training_options
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import did_you_mean, one_line
-
-# --- reading -----------------------------------------------------------------------------------
+from fastzoo.saes import trainable
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file (none: the embedded default), apply preset and overrides, and check it.
+    """Read a recipe file (by default the embedded one), apply preset and overrides, and check it.
 
     Args:
         overrides: ``key=value`` with dotted keys; values are YAML (``layers=[1,2]``).
@@ -64,9 +63,8 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
     values = dict(raw)
     preset = values.get("preset", "quick")
     if preset in PRESETS and isinstance(values.get("training", {}), dict):
-        base = preset_values(preset)
-        own = values.get("training", {})
-        merged = {**base, **own}
+        base, own = preset_values(preset), values.get("training", {})
+        merged = {**base, **_option_defaults(values.get("architectures")), **own}
         coefficients = own.get("sparsity_coefficient")
         if isinstance(coefficients, dict):
             merged["sparsity_coefficient"] = {**base["sparsity_coefficient"], **coefficients}
@@ -79,11 +77,18 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+def _option_defaults(architectures: Any) -> dict[str, Any]:
+    """The options of the architectures that a recipe trains, at their defaults."""
+    names = architectures if isinstance(architectures, list) else []
+    options = training_options(name for name in names if isinstance(name, str))
+    return {key: option.default for key, option in options.items()}
+
+
 AnySection = TypeVar("AnySection", bound=Section)
 
 
 def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySection:
-    """One section by itself, from values of the user's. Raises InputError."""
+    """One section by itself, from a user's values. Raises InputError."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -93,7 +98,7 @@ def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySectio
 def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)*", key):
-        raise InputError(f"'{one_line(text, 100)}' is not an override, which reads key=value")
+        raise InputError(f"'{one_line(text, 100)}' is not an override; one reads key=value")
     target = raw
     *parents, last = key.split(".")
     for parent in parents:
@@ -124,7 +129,7 @@ def _explain(error: ValidationError, where: str) -> str:
         choices = [c.strip(" '") for c in re.split(r",| or ", first["ctx"]["expected"])]
         hint = did_you_mean(str(first["input"]), choices)
         text = f"{key}: {value} is not one of {', '.join(choices)}.{hint}"
-    elif kind == "model_type":
+    elif kind in ("model_type", "dict_type"):
         text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
     else:
         text = f"{key}: got {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -140,5 +145,9 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     for part in path:
         annotation = section.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:  # the mapping of sparsity coefficients
+            return list(trainable())
+        (section,) = sections
+    own = training_options() if section is TrainingSection else {}
+    return [*section.model_fields, *own]

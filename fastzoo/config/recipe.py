@@ -8,12 +8,22 @@ and what would be right.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fastzoo.core.strict_yaml import dump_yaml
+from fastzoo.saes import ARCHITECTURES, Option, trainable
 from fastzoo.saes.names import METHODS, SAEName, model_part
 
 EMBEDDED_MODEL = "tiny-chat"
@@ -35,6 +45,12 @@ class Section(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("a text cannot hold a NUL character")
         return value
+
+
+def training_options(names: Iterable[str] = ARCHITECTURES) -> dict[str, Option]:
+    """The options that architectures add to ``training``, by key."""
+    entries = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
+    return {key: option for entry in entries for key, option in entry.options.items()}
 
 
 class ModelSection(Section):
@@ -63,16 +79,16 @@ class DataSection(Section):
     """Column of the turns; by default ``messages``, else ``conversations``."""
     shuffle: bool = True
     shuffle_rows: int = Field(10_000, ge=1)
-    """Rows of a streamed Hub dataset that are shuffled together and held in memory meanwhile; its files
-    are shuffled too. Local files are shuffled whole."""
+    """How many rows of a streamed Hub dataset are held in memory and shuffled together; its files are
+    shuffled, too. Local files are shuffled whole."""
     max_tokens: int = Field(8192, ge=2)
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)
     """Block length of bt-f and bt-p."""
     special_text: Literal["literal", "drop", "allow"] = "literal"
     """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
-    read as ordinary text, its row is skipped, or it becomes that special token, as transformers has
-    it. Such rows are counted."""
+    read as ordinary text, its row is skipped, or it becomes that token, as in transformers. Such rows
+    are counted."""
     date: str = "26 Jul 2024"
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
 
@@ -89,19 +105,17 @@ class TextSection(Section):
     shuffle_rows: int = Field(10_000, ge=1)
 
 
-class Coefficients(Section):
-    """lambda of the sparsity penalty, per architecture."""
-
-    standard: float | None = Field(None, ge=0)
-    jumprelu: float | None = Field(None, ge=0)
-
-
 StepsOrShare = float
 """At least 1: a number of steps. Below 1: a share of the run."""
 
 
 class TrainingSection(Section):
-    """How SAEs learn. Every value comes from the preset and can be overridden."""
+    """How SAEs learn. Every value comes from the preset and can be overridden.
+
+    Options of single architectures (``Architecture.options``) are keys here, too, where they are used.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -113,9 +127,10 @@ class TrainingSection(Section):
     adam_betas: list[float] = Field(min_length=2, max_length=2)
     adam_eps: float = Field(gt=0)
     clip_norm: float = Field(gt=0)
-    sparsity_coefficient: Coefficients
+    sparsity_coefficient: dict[str, Annotated[float, Field(ge=0)] | None]
+    """λ of the sparsity penalty, by architecture."""
     sparsity_width: int | None = Field(ge=1)
-    """Residual width that the coefficients are meant for; others scale them (null: none does)."""
+    """Residual width that the coefficients are meant for; they are scaled for others unless null."""
     sparsity_warmup: StepsOrShare = Field(ge=0)
     jumprelu_bandwidth: float = Field(gt=0)
     jumprelu_initial_threshold: float = Field(gt=0)
@@ -126,6 +141,26 @@ class TrainingSection(Section):
     dead_threshold: float = Field(ge=0)
     dead_window: int = Field(ge=1)
     feature_sampling_window: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _of_known_architectures(self) -> TrainingSection:
+        """No other sparsity coefficients than of architectures; no other keys than their options."""
+        options = training_options()
+        problems: list[tuple[Any, tuple[str, ...], Any]] = []
+        for name, value in self.sparsity_coefficient.items():
+            if name not in trainable():
+                problems.append(("extra_forbidden", ("sparsity_coefficient", name), value))
+        for key, value in (self.model_extra or {}).items():
+            if key not in options:
+                problems.append(("extra_forbidden", (key,), value))
+            elif not options[key].allows(value):
+                text = "Input should be {values}"
+                kind = PydanticCustomError("option", text, {"values": options[key].values})
+                problems.append((kind, (key,), value))
+        if problems:  # told as pydantic tells its own
+            details = [InitErrorDetails(type=t, loc=where, input=x) for t, where, x in problems]
+            raise ValidationError.from_exception_data("recipe", details)
+        return self
 
     @property
     def steps(self) -> int:
@@ -156,7 +191,7 @@ class EvaluationSection(Section):
 
 class OutputSection(Section):
     folder: str | None = None
-    """By default ``runs/<model>-<method>``."""
+    """Default: ``runs/<model>-<method>``."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of training_log.csv."""
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
@@ -164,12 +199,12 @@ class OutputSection(Section):
 
 
 class CheckpointSection(Section):
-    """What a killed or stopped run goes on from; written when the buffer is about to be refilled."""
+    """What a killed or stopped run resumes from; written when the buffer is about to be refilled."""
 
     minutes: float | None = Field(None, ge=0)
-    """Between two of them, at least; null: so many that they take 2% of the time."""
+    """At least this many between two of them; null: as many as make them take 2% of the time."""
     keep_last: int = Field(2, ge=1)
-    """How many are kept while a run is in training; the last one is kept until the next is complete."""
+    """How many are kept during training; the last one stays until the next is complete."""
 
 
 class PushSection(Section):
@@ -223,9 +258,9 @@ class Recipe(Section):
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The keys, dotted, that runs with the same results have in common.
+    """The settings, by dotted key, that decide a run's results.
 
-    Revisions are not among them: what they stand for when a run starts is.
+    Revisions are not among them: a run records the commits that they stand for when it starts.
     """
     without: dict[str, Any] = {
         "model": {"revision"},

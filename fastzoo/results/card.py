@@ -11,6 +11,7 @@ from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
 from fastzoo.results.card_sections import PLAIN, mark_card
 from fastzoo.results.licences import base_licence
+from fastzoo.saes import ARCHITECTURES
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -70,6 +71,7 @@ def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | 
         figures=figures,
         repo_id=repo_id,
         rows=ROWS,
+        architecture=ARCHITECTURES[record["sae"]["architecture"]],
         embedded=base["name"] == EMBEDDED_MODEL,
         on_hub=on_hub,
         revision=base["sha"] if on_hub and COMMIT.fullmatch(base["sha"] or "") else None,

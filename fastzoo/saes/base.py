@@ -1,12 +1,16 @@
-"""What all SAEs share: four weights, encode, decode, and the closed-form gradients of training.
+"""What an SAE architecture must answer, and what all of them share.
 
-Shape suffixes: B tokens of a batch, D residual width (``d_in``), F latents (``d_sae``).
+``SAE`` is what loads, encodes, decodes and is saved; ``TrainableSAE`` adds the closed-form gradients,
+written so that every optimiser step (reference, sparse, CUDA) works from the same few answers.
+
+Shape suffixes: B tokens of a batch, C of a chunk, D residual width (``d_in``), F latents (``d_sae``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +34,18 @@ class StepStats:
     """Scalar: L2 norm of the gradients of all trained parameters together, before clipping."""
 
 
+class CudaForm(NamedTuple):
+    """What the CUDA step's kernels compute: ReLU with an L1 penalty or, with ``threshold``, a learned
+    threshold per latent and an L0 penalty."""
+
+    threshold: str | None = None
+    """The trained parameter behind the thresholds."""
+    log: bool = False
+    """It is their logarithm; else it is kept at or above ``least``."""
+    bandwidth: float = 1.0
+    least: float = 0.0
+
+
 class SAE(nn.Module):
     """A sparse autoencoder x̂ = encode(x) @ W_dec + b_dec.
 
@@ -37,6 +53,8 @@ class SAE(nn.Module):
     """
 
     architecture: ClassVar[str]
+    writable: ClassVar[bool] = True
+    """Whether ``save_sae`` writes it, as SAELens' architecture of the same name."""
 
     def __init__(self, d_in: int, d_sae: int, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -47,6 +65,8 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=dtype))
+
+    # --- what it computes ---
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """x (..., d_in) to x @ W_enc + b_enc, (..., d_sae)."""
@@ -83,19 +103,81 @@ class SAE(nn.Module):
         self.b_dec.mul_(factor)
         return self
 
+    # --- how it is saved ---
+
+    @classmethod
+    def shapes(cls, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+        """The tensors of its file, which are its attributes, by name."""
+        return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+
+    @classmethod
+    def from_config(cls, d_in: int, d_sae: int, config: Mapping[str, Any]) -> SAE:
+        """An SAE that a file's weights can be copied into.
+
+        Args:
+            config: SAELens' or sparsify's cfg.json.
+
+        Raises:
+            InputError: the configuration asks for something else than this class computes.
+        """
+        return cls(d_in, d_sae)
+
+    def apply_config_(self, config: Mapping[str, Any]) -> None:
+        """What else SAELens' configuration does to latents, brought into the weights."""
+
 
 class TrainableSAE(SAE):
-    """An SAE with closed-form gradients; the loss is ‖x − x̂‖² + λ · penalty, a mean over tokens."""
+    """An SAE with closed-form gradients; the loss is ‖x − x̂‖² + λ · penalty, a mean over tokens.
+
+    A subclass says what is active, what that costs and, if it has parameters of its own, how they
+    start, learn and are kept in bounds.
+    """
 
     width_power: ClassVar[float]
     """λ must grow with this power of the residual width to weigh as much in ‖x − x̂‖² as before."""
+
+    whole_batch: ClassVar[bool] = False
+    """What is active depends on all tokens of a batch, so it cannot be handled in chunks."""
+
+    # --- its own parameters ---
+
+    @classmethod
+    def start(cls, d_in: int, d_sae: int, options: Mapping[str, Any]) -> TrainableSAE:
+        """A new SAE: its own parameters at their starting values, the shared weights still 0.
+
+        Args:
+            options: ``training`` of a recipe.
+        """
+        return cls(d_in, d_sae)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves, by name."""
         return {n: getattr(self, n) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
 
-    def penalty(self, acts_BF: Tensor) -> Tensor:
-        """Scalar: the sparsity penalty summed over tokens."""
+    def constrain_(self) -> None:
+        """Bring its own parameters back into their bounds after an update."""
+
+    def finished(self) -> SAE:
+        """A copy on the CPU as it is used and saved, without what only training needs; it may be of
+        another class (trained with a threshold per batch, used with a fixed one per latent)."""
+        sae = type(self)(self.d_in, self.d_sae)
+        for name in self.shapes(self.d_in, self.d_sae):
+            getattr(sae, name).detach().copy_(getattr(self, name).detach())
+        return sae
+
+    # --- what is active, and what that costs ---
+
+    def thresholds(self, pre_BF: Tensor) -> Tensor:
+        """What a pre-activation must exceed to be active, and so the latent's value: (d_sae,) if each
+        latent has its own threshold, (B, 1) if each token has, () if there is one for all."""
+        raise NotImplementedError
+
+    def penalty_terms(self, acts: Tensor) -> Tensor:
+        """The penalty of each of some latents, in the shape of ``acts``; 0 for one that is 0."""
+        raise NotImplementedError
+
+    def penalty_slope(self, acts: Tensor) -> Tensor | float | None:
+        """∂penalty/∂f of active latents, in the shape of ``acts`` or the same for all; None: 0."""
         raise NotImplementedError
 
     def activation_gradient_(
@@ -108,11 +190,38 @@ class TrainableSAE(SAE):
             weight: λ / B. Gradients of the architecture's own parameters are added to their
                 ``.grad``.
         """
-        raise NotImplementedError
+        slope = self.penalty_slope(acts_BF)
+        if slope is not None:
+            grad_BF.add_(slope, alpha=weight)
+        return grad_BF.mul_(torch.sign(acts_BF))
+
+    @property
+    def margin(self) -> float:
+        """How near to its threshold a pre-activation moves that threshold; 0 where none is learned."""
+        return 0.0
+
+    def threshold_gradient(
+        self, near_F: Tensor, near_grad_F: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        """Gradients of its own parameters from sums per latent over the tokens within ``margin``.
+
+        Args:
+            near_F: how many they are.
+            near_grad_F: sum of the gradients of the squared error at the latent.
+            weight: λ / B.
+        """
+        return {}
+
+    def cuda_form(self) -> CudaForm | None:
+        """What the kernels of the CUDA step are to compute; None if they cannot do this SAE."""
+        return None
+
+    # --- the batch ---
 
     def chunk_rows(self, x_BD: Tensor) -> int:
         """Rows of a batch whose pre-activations are held at once."""
-        return len(x_BD) if x_BD.is_cuda else max(64, CHUNK_ELEMENTS // self.d_sae)
+        whole = self.whole_batch or x_BD.is_cuda
+        return len(x_BD) if whole else max(64, CHUNK_ELEMENTS // self.d_sae)
 
     @torch.no_grad()
     def gradients(
@@ -140,7 +249,7 @@ class TrainableSAE(SAE):
             acts_CF = self.activate(pre_CF)
             error_CD = torch.addmm(self.b_dec, acts_CF, self.W_dec).sub_(x_CD)
             stats.squared_error += torch.linalg.vector_norm(error_CD).square()
-            stats.penalty += self.penalty(acts_CF)
+            stats.penalty += self.penalty_terms(acts_CF).sum()
             stats.fired_F += torch.sign(acts_CF).sum(0)
             grad_CD = error_CD.mul_(2.0 / batch)
             self.W_dec.grad.addmm_(acts_CF.t(), grad_CD)  # type: ignore[union-attr]
@@ -158,3 +267,4 @@ class TrainableSAE(SAE):
     def after_update(self) -> None:
         """Restore the constraints: unit-norm decoder rows (before each forward and when saving)."""
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min_(1e-12))
+        self.constrain_()

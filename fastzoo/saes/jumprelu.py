@@ -7,10 +7,13 @@ arXiv 2407.14435): with K(u) = 1[|u| < ½] and bandwidth ε,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastzoo.saes.base import SAE, TrainableSAE
+from fastzoo.saes.base import SAE, CudaForm, TrainableSAE
 
 SMALLEST_THRESHOLD = 1e-6
 """θ learned directly is kept at or above this, so that training and inference agree."""
@@ -35,46 +38,39 @@ class JumpReLUSAE(TrainableSAE):
         self.bandwidth = bandwidth
         self.log_threshold: nn.Parameter | None = None
 
+    @classmethod
+    def shapes(cls, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+        return {**super().shapes(d_in, d_sae), "threshold": (d_sae,)}
+
+    # --- its thresholds: how they start, are trained and are kept positive ---
+
+    @classmethod
+    @torch.no_grad()
+    def start(cls, d_in: int, d_sae: int, options: Mapping[str, Any]) -> JumpReLUSAE:
+        sae = cls(d_in, d_sae, bandwidth=options["jumprelu_bandwidth"])
+        sae.threshold.fill_(options["jumprelu_initial_threshold"])
+        if options["jumprelu_threshold"] == "log":
+            sae.learn_log_threshold()
+        return sae
+
     def learn_log_threshold(self) -> None:
         """From now on log θ is what the optimiser moves, and ``threshold`` follows it."""
         self.log_threshold = nn.Parameter(self.threshold.detach().log())
 
+    @property
+    def _learned(self) -> str:
+        """Which parameter the optimiser moves."""
+        return "threshold" if self.log_threshold is None else "log_threshold"
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        own = {"threshold": self.threshold}
-        if self.log_threshold is not None:
-            own = {"log_threshold": self.log_threshold}
-        return super().trained_parameters() | own
+        return super().trained_parameters() | {self._learned: getattr(self, self._learned)}
 
-    def activate(self, pre: Tensor) -> Tensor:
-        return torch.where((pre > self.threshold) & (pre > 0), pre, 0.0)
-
-    def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
-        pre = x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K]
-        return torch.where((pre > self.threshold[latents_K]) & (pre > 0), pre, 0.0)
-
-    def penalty(self, acts_BF: Tensor) -> Tensor:
-        return torch.sign(acts_BF).sum()
-
-    def activation_gradient_(
-        self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float
-    ) -> Tensor:
-        theta, width = self.threshold, self.bandwidth
-        window_BF = (pre_BF - theta).abs_().lt_(width / 2)  # 1 near the threshold, else 0
-        grad_theta = window_BF.sum(0).mul_(-weight / width)
-        grad_theta.addcmul_(window_BF.mul_(grad_BF).sum(0), theta, value=-1.0 / width)
-        if self.log_threshold is None:
-            self.threshold.grad.add_(grad_theta)  # type: ignore[union-attr]
-        else:
-            self.log_threshold.grad.add_(grad_theta.mul_(theta))  # type: ignore[union-attr]
-        return grad_BF.mul_(torch.sign(acts_BF))
+    def cuda_form(self) -> CudaForm:
+        log = self.log_threshold is not None
+        return CudaForm(self._learned, log, self.bandwidth, SMALLEST_THRESHOLD)
 
     @torch.no_grad()
-    def after_update(self) -> None:
-        super().after_update()
-        self.constrain_threshold_()
-
-    @torch.no_grad()
-    def constrain_threshold_(self) -> None:
+    def constrain_(self) -> None:
         """``threshold`` follows log θ, or stays above zero."""
         if self.log_threshold is not None:
             self.threshold.copy_(self.log_threshold.exp())
@@ -88,3 +84,46 @@ class JumpReLUSAE(TrainableSAE):
         if self.log_threshold is not None:
             self.log_threshold.copy_(self.threshold.log())
         return self
+
+    # --- what is active, and what that costs ---
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return torch.where((pre > self.threshold) & (pre > 0), pre, 0.0)
+
+    def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
+        pre = x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K]
+        return torch.where((pre > self.threshold[latents_K]) & (pre > 0), pre, 0.0)
+
+    def thresholds(self, pre_BF: Tensor) -> Tensor:
+        return self.threshold
+
+    def penalty_terms(self, acts: Tensor) -> Tensor:
+        return torch.sign(acts)
+
+    def penalty_slope(self, acts: Tensor) -> None:
+        return None
+
+    def activation_gradient_(
+        self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float
+    ) -> Tensor:
+        theta_F, width = self.threshold, self.bandwidth
+        near_BF = (pre_BF - theta_F).abs_().lt_(self.margin)  # 1 near the threshold, else 0
+        grad_theta_F = near_BF.sum(0).mul_(-weight / width)
+        grad_theta_F.addcmul_(near_BF.mul_(grad_BF).sum(0), theta_F, value=-1.0 / width)
+        getattr(self, self._learned).grad.add_(self._chained(grad_theta_F))
+        return super().activation_gradient_(pre_BF, acts_BF, grad_BF, weight)
+
+    @property
+    def margin(self) -> float:
+        return self.bandwidth / 2
+
+    def threshold_gradient(
+        self, near_F: Tensor, near_grad_F: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        # The dense gradient's formula rounds otherwise; both stay, as results do to the last bit.
+        grad_theta_F = (near_grad_F * self.threshold).add_(near_F * weight).div_(-self.bandwidth)
+        return {self._learned: self._chained(grad_theta_F)}
+
+    def _chained(self, grad_theta_F: Tensor) -> Tensor:
+        """The gradient of θ as that of what is learned: ∂/∂(log θ) = θ · ∂/∂θ."""
+        return grad_theta_F if self.log_threshold is None else grad_theta_F * self.threshold

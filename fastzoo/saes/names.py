@@ -47,12 +47,10 @@ def parse_name(text: str) -> SAEName:
     """Parse a name, upper or lower case, with or without ``-fast``.
 
     Raises:
-        InputError: ``text`` is no such name; the message gives the form and the nearest zoo names.
+        InputError: ``text`` does not read so; the message gives the form and the nearest names.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or match["architecture"].lower() not in ARCHITECTURES:
-        from fastzoo.saes.names import zoo_names
-
         hint = did_you_mean(text, map(str, zoo_names()))
         form = "<model>-L<layer>-<expansion>x-<architecture>[-bt-f|-bt-p]"
         raise InputError(f"'{one_line(text, 100)}' is not an SAE name, which reads {form}.{hint}")

@@ -1,4 +1,4 @@
-"""Starting values: weights, the decoder bias of a sample of activations, the activation scale."""
+"""Starting values of an SAE: weights, decoder bias and activation scale from a sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from fastzoo.config.recipe import TrainingSection
 from fastzoo.saes import architecture
 from fastzoo.saes.base import TrainableSAE
-from fastzoo.saes.jumprelu import JumpReLUSAE
 
 CHUNK = 8192
 """Points converted to float64 at once."""
@@ -47,7 +46,7 @@ def activation_scale(points_ND: Tensor, kind: str, counted_N: Tensor | None = No
     """Factor that training multiplies activations with: 1, or what makes their mean square 1.
 
     Args:
-        counted_N: bool, the points that the mean is over; by default, or if it is none, all are.
+        counted_N: bool, which points the mean is over; by default, or if it marks none, all.
     """
     if kind == "none":
         return 1.0
@@ -75,15 +74,8 @@ def new_sae(
 ) -> TrainableSAE:
     """A freshly initialised SAE on the CPU: weights Kaiming-uniform, decoder rows unit norm, biases 0."""
     cls = architecture(kind)
-    sae: TrainableSAE
-    if issubclass(cls, JumpReLUSAE):
-        sae = cls(d_in, d_sae, bandwidth=training.jumprelu_bandwidth)
-        sae.threshold.fill_(training.jumprelu_initial_threshold)
-        if training.jumprelu_threshold == "log":
-            sae.learn_log_threshold()
-    else:
-        assert issubclass(cls, TrainableSAE)
-        sae = cls(d_in, d_sae)
+    assert issubclass(cls, TrainableSAE)
+    sae = cls.start(d_in, d_sae, training.model_dump())
     nn.init.kaiming_uniform_(sae.W_enc, generator=generator)
     nn.init.kaiming_uniform_(sae.W_dec, generator=generator)
     sae.after_update()

@@ -15,7 +15,7 @@ from fastzoo.training.steps import Step
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums since the last log row, on the device until a row is written."""
 
     squared_error: Tensor
@@ -25,19 +25,13 @@ class _Sums:
     grad_norm: Tensor
     steps: int = 0
 
-    NAMES: ClassVar[tuple[str, ...]] = (
-        "squared_error",
-        "penalty",
-        "fired",
-        "variance",
-        "grad_norm",
-    )
+    NAMES: ClassVar = ("squared_error", "penalty", "fired", "variance", "grad_norm")
 
     def stacked(self) -> Tensor:
         return torch.stack([getattr(self, name) for name in self.NAMES])
 
     @classmethod
-    def of(cls, stacked: Tensor, steps: int) -> _Sums:
+    def of(cls, stacked: Tensor, steps: int) -> Sums:
         return cls(**dict(zip(cls.NAMES, stacked.unbind(), strict=True)), steps=steps)
 
 
@@ -58,15 +52,12 @@ class Learner:
     frequency_F: Tensor | None = None
     """(d_sae,) firing frequency over the last complete window."""
     log: list[dict[str, float]] = field(default_factory=list)
-    sums: _Sums | None = None
+    sums: Sums | None = None
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
-        sae = type(self.sae)(self.sae.d_in, self.sae.d_sae)
-        sae.load_state_dict(
-            {n: v.detach().cpu() for n, v in self.sae.state_dict().items() if n != "log_threshold"}
-        )
-        return sae.rescale_(1.0 / self.scale).eval().requires_grad_(False)
+        sae = self.sae.finished().rescale_(1.0 / self.scale)
+        return sae.eval().requires_grad_(False)
 
     def log_sparsity(self, batch_size: int) -> Tensor:
         """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""
@@ -78,7 +69,7 @@ class Learner:
     # --- saving ---
 
     def plain_state(self) -> dict[str, Any]:
-        """All of it that is no tensor and not in the recipe."""
+        """What is neither a tensor nor in the recipe."""
         return {
             "scale": self.scale,
             "steps": self.step.steps,
@@ -88,7 +79,7 @@ class Learner:
         }
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Group by group, none larger than the SAE, on its device: what ``plain_state`` lacks."""
+        """The rest, on the SAE's device, in groups that are no larger than the SAE."""
         weights = {name: p.detach() for name, p in self.sae.named_parameters()}
         yield "weights", _as_stored(weights)
         moments = self.step.moments()
@@ -105,7 +96,11 @@ class Learner:
     def restore(
         self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]
     ) -> None:
-        """Become the learner that ``plain_state`` and, group by group, ``tensors`` were taken from."""
+        """Become the learner that ``plain_state`` and ``tensors`` were taken from.
+
+        Args:
+            read: gives a group's tensors by name.
+        """
         self.scale, self.window_steps = plain["scale"], plain["window_steps"]
         self.log = plain["log"]
         self.step.go_on_from(plain["steps"])
@@ -121,7 +116,7 @@ class Learner:
         here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
         self.since_fired_F, self.window_F = here["since_fired"], here["window"]
         self.frequency_F = here.get("frequency")
-        self.sums = _Sums.of(here["sums"], sums_steps) if sums_steps else None
+        self.sums = Sums.of(here["sums"], sums_steps) if sums_steps else None
 
 
 def _as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Learning rate and sparsity coefficient of each step, as the paper's options meant them."""
+"""Learning rate and sparsity coefficient of each step, as the paper's options define them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from fastzoo.lm.activations import Columns
 from fastzoo.saes.base import StepStats
 from fastzoo.saes.names import SAEName
 from fastzoo.training.initialise import activation_scale, decoder_bias, new_sae
-from fastzoo.training.learner import Learner, _Sums
+from fastzoo.training.learner import Learner, Sums
 from fastzoo.training.schedule import Schedule
 from fastzoo.training.steps import step_for
 
@@ -79,7 +79,8 @@ class Trainer:
         with torch.no_grad():
             sae.b_dec.copy_(b_dec)
         sae.to(self.device)
-        coefficient = getattr(training.sparsity_coefficient, name.architecture)
+        coefficient = training.sparsity_coefficient[name.architecture]
+        assert coefficient is not None  # ``check_recipe`` saw to it
         if training.sparsity_width is not None:
             coefficient *= (d_in / training.sparsity_width) ** sae.width_power
         return Learner(
@@ -169,7 +170,7 @@ class Trainer:
             learner.window_steps = 0
         fired = stats.fired_F.sum()
         if learner.sums is None:
-            learner.sums = _Sums(
+            learner.sums = Sums(
                 stats.squared_error, stats.penalty, fired, variance, stats.grad_norm, 1
             )
             return

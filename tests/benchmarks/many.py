@@ -303,12 +303,12 @@ class SAELens:
                 **common,
                 jumprelu_init_threshold=training.jumprelu_initial_threshold,
                 jumprelu_bandwidth=training.jumprelu_bandwidth,
-                l0_coefficient=training.sparsity_coefficient.jumprelu,
+                l0_coefficient=training.sparsity_coefficient["jumprelu"],
                 l0_warm_up_steps=warmup,
             )
         return StandardTrainingSAEConfig(
             **common,
-            l1_coefficient=training.sparsity_coefficient.standard,
+            l1_coefficient=training.sparsity_coefficient["standard"],
             l1_warm_up_steps=warmup,
         )
 

@@ -140,7 +140,7 @@ def sae_lens_step(
                 **common,
                 jumprelu_init_threshold=training.jumprelu_initial_threshold,
                 jumprelu_bandwidth=training.jumprelu_bandwidth,
-                l0_coefficient=training.sparsity_coefficient.jumprelu,
+                l0_coefficient=training.sparsity_coefficient["jumprelu"],
                 l0_warm_up_steps=training.in_steps(training.sparsity_warmup),
             )
         )
@@ -148,7 +148,7 @@ def sae_lens_step(
         sae = StandardTrainingSAE(
             StandardTrainingSAEConfig(
                 **common,
-                l1_coefficient=training.sparsity_coefficient.standard,
+                l1_coefficient=training.sparsity_coefficient["standard"],
                 l1_warm_up_steps=training.in_steps(training.sparsity_warmup),
             )
         )

@@ -65,12 +65,14 @@ def test_defaults_preset_file_and_overrides_in_this_order(folder: Path) -> None:
     assert run.training.lr == 0.5
     assert run.training.batch_size == paper["batch_size"]
     # A part of a nested section changes that part only.
-    assert run.training.sparsity_coefficient.jumprelu == 7
-    assert run.training.sparsity_coefficient.standard == paper["sparsity_coefficient"]["standard"]
+    assert run.training.sparsity_coefficient["jumprelu"] == 7
+    assert (
+        run.training.sparsity_coefficient["standard"] == paper["sparsity_coefficient"]["standard"]
+    )
     run = load(folder, text, "training.lr=0.25", "training.sparsity_coefficient.standard=2")
     assert run.training.lr == 0.25
-    assert run.training.sparsity_coefficient.standard == 2
-    assert run.training.sparsity_coefficient.jumprelu == 7
+    assert run.training.sparsity_coefficient["standard"] == 2
+    assert run.training.sparsity_coefficient["jumprelu"] == 7
     assert load(folder, text, "preset=quick").training.batch_size == quick["batch_size"]
 
 

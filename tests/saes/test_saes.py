@@ -11,7 +11,7 @@ from conftest import randomise
 from torch import Tensor
 
 from fastzoo.core.errors import InputError
-from fastzoo.saes import ARCHITECTURES, TRAINABLE, architecture, base
+from fastzoo.saes import ARCHITECTURES, architecture, base, trainable
 from fastzoo.saes.base import SAE, TrainableSAE
 from fastzoo.saes.jumprelu import SMALLEST_THRESHOLD, JumpReLUSAE
 from fastzoo.saes.standard import StandardSAE
@@ -297,7 +297,7 @@ def test_after_update_restores_the_constraints(kind: str) -> None:
 def test_the_registry_names_each_class() -> None:
     for name in ARCHITECTURES:
         assert architecture(name).architecture == name
-        assert issubclass(architecture(name), TrainableSAE) == (name in TRAINABLE)
+        assert issubclass(architecture(name), TrainableSAE) == (name in trainable())
     with pytest.raises(InputError, match="jumprelu"):
         architecture("jumprely")
 

@@ -106,8 +106,8 @@ def test_every_value_of_the_paper_s_table_is_in_the_paper_preset() -> None:
     assert section.clip_norm == 1.0
     assert (section.lr, section.lr_end) == (7e-5, 7e-6)
     assert (section.lr_warmup, section.lr_decay) == (16_000, 64_000)
-    assert section.sparsity_coefficient.standard == 5
-    assert section.sparsity_coefficient.jumprelu == 0.01
+    assert section.sparsity_coefficient["standard"] == 5
+    assert section.sparsity_coefficient["jumprelu"] == 0.01
     assert section.sparsity_warmup == 10_000
     assert section.jumprelu_bandwidth == 0.001
     assert section.jumprelu_initial_threshold == 0.001

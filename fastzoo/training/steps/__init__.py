@@ -26,7 +26,7 @@ def step_for(sae: TrainableSAE, training: TrainingSection, compute: ComputeSecti
     Raises:
         InputError: that one does not run here.
     """
-    kind = choose(compute, sae.W_dec.device)
+    kind = choose(compute, sae.W_dec.device, sae)
     if kind == "cuda":
         from fastzoo.training.steps.cuda import CudaStep
 
@@ -38,18 +38,25 @@ def step_for(sae: TrainableSAE, training: TrainingSection, compute: ComputeSecti
     return ReferenceStep(sae, training, compute)
 
 
-def choose(compute: ComputeSection, device: torch.device) -> str:
-    """The kind of step for SAEs on ``device``; ``auto`` is the fastest that runs there.
+def choose(compute: ComputeSection, device: torch.device, sae: TrainableSAE | None = None) -> str:
+    """The kind of step for SAEs, or for one ``sae``, on ``device``.
+
+    ``auto`` is the one meant to be fastest there. On a GPU that is ``cuda``, which has been compiled
+    for one and run in Triton's interpreter on a CPU, but never yet run on a GPU.
 
     Raises:
-        InputError: the kind or the precision that is asked for does not.
+        InputError: the kind or the precision that is asked for does not run there.
     """
     kind: str = compute.step
     if kind == "auto":
         kind = "cuda" if device.type == "cuda" else "sparse"
-    lacks = (
-        {"sparse": sparse_lacks, "cuda": cuda_lacks}[kind](device) if kind != "reference" else ""
-    )
+    lacks = ""
+    if kind == "sparse":
+        lacks = sparse_lacks(device)
+    elif kind == "cuda":
+        lacks = cuda_lacks(device)
+        if not lacks and sae is not None and sae.cuda_form() is None:
+            lacks = f"kernels for {sae.architecture} SAEs, and there are none"
     if lacks and compute.step != "auto":
         raise InputError(
             f"compute.step: '{kind}' needs {lacks}; 'auto' takes a step that runs here"
@@ -66,7 +73,7 @@ def choose(compute: ComputeSection, device: torch.device) -> str:
 
 
 def sparse_lacks(device: torch.device) -> str:
-    """What the sparse step would need and does not find, in words; empty if nothing."""
+    """What the sparse step needs and does not find, in words; empty if nothing is missing."""
     if device.type != "cpu":
         return f"a CPU, and these SAEs are on device '{device.type}'"
     try:
@@ -77,7 +84,7 @@ def sparse_lacks(device: torch.device) -> str:
 
 
 def cuda_lacks(device: torch.device) -> str:
-    """The same of the CUDA step."""
+    """What the CUDA step needs and does not find, in words; empty if nothing is missing."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # slow, on a CPU: for tests
     if device.type != "cuda" and not interpreted:
         return f"an NVIDIA GPU, and these SAEs are on device '{device.type}'"

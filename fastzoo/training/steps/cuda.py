@@ -5,6 +5,8 @@ one kernel forms a tile of xᵀg in registers and applies Adam to it at once. Cl
 of a gradient before that; it comes from two small Gram matrices, ‖XᵀG‖² = Σ (XXᵀ) ∘ (GGᵀ). Per step
 and parameter that leaves the weights read by the products, three float32 numbers read and three
 written. Nothing waits for the GPU, and the whole step is one CUDA graph.
+
+It has been compiled for an H100 and run in Triton's interpreter, but never yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ import triton
 from torch import Tensor
 
 from fastzoo.config.recipe import ComputeSection, TrainingSection
-from fastzoo.saes.base import StepStats, TrainableSAE
-from fastzoo.saes.jumprelu import SMALLEST_THRESHOLD, JumpReLUSAE
+from fastzoo.saes.base import CudaForm, StepStats, TrainableSAE
 from fastzoo.training.steps import cuda_kernels as kernels
 from fastzoo.training.steps.base import Step
 
@@ -103,8 +104,10 @@ class CudaStep(Step):
     ) -> None:
         super().__init__(sae, training, compute)
         device = sae.W_enc.device
-        self.jump = isinstance(sae, JumpReLUSAE)
-        self.log = isinstance(sae, JumpReLUSAE) and sae.log_threshold is not None
+        form = sae.cuda_form()
+        assert form is not None  # ``choose`` gives no other SAEs to this step
+        self.form: CudaForm = form
+        self.jump = form.threshold is not None
         self.precision = compute.precision
         half = compute.precision == "bfloat16"
         self.product_dtype = torch.bfloat16 if half else torch.float32
@@ -185,23 +188,20 @@ class CudaStep(Step):
             self._gradients(work)
         with float32_products("ieee"):  # norms are always exact to float32
             self._conclude(work)
-        left, right = (work.grad_BF, work.acts_BF), (work.operand_BD, work.error_BD)
         gradients = (self.W_enc_FD, self.W_dec_FD)  # unread where gradients are formed in place
         if not work.fused:
             gradients = (work.enc_grad_FD, work.dec_grad_FD)
-        shadows = (self.encoder_FD, self.decoder_FD)
-        for i, (name, weight_FD) in enumerate((("W_enc", self.W_enc_FD), ("W_dec", self.W_dec_FD))):
+        encoder = self.W_enc_FD, *self.state["W_enc"], self.encoder_FD, work.grad_BF
+        decoder = self.W_dec_FD, *self.state["W_dec"], self.decoder_FD, work.acts_BF
+        sizes = work.batch, self.sae.d_sae, self.sae.d_in
+        for name, pointers in (
+            ("W_enc", (*encoder, work.operand_BD, gradients[0])),
+            ("W_dec", (*decoder, work.error_BD, gradients[1])),
+        ):
             kernels.update_weight[(triton.cdiv(self.sae.d_sae, UPDATE_F),)](
-                weight_FD,
-                *self.state[name],
-                shadows[i],
-                left[i],
-                right[i],
-                gradients[i],
+                *pointers,
                 self.control,
-                work.batch,
-                self.sae.d_sae,
-                self.sae.d_in,
+                *sizes,
                 *self._adam(),
                 FUSED=work.fused,
                 UNIT_ROWS=name == "W_dec",
@@ -222,9 +222,9 @@ class CudaStep(Step):
                 self.control,
                 weight.numel(),
                 *self._adam(),
-                SMALLEST_THRESHOLD,
-                CLAMP=name == "threshold",
-                LOG=name == "log_threshold",
+                self.form.least,
+                CLAMP=name == self.form.threshold and not self.form.log,
+                LOG=name == self.form.threshold and self.form.log,
                 BLOCK=VECTOR,
             )
 
@@ -234,18 +234,9 @@ class CudaStep(Step):
         per_latent = (triton.cdiv(sae.d_sae, BLOCK_F),)
         blocks = {"BLOCK_B": BLOCK_B, "BLOCK_F": BLOCK_F}
         product_(work.pre_BF, work.operand_BD, self.encoder_FD.t())
-        kernels.activate[per_latent](
-            work.pre_BF,
-            self.vectors["b_enc"],
-            threshold_F,
-            work.acts_BF,
-            work.fired_F,
-            work.penalties,
-            batch,
-            sae.d_sae,
-            JUMP=self.jump,
-            **blocks,
-        )
+        pre = work.pre_BF, self.vectors["b_enc"], threshold_F
+        found = work.acts_BF, work.fired_F, work.penalties
+        kernels.activate[per_latent](*pre, *found, batch, sae.d_sae, JUMP=self.jump, **blocks)
         product_(work.reconstruction_BD, work.acts_BF, self.decoder_FD)
         kernels.reconstruction_error[(triton.cdiv(sae.d_in, BLOCK_F),)](
             work.reconstruction_BD,
@@ -261,21 +252,18 @@ class CudaStep(Step):
             BLOCK_D=BLOCK_F,
         )
         product_(work.latent_grad_BF, work.error_BD, self.decoder_FD.t())
-        own = work.vector_grad.get("log_threshold" if self.log else "threshold")
         kernels.pre_activation_gradient[per_latent](
-            work.pre_BF,
-            self.vectors["b_enc"],
-            threshold_F,
+            *pre,
             work.latent_grad_BF,
             work.grad_BF,
             work.vector_grad["b_enc"],
-            work.vector_grad["b_enc"] if own is None else own,  # unwritten without thresholds
+            work.vector_grad[self.form.threshold or "b_enc"],  # unwritten without thresholds
             self.inputs,
             batch,
             sae.d_sae,
-            sae.bandwidth if isinstance(sae, JumpReLUSAE) else 1.0,
+            self.form.bandwidth,
             JUMP=self.jump,
-            LOG=self.log,
+            LOG=self.form.log,
             **blocks,
         )
         if not work.fused:
@@ -321,9 +309,9 @@ class CudaStep(Step):
         return self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps
 
     def _threshold_F(self) -> Tensor:
-        """θ; something harmless for SAEs that have none."""
-        sae = self.sae
-        return sae.threshold.detach() if isinstance(sae, JumpReLUSAE) else self.vectors["b_enc"]
+        """θ; something harmless for SAEs that have none, where kernels do not read it."""
+        bias_F = self.vectors["b_enc"]
+        return self.sae.thresholds(bias_F).detach() if self.jump else bias_F
 
     def _versions(self) -> tuple[int, int]:
         """Torch's count of changes to the weights; kernels here are not counted."""

@@ -1,10 +1,10 @@
 """The step on a CPU: one dense product, then only what is active.
 
 At 1% active latents four of the five dense products of the reference are work on zeros. Here the
-encoder product stays dense; everything after it runs over a list of the latents that are active (or,
-for JumpReLU, near enough to their threshold to move it). Clipping, Adam and the unit norm of the
-decoder rows are one pass over the weights. How much is dense is chosen batch by batch from the measured
-density, so that the beginning of a run, where half of all latents are active, is fast too.
+encoder product stays dense; everything after it runs over a list of the latents that are active (or
+near enough to a learned threshold to move it). Clipping, Adam and the unit norm of the decoder rows are
+one pass over the weights. Each batch's measured density decides how much is dense, so that the beginning
+of a run, where half of all latents are active, is fast, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fastzoo.config.recipe import ComputeSection, TrainingSection
 from fastzoo.saes.base import StepStats, TrainableSAE
-from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.training.steps import sparse_kernels as kernels
 from fastzoo.training.steps.base import Step
 
@@ -97,7 +96,10 @@ class SparseStep(Step):
             pre_CF = torch.from_numpy(WORKSPACE("pre", dtype, len(x_CD), sae.d_sae))
             torch.addmm(sae.b_enc, x_CD, sae.W_enc, out=pre_CF)
             if entries is None:
-                entries = _Entries(sae, len(x_BD), pre_CF, run)
+                theta = sae.thresholds(pre_CF).detach()
+                if theta.dim() > 1:  # each token has its own; lists are of latents with one each
+                    return self._dense(x_BD, rate, coefficient, pre_CF, run)
+                entries = _Entries(sae, len(x_BD), pre_CF, theta, run)
                 if entries.active_share > SPARSE_UP_TO:
                     return self._dense(x_BD, rate, coefficient, pre_CF, run)
             entries.add(x_CD, pre_CF)
@@ -124,7 +126,7 @@ class SparseStep(Step):
         }
         x = x_BD.numpy()
         none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
-        rows = [x, x, *none, kernels.DENSE, grad_enc_FD, grad_dec_FD]
+        rows = (x, x), none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
         self._update(stats, rows, vectors, rate, run)
         return stats
 
@@ -132,25 +134,22 @@ class SparseStep(Step):
         self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run
     ) -> StepStats:
         sae, weight = self.sae, coefficient / len(x_BD)
-        jump = isinstance(sae, JumpReLUSAE)
-        # L1 weighs on every active latent; the L0 term reaches only the threshold.
-        active_F, by_latent = entries.by_latent(0.0 if jump else weight)
-        act_M = by_latent[2]
-        dtype = act_M.dtype
+        active_F, by_latent = entries.by_latent()
+        act_M, grad_M = by_latent[2:]
+        dtype, acts = act_M.dtype, torch.from_numpy(act_M)
+        slope = sae.penalty_slope(acts)
+        if slope is not None:
+            torch.from_numpy(grad_M).add_(slope, alpha=weight)
         store = len(act_M) > STORE_FROM * sae.d_sae
-        grads = self._gradient_rows(dtype) if store else [np.empty((0, 0), dtype)] * 2
+        grads = self._gradient_rows(dtype) if store else (np.empty((0, 0), dtype),) * 2
         grad_b_F, squared_F = np.empty(sae.d_sae, dtype), np.empty(sae.d_sae, dtype)
-        batch = x_BD.numpy(), entries.error_BD, *by_latent
-        run(kernels.row_gradients, sae.d_sae, *batch, store, *grads, grad_b_F, squared_F)
+        batch = x_BD.numpy(), entries.error_BD
+        found = grad_b_F, squared_F
+        run(kernels.row_gradients, sae.d_sae, batch, by_latent, store, grads, found)
         vectors = {"b_enc": grad_b_F, "b_dec": entries.error_BD.sum(0)}
-        if isinstance(sae, JumpReLUSAE):
-            theta_F = sae.threshold.detach().numpy()
-            grad_theta_F = entries.near_grad_F * theta_F + entries.near_F * dtype.type(weight)
-            grad_theta_F /= -dtype.type(sae.bandwidth)
-            if sae.log_threshold is None:
-                vectors["threshold"] = grad_theta_F
-            else:
-                vectors["log_threshold"] = grad_theta_F * theta_F
+        near = torch.from_numpy(entries.near_F), torch.from_numpy(entries.near_grad_F)
+        own = sae.threshold_gradient(*near, weight)
+        vectors |= {name: gradient_F.numpy() for name, gradient_F in own.items()}
         # The encoder bias is in squared_F.
         squared = float(squared_F.sum(dtype=np.float64))
         squared += sum(
@@ -158,24 +157,24 @@ class SparseStep(Step):
         )
         stats = StepStats(
             x_BD.new_tensor(float(entries.squared_B.sum(dtype=np.float64))),
-            x_BD.new_tensor(float(active_F.sum() if jump else act_M.sum(dtype=np.float64))),
+            x_BD.new_tensor(float(sae.penalty_terms(acts).numpy().sum(dtype=np.float64))),
             torch.from_numpy(active_F).to(x_BD.dtype),
             x_BD.new_tensor(math.sqrt(squared)),
         )
         source = kernels.STORED if store else kernels.RECOMPUTED
-        self._update(stats, [*batch, source, *grads], vectors, rate, run)
+        self._update(stats, (batch, by_latent, source, grads), vectors, rate, run)
         return stats
 
-    def _gradient_rows(self, dtype: np.dtype[Any]) -> list[ndarray]:
+    def _gradient_rows(self, dtype: np.dtype[Any]) -> kernels.Arrays:
         shape = self.sae.d_sae, self.sae.d_in
-        return [WORKSPACE(name, dtype, *shape) for name in ("grad_enc", "grad_dec")]
+        return WORKSPACE("grad_enc", dtype, *shape), WORKSPACE("grad_dec", dtype, *shape)
 
     # --- clipping, Adam, constraints ---
 
     def _update(
         self,
         stats: StepStats,
-        rows: list[Any],
+        rows: tuple[Any, ...],
         vectors: dict[str, ndarray],
         rate: float,
         run: Run,
@@ -185,27 +184,25 @@ class SparseStep(Step):
             return
         self.steps += 1
         sae, moments = self.sae, self._moments
+        real = vectors["b_enc"].dtype.type
+        hyper = (
+            real(self.clip_norm / (norm + 1e-6) if norm > self.clip_norm else 1.0),
+            real(1 - self.beta1),
+            real(1 - self.beta2),
+            real(rate / (1 - self.beta1**self.steps)),
+            real(math.sqrt(1 - self.beta2**self.steps)),
+            real(self.eps),
+        )
         parameters = sae.trained_parameters()
-        real = rows[0].dtype.type
-        hyper = [
-            real(value)
-            for value in (
-                self.clip_norm / (norm + 1e-6) if norm > self.clip_norm else 1.0,
-                1 - self.beta1,
-                1 - self.beta2,
-                rate / (1 - self.beta1**self.steps),
-                math.sqrt(1 - self.beta2**self.steps),
-                self.eps,
-            )
-        ]
-        encoder = [t.t().numpy() for t in (parameters["W_enc"].detach(), *moments["W_enc"])]
-        decoder = [t.numpy() for t in (parameters["W_dec"].detach(), *moments["W_dec"])]
-        run(kernels.update_rows, sae.d_sae, *rows, *encoder, *decoder, *hyper)
+        weights = {
+            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name]))
+            for name in ("W_dec", *vectors)
+        }
+        encoder = tuple(t.t().numpy() for t in (sae.W_enc.detach(), *moments["W_enc"]))
+        run(kernels.update_rows, sae.d_sae, *rows, encoder, weights["W_dec"], hyper)
         for name, gradient in vectors.items():
-            arrays = [t.numpy() for t in (parameters[name].detach(), *moments[name])]
-            kernels.adam(*arrays, gradient, *hyper)
-        if isinstance(sae, JumpReLUSAE):
-            sae.constrain_threshold_()
+            kernels.adam(weights[name], gradient, hyper)
+        sae.constrain_()
 
 
 class _Entries:
@@ -216,16 +213,16 @@ class _Entries:
 
     Args:
         pre_CF: pre-activations of the batch's first tokens, from which densities are estimated.
+        theta: thresholds, of each latent or one for all.
     """
 
-    def __init__(self, sae: TrainableSAE, batch: int, pre_CF: Tensor, run: Run) -> None:
+    def __init__(
+        self, sae: TrainableSAE, batch: int, pre_CF: Tensor, theta: Tensor, run: Run
+    ) -> None:
         self.sae, self.batch, self.run = sae, batch, run
         self.dtype = pre_CF.numpy().dtype
-        self.theta_F = np.zeros(sae.d_sae, self.dtype)
-        self.margin = self.dtype.type(0)
-        if isinstance(sae, JumpReLUSAE):
-            self.theta_F = sae.threshold.detach().numpy()
-            self.margin = self.dtype.type(sae.bandwidth / 2)
+        self.theta_F = theta.expand(sae.d_sae).contiguous().numpy()
+        self.margin = self.dtype.type(sae.margin)
         some_CF = pre_CF.numpy()[:: max(1, len(pre_CF) // SAMPLED_ROWS)] - self.theta_F
         self.active_share = float((some_CF > 0).mean())
         self.near_listed = float((some_CF > -self.margin).mean()) <= SPARSE_UP_TO
@@ -255,33 +252,28 @@ class _Entries:
         size = max(SMALLEST_PART, -(-tokens // PARTS))
         parts = -(-tokens // size)
         active_PF = WORKSPACE(f"active in chunk {number}", INDEX, parts, sae.d_sae)
-        run(
-            kernels.read_tokens,
-            parts,
-            *(size, x_CD.numpy(), pre, W_dec_FD, sae.b_dec.detach().numpy(), self.theta_F),
-            *(margin, real(2 / self.batch), self.near_listed, offset_C, latent_N, pre_N, grad_N),
-            *(error_CD, self.squared_B[done : done + tokens], active_PF),
-        )
+        batch, decoder = (x_CD.numpy(), pre), (W_dec_FD, sae.b_dec.detach().numpy())
+        entries = offset_C, latent_N, pre_N, grad_N
+        found = error_CD, self.squared_B[done : done + tokens], active_PF
+        wanted = self.theta_F, margin, real(2 / self.batch), self.near_listed
+        run(kernels.read_tokens, parts, size, batch, decoder, *wanted, entries, found)
         if not self.near_listed:
             grad_CF = WORKSPACE("grad", self.dtype, tokens, sae.d_sae)
             torch.mm(torch.from_numpy(error_CD), sae.W_dec.t(), out=torch.from_numpy(grad_CF))
-            run(
-                kernels.near_threshold,
-                sae.d_sae,
-                *(pre, grad_CF, self.theta_F, self.margin, self.near_F, self.near_grad_F),
-            )
-            run(kernels.pick, tokens, grad_CF, offset_C, latent_N, grad_N)
+            near = pre, grad_CF, self.theta_F, self.margin, (self.near_F, self.near_grad_F)
+            run(kernels.near_threshold, sae.d_sae, *near)
+            run(kernels.pick, tokens, grad_CF, entries)
         first_token_P = np.minimum(np.arange(parts + 1) * size, tokens) + done
         self._chunks.append(
             _Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF)
         )
         self._tokens, self._listed = done + tokens, self._listed + listed
 
-    def by_latent(self, weight: float) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray, ndarray]]:
+    def by_latent(self) -> tuple[ndarray, kernels.Arrays]:
         """How often each latent is active (F,), and the active entries sorted by latent.
 
         The entries are: where each latent's begin (F + 1,), their tokens, activations and gradients
-        (M,), ``weight`` included in the last.
+        of the squared error (M,).
         """
         d_sae, real = self.sae.d_sae, self.dtype.type
         all_ = _Chunk.joined(self._chunks)
@@ -294,27 +286,26 @@ class _Entries:
         )
         parts = len(all_.active_PF)
         margin = self.margin if self.near_listed else real(0)
-        near = [
+        near_PF, near_grad_PF = near = tuple(
             WORKSPACE(name, self.dtype, parts if margin else 0, d_sae)
             for name in ("near", "near grad")
-        ]
-        self.run(
-            kernels.by_latent,
-            parts,
-            *(all_.first_token_P, all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N),
-            *(self.theta_F, margin, real(weight), all_.active_PF, token_M, act_M, grad_M, *near),
         )
+        entries = all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N
+        found = first_F, token_M, act_M, grad_M
+        places = all_.active_PF  # from here on where each part's entries go
+        sorting = all_.first_token_P, entries, self.theta_F, margin, places, found, near
+        self.run(kernels.sort_by_latent, parts, *sorting)
         if margin:
-            self.near_F, self.near_grad_F = (sums_PF.sum(0) for sums_PF in near)
-        return np.diff(first_F), (first_F, token_M, act_M, grad_M)
+            self.near_F, self.near_grad_F = near_PF.sum(0), near_grad_PF.sum(0)
+        return np.diff(first_F), found
 
 
 @dataclass
 class _Chunk:
-    """The entries of some consecutive tokens."""
+    """The entries of some consecutive tokens, in parts."""
 
     first_token_P: ndarray
-    """(P + 1,) int64: of each part, the first of its tokens; and the end."""
+    """(P + 1,) int64: the first token of each part; and the end."""
     offset_B: ndarray
     """(tokens + 1,) int64: where each token's entries begin; and the end."""
     latent_N: ndarray
@@ -327,15 +318,15 @@ class _Chunk:
     def joined(cls, chunks: list[_Chunk]) -> _Chunk:
         if len(chunks) == 1:
             return chunks[0]
-        last = chunks[-1]
-        return cls(
-            np.concatenate([c.first_token_P[:-1] for c in chunks] + [last.first_token_P[-1:]]),
-            np.concatenate([c.offset_B[:-1] for c in chunks] + [last.offset_B[-1:]]),
-            *(
-                np.concatenate([getattr(c, name) for c in chunks])
-                for name in ("latent_N", "pre_N", "grad_N", "active_PF")
-            ),
-        )
+        # Where one chunk ends the next one begins: that stands in both.
+        shared = {"first_token_P", "offset_B"}
+        joined = {}
+        for name in vars(chunks[0]):
+            parts = [getattr(chunk, name) for chunk in chunks]
+            if name in shared:
+                parts[:-1] = [part[:-1] for part in parts[:-1]]
+            joined[name] = np.concatenate(parts)
+        return cls(**joined)
 
 
 Run = Callable[..., None]

@@ -5,8 +5,13 @@ lock, so that threads can share the work. Each result belongs to one token or on
 in a fixed order: it does not depend on how the ranges were cut.
 
 B tokens of a batch, C of a chunk, D residual width, F latents, N listed entries (by token), M active
-entries (by latent), P parts of the tokens. Weights and moments are latent-major (F, D); floats are all
-float32, or all float64.
+entries (by latent), K some entries, P parts of the tokens. Weights and moments are latent-major (F, D);
+floats are all float32, or all float64. What always goes together is a tuple:
+
+    entries    where each token's begin (C + 1,); (N,) latent, pre-activation, gradient at the latent
+    by_latent  where each latent's begin (F + 1,); (M,) token, activation, gradient before it
+    encoder, decoder, weights   the weights, and Adam's mean and mean square of their gradient
+    hyper      clipping factor, 1 − β₁, 1 − β₂, lr / (1 − β₁ᵗ), √(1 − β₂ᵗ), ε
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy import float32, int32, int64, ndarray, sqrt, uint8
+
+Arrays = tuple[ndarray, ...]
 
 # Sums may be reordered (that is what makes vectors of them), but NaN and infinity stay what they are.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -63,33 +70,35 @@ def read_tokens(
     start: int,
     stop: int,
     tokens: int,
-    x_CD: ndarray,
-    pre_CF: ndarray,
-    W_dec_FD: ndarray,
-    b_dec_D: ndarray,
+    batch: Arrays,
+    decoder: Arrays,
     theta_F: ndarray,
     margin: float,
     scale: float,
     gradients: bool,
-    offset_C: ndarray,
-    latent_N: ndarray,
-    pre_N: ndarray,
-    grad_N: ndarray,
-    error_CD: ndarray,
-    squared_C: ndarray,
-    active_PF: ndarray,
+    entries: Arrays,
+    found: Arrays,
 ) -> None:
     """Token by token, in parts of ``tokens`` of which ``start:stop`` are done here:
 
-    list the latents above θ − margin, with their pre-activations, from ``offset_C``; the
-    reconstruction error from the active ones, times ``scale``, and its unscaled square; if asked,
-    the gradient of the squared error at each listed latent; and per part how many of its tokens
-    each latent is active on.
+    list the latents above θ − margin, with their pre-activations; the reconstruction error from the
+    active ones, times ``scale``, and its unscaled square; if asked, the gradient of the squared error
+    at each listed latent; and per part how many of its tokens each latent is active on.
+
+    Args:
+        batch: x (C, D) and pre-activations (C, F).
+        decoder: its weight (F, D) and bias (D,).
+        found: errors (C, D), their squares (C,), and how often each latent is active (P, F).
     """
+    x_CD, pre_CF = batch
+    W_dec_FD, b_dec_D = decoder
+    offset_C, latent_N, pre_N, grad_N = entries
+    error_CD, squared_C, active_PF = found
     width = pre_CF.shape[1]
     # One byte per latent, looked at eight at a time: almost all of them are zero.
     words = np.zeros((width + 7) // 8, dtype=int64)
     listed_F = words.view(uint8)
+    act_F = np.empty_like(theta_F)  # of a token's listed latents, one after the other
     for part in range(start, stop):
         active_F = active_PF[part]
         active_F[:] = 0
@@ -97,7 +106,8 @@ def read_tokens(
             row_F = pre_CF[c]
             for i in range(width):
                 listed_F[i] = row_F[i] - theta_F[i] > -margin
-            k = offset_C[c]
+            low, high = offset_C[c], offset_C[c + 1]
+            k = low
             for j in range(words.shape[0]):
                 word = words[j]
                 while word:
@@ -105,74 +115,54 @@ def read_tokens(
                     word &= word - 1
                     latent_N[k] = i
                     pre_N[k] = row_F[i]
-                    active_F[i] += row_F[i] > theta_F[i]
+                    active = row_F[i] > theta_F[i]
+                    active_F[i] += active
+                    act_F[k - low] = row_F[i] if active else float32(0)
                     k += 1
-            low, high = offset_C[c], offset_C[c + 1]
-            error_D = error_CD[c]
-            _decode(low, high, latent_N, pre_N, theta_F, W_dec_FD, b_dec_D, x_CD[c], error_D)
+            x_D, error_D = x_CD[c], error_CD[c]
+            for d in range(error_D.shape[0]):
+                error_D[d] = b_dec_D[d] - x_D[d]
+            _add_rows(latent_N[low:high], act_F[: high - low], W_dec_FD, error_D)
             squared = float32(0)
             for d in range(error_D.shape[0]):
                 squared += error_D[d] * error_D[d]
                 error_D[d] *= scale
             squared_C[c] = squared
             if gradients:
-                _products(low, high, latent_N, W_dec_FD, error_D, grad_N)
+                _products(latent_N[low:high], W_dec_FD, error_D, grad_N[low:high])
 
 
 @_kernel
-def _decode(
-    low: int,
-    high: int,
-    latent_N: ndarray,
-    pre_N: ndarray,
-    theta_F: ndarray,
-    W_dec_FD: ndarray,
-    b_dec_D: ndarray,
-    x_D: ndarray,
-    error_D: ndarray,
-) -> None:
-    """Reconstruction of one token from its active entries, minus x."""
-    width = error_D.shape[0]
-    for d in range(width):
-        error_D[d] = b_dec_D[d] - x_D[d]
-    k = low
-    # Four decoder rows at a time: the sum is loaded and stored a quarter as often.
-    while k + 4 <= high:
-        i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
-        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
-        a1 = pre_N[k + 1] if pre_N[k + 1] > theta_F[i1] else float32(0)
-        a2 = pre_N[k + 2] if pre_N[k + 2] > theta_F[i2] else float32(0)
-        a3 = pre_N[k + 3] if pre_N[k + 3] > theta_F[i3] else float32(0)
+def _add_rows(index_K: ndarray, weight_K: ndarray, rows_ND: ndarray, sum_D: ndarray) -> None:
+    """sum_D += Σ weight · row, over the rows that ``index_K`` names."""
+    entries, width = index_K.shape[0], sum_D.shape[0]
+    k = 0
+    # Four rows at a time: the sum is loaded and stored a quarter as often.
+    while k + 4 <= entries:
+        i0, i1, i2, i3 = index_K[k], index_K[k + 1], index_K[k + 2], index_K[k + 3]
+        w0, w1, w2, w3 = weight_K[k], weight_K[k + 1], weight_K[k + 2], weight_K[k + 3]
         for d in range(width):
-            error_D[d] += (
-                a0 * W_dec_FD[i0, d]
-                + a1 * W_dec_FD[i1, d]
-                + a2 * W_dec_FD[i2, d]
-                + a3 * W_dec_FD[i3, d]
+            sum_D[d] += (
+                w0 * rows_ND[i0, d]
+                + w1 * rows_ND[i1, d]
+                + w2 * rows_ND[i2, d]
+                + w3 * rows_ND[i3, d]
             )
         k += 4
-    while k < high:
-        i0 = latent_N[k]
-        a0 = pre_N[k] if pre_N[k] > theta_F[i0] else float32(0)
+    while k < entries:
+        i0, w0 = index_K[k], weight_K[k]
         for d in range(width):
-            error_D[d] += a0 * W_dec_FD[i0, d]
+            sum_D[d] += w0 * rows_ND[i0, d]
         k += 1
 
 
 @_kernel
-def _products(
-    low: int,
-    high: int,
-    latent_N: ndarray,
-    W_dec_FD: ndarray,
-    error_D: ndarray,
-    grad_N: ndarray,
-) -> None:
+def _products(latent_K: ndarray, W_dec_FD: ndarray, error_D: ndarray, grad_K: ndarray) -> None:
     """Error · decoder row of each listed latent of one token."""
-    width = error_D.shape[0]
-    k = low
-    while k + 4 <= high:
-        i0, i1, i2, i3 = latent_N[k], latent_N[k + 1], latent_N[k + 2], latent_N[k + 3]
+    entries, width = latent_K.shape[0], error_D.shape[0]
+    k = 0
+    while k + 4 <= entries:
+        i0, i1, i2, i3 = latent_K[k], latent_K[k + 1], latent_K[k + 2], latent_K[k + 3]
         s0, s1, s2, s3 = float32(0), float32(0), float32(0), float32(0)
         for d in range(width):
             e = error_D[d]
@@ -180,27 +170,21 @@ def _products(
             s1 += e * W_dec_FD[i1, d]
             s2 += e * W_dec_FD[i2, d]
             s3 += e * W_dec_FD[i3, d]
-        grad_N[k], grad_N[k + 1], grad_N[k + 2], grad_N[k + 3] = s0, s1, s2, s3
+        grad_K[k], grad_K[k + 1], grad_K[k + 2], grad_K[k + 3] = s0, s1, s2, s3
         k += 4
-    while k < high:
-        i0 = latent_N[k]
+    while k < entries:
+        i0 = latent_K[k]
         s0 = float32(0)
         for d in range(width):
             s0 += error_D[d] * W_dec_FD[i0, d]
-        grad_N[k] = s0
+        grad_K[k] = s0
         k += 1
 
 
 @_kernel
-def pick(
-    start: int,
-    stop: int,
-    grad_CF: ndarray,
-    offset_C: ndarray,
-    latent_N: ndarray,
-    grad_N: ndarray,
-) -> None:
+def pick(start: int, stop: int, grad_CF: ndarray, entries: Arrays) -> None:
     """The gradients at listed latents from those at all latents."""
+    offset_C, latent_N, _, grad_N = entries
     for c in range(start, stop):
         for k in range(offset_C[c], offset_C[c + 1]):
             grad_N[k] = grad_CF[c, latent_N[k]]
@@ -214,10 +198,10 @@ def near_threshold(
     grad_CF: ndarray,
     theta_F: ndarray,
     margin: float,
-    near_F: ndarray,
-    near_grad_F: ndarray,
+    near: Arrays,
 ) -> None:
     """Add, per latent, how many pre-activations are within ``margin`` of θ, and their gradients."""
+    near_F, near_grad_F = near
     # Sums in arrays of its own: the compiler then sees that nothing overlaps, and uses vectors.
     theta_W = theta_F[start:stop].copy()
     near_W, near_grad_W = np.zeros_like(theta_W), np.zeros_like(theta_W)
@@ -255,28 +239,24 @@ def start_places(active_PF: ndarray, first_F: ndarray) -> None:
 
 
 @_kernel
-def by_latent(
+def sort_by_latent(
     start: int,
     stop: int,
     first_token_P: ndarray,
-    offset_B: ndarray,
-    latent_N: ndarray,
-    pre_N: ndarray,
-    grad_N: ndarray,
+    entries: Arrays,
     theta_F: ndarray,
     margin: float,
-    weight: float,
     place_PF: ndarray,
-    token_M: ndarray,
-    act_M: ndarray,
-    grad_M: ndarray,
-    near_PF: ndarray,
-    near_grad_PF: ndarray,
+    by_latent: Arrays,
+    near: Arrays,
 ) -> None:
-    """Sort the active entries of some parts by latent, tokens in order; ``weight`` joins gradients.
+    """Sort the active entries of some parts by latent, tokens in order.
 
     With a margin, entries within it of θ are added up per part for the threshold's gradient.
     """
+    offset_B, latent_N, pre_N, grad_N = entries
+    _, token_M, act_M, grad_M = by_latent
+    near_PF, near_grad_PF = near
     for part in range(start, stop):
         place_F = place_PF[part]
         if margin > 0:
@@ -291,37 +271,10 @@ def by_latent(
                     place_F[i] = m + 1
                     token_M[m] = b
                     act_M[m] = pre_N[k]
-                    grad_M[m] = grad_N[k] + weight
+                    grad_M[m] = grad_N[k]
                 if abs(distance) < margin:
                     near_PF[part, i] += float32(1)
                     near_grad_PF[part, i] += grad_N[k]
-
-
-@_kernel
-def _weighted_sum(
-    low: int, high: int, token_M: ndarray, weight_M: ndarray, rows_BD: ndarray, sum_D: ndarray
-) -> None:
-    """sum_D = Σ weight · row of the token, over entries ``low:high``."""
-    width = rows_BD.shape[1]
-    for d in range(width):
-        sum_D[d] = float32(0)
-    m = low
-    while m + 4 <= high:
-        b0, b1, b2, b3 = token_M[m], token_M[m + 1], token_M[m + 2], token_M[m + 3]
-        w0, w1, w2, w3 = weight_M[m], weight_M[m + 1], weight_M[m + 2], weight_M[m + 3]
-        for d in range(width):
-            sum_D[d] += (
-                w0 * rows_BD[b0, d]
-                + w1 * rows_BD[b1, d]
-                + w2 * rows_BD[b2, d]
-                + w3 * rows_BD[b3, d]
-            )
-        m += 4
-    while m < high:
-        b0, w0 = token_M[m], weight_M[m]
-        for d in range(width):
-            sum_D[d] += w0 * rows_BD[b0, d]
-        m += 1
 
 
 # --- gradients of the weights, and the update ---
@@ -335,19 +288,23 @@ in the stored rows of latents that were active; or in the stored rows of all."""
 def row_gradients(
     start: int,
     stop: int,
-    x_BD: ndarray,
-    error_BD: ndarray,
-    first_F: ndarray,
-    token_M: ndarray,
-    act_M: ndarray,
-    grad_M: ndarray,
+    batch: Arrays,
+    by_latent: Arrays,
     store: bool,
-    grad_enc_FD: ndarray,
-    grad_dec_FD: ndarray,
-    grad_b_F: ndarray,
-    squared_F: ndarray,
+    grads: Arrays,
+    found: Arrays,
 ) -> None:
-    """Each latent's squared gradient norm (two rows and bias), its bias gradient and, if asked, rows."""
+    """Each latent's squared gradient norm (two rows and bias), its bias gradient and, if asked, rows.
+
+    Args:
+        batch: x and the errors (B, D).
+        grads: gradients of the encoder's and the decoder's rows (F, D); unwritten unless ``store``.
+        found: gradients of the encoder bias, and squared norms (F,).
+    """
+    x_BD, error_BD = batch
+    first_F, token_M, act_M, grad_M = by_latent
+    grad_enc_FD, grad_dec_FD = grads
+    grad_b_F, squared_F = found
     scratch_D = np.empty_like(x_BD[0])
     for i in range(start, stop):
         low, high = first_F[i], first_F[i + 1]
@@ -358,30 +315,23 @@ def row_gradients(
         squared = bias * bias
         if high > low:
             row_D = grad_enc_FD[i] if store else scratch_D
-            _weighted_sum(low, high, token_M, grad_M, x_BD, row_D)
+            row_D[:] = 0
+            _add_rows(token_M[low:high], grad_M[low:high], x_BD, row_D)
             for d in range(row_D.shape[0]):
                 squared += row_D[d] * row_D[d]
             row_D = grad_dec_FD[i] if store else scratch_D
-            _weighted_sum(low, high, token_M, act_M, error_BD, row_D)
+            row_D[:] = 0
+            _add_rows(token_M[low:high], act_M[low:high], error_BD, row_D)
             for d in range(row_D.shape[0]):
                 squared += row_D[d] * row_D[d]
         squared_F[i] = squared
 
 
 @_kernel
-def adam(
-    p_N: ndarray,
-    m_N: ndarray,
-    v_N: ndarray,
-    grad_N: ndarray,
-    clip: float,
-    gain1: float,
-    gain2: float,
-    rate: float,
-    root: float,
-    eps: float,
-) -> None:
-    """Adam on one row: gains are 1 − β, ``rate`` is lr / (1 − β₁ᵗ), ``root`` is √(1 − β₂ᵗ)."""
+def adam(weights: Arrays, grad_N: ndarray, hyper: tuple[float, ...]) -> None:
+    """Adam on one row."""
+    p_N, m_N, v_N = weights
+    clip, gain1, gain2, rate, root, eps = hyper
     keep1, keep2 = float32(1) - gain1, float32(1) - gain2
     for n in range(p_N.shape[0]):
         g = grad_N[n] * clip
@@ -392,17 +342,10 @@ def adam(
 
 
 @_kernel
-def _adam_without_gradient(
-    p_N: ndarray,
-    m_N: ndarray,
-    v_N: ndarray,
-    gain1: float,
-    gain2: float,
-    rate: float,
-    root: float,
-    eps: float,
-) -> None:
+def _adam_without_gradient(weights: Arrays, hyper: tuple[float, ...]) -> None:
     """Adam where the gradient is exactly zero."""
+    p_N, m_N, v_N = weights
+    _, gain1, gain2, rate, root, eps = hyper
     keep1, keep2 = float32(1) - gain1, float32(1) - gain2
     for n in range(p_N.shape[0]):
         m = keep1 * m_N[n]
@@ -415,48 +358,38 @@ def _adam_without_gradient(
 def update_rows(
     start: int,
     stop: int,
-    x_BD: ndarray,
-    error_BD: ndarray,
-    first_F: ndarray,
-    token_M: ndarray,
-    act_M: ndarray,
-    grad_M: ndarray,
+    batch: Arrays,
+    by_latent: Arrays,
     source: int,
-    grad_enc_FD: ndarray,
-    grad_dec_FD: ndarray,
-    W_enc_FD: ndarray,
-    m_enc_FD: ndarray,
-    v_enc_FD: ndarray,
-    W_dec_FD: ndarray,
-    m_dec_FD: ndarray,
-    v_dec_FD: ndarray,
-    clip: float,
-    gain1: float,
-    gain2: float,
-    rate: float,
-    root: float,
-    eps: float,
+    grads: Arrays,
+    encoder: Arrays,
+    decoder: Arrays,
+    hyper: tuple[float, ...],
 ) -> None:
     """Adam on each latent's encoder and decoder row, the latter brought back to unit norm."""
+    x_BD, error_BD = batch
+    first_F, token_M, act_M, grad_M = by_latent
+    grad_enc_FD, grad_dec_FD = grads
+    W_enc_FD, m_enc_FD, v_enc_FD = encoder
+    W_dec_FD, m_dec_FD, v_dec_FD = decoder
     scratch_D = np.empty_like(x_BD[0])
     for i in range(start, stop):
         low, high = first_F[i], first_F[i + 1]
+        enc, dec = (W_enc_FD[i], m_enc_FD[i], v_enc_FD[i]), (W_dec_FD[i], m_dec_FD[i], v_dec_FD[i])
         if source == DENSE or high > low:
             row_D = scratch_D if source == RECOMPUTED else grad_enc_FD[i]
             if source == RECOMPUTED:
-                _weighted_sum(low, high, token_M, grad_M, x_BD, row_D)
-            adam(W_enc_FD[i], m_enc_FD[i], v_enc_FD[i], row_D, clip, gain1, gain2, rate, root, eps)
+                row_D[:] = 0
+                _add_rows(token_M[low:high], grad_M[low:high], x_BD, row_D)
+            adam(enc, row_D, hyper)
             row_D = scratch_D if source == RECOMPUTED else grad_dec_FD[i]
             if source == RECOMPUTED:
-                _weighted_sum(low, high, token_M, act_M, error_BD, row_D)
-            adam(W_dec_FD[i], m_dec_FD[i], v_dec_FD[i], row_D, clip, gain1, gain2, rate, root, eps)
+                row_D[:] = 0
+                _add_rows(token_M[low:high], act_M[low:high], error_BD, row_D)
+            adam(dec, row_D, hyper)
         else:
-            _adam_without_gradient(
-                W_enc_FD[i], m_enc_FD[i], v_enc_FD[i], gain1, gain2, rate, root, eps
-            )
-            _adam_without_gradient(
-                W_dec_FD[i], m_dec_FD[i], v_dec_FD[i], gain1, gain2, rate, root, eps
-            )
+            _adam_without_gradient(enc, hyper)
+            _adam_without_gradient(dec, hyper)
         w_D = W_dec_FD[i]
         squared = float32(0)
         for d in range(w_D.shape[0]):

@@ -1,0 +1,128 @@
+"""What the readers of all formats share: what they give back, and checks before weights are loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastzoo.core.errors import InputError
+from fastzoo.core.files import machine_memory
+from fastzoo.core.text import one_line
+from fastzoo.saes import MOST_LATENTS
+from fastzoo.saes.base import SAE
+
+
+@dataclass
+class LoadedSAE:
+    """Where an SAE came from and what its files say; the SAE itself is ``sae``."""
+
+    sae: SAE
+    folder: Path
+    """The folder with the weights."""
+    layout: str
+    """``saelens``, ``sparsify`` or ``gemma-scope``."""
+    layer: int | None = None
+    model_name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its cfg.json, or {}."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """fastzoo's own config.json, or {}."""
+
+
+def size_at(config: Mapping[str, Any], key: str, folder: Path) -> int:
+    """A width that a configuration gives. Raises InputError."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_LATENTS:
+        raise InputError(f"{folder}/cfg.json: {key} is {one_line(value, 40)}, not a sensible size")
+    return value
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse weights that this machine cannot hold in float32. Raises InputError."""
+    needed, there = 4 * sum(map(math.prod, shapes.values())), machine_memory()
+    if needed > there:
+        raise InputError(
+            f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory"
+        )
+
+
+def read_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, once its header is found to be as expected.
+
+    Raises:
+        InputError: other names, shapes or types, or no readable file.
+    """
+    allowed = {**shapes, **(optional or {})}
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        reason = "safetensors opens no path that is not UTF-8; rename the folder"
+        raise InputError(f"{path}: {reason}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if missing := set(shapes) - names:
+                raise InputError(f"{path}: lacks {', '.join(sorted(missing))}")
+            if extra := names - set(allowed):
+                some = one_line(", ".join(sorted(extra)[:3]), 100)
+                raise InputError(f"{path}: unexpected {some}")
+            for name in sorted(names):
+                part = file.get_slice(name)
+                if tuple(part.get_shape()) != tuple(allowed[name]):
+                    raise InputError(
+                        f"{path}: {name} has shape {tuple(part.get_shape())}; its cfg.json says "
+                        f"{tuple(allowed[name])}"
+                    )
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise InputError(f"{path}: {name} is {part.get_dtype()}, not floating point")
+            check_memory(shapes, path)
+            return {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except (SafetensorError, OSError, RuntimeError, struct.error) as error:  # mmap is torch's
+        raise InputError(
+            f"{path}: not a readable safetensors file ({one_line(error, 100)})"
+        ) from None
+
+
+@torch.no_grad()
+def build(
+    kind: type[SAE],
+    d_in: int,
+    d_sae: int,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    folder: Path,
+) -> SAE:
+    """An SAE of these weights, named as its attributes. Raises InputError."""
+    try:
+        sae = kind.from_config(d_in, d_sae, config)
+    except InputError as error:
+        raise InputError(f"{folder}/cfg.json: {error}") from None
+    for name in kind.shapes(d_in, d_sae):
+        getattr(sae, name).copy_(weights[name])
+    return sae
+
+
+@torch.no_grad()
+def fold_input_bias_(sae: SAE) -> None:
+    """For files that subtract b_dec from x: the same with b_enc − b_dec @ W_enc as ``b_enc``."""
+    sae.b_enc.sub_((sae.b_dec.double() @ sae.W_enc.double()).to(sae.b_enc.dtype))
+
+
+def layer_number(text: str) -> int | None:
+    """The number of a layer as names have it: up to four plain digits."""
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else None
