@@ -19,6 +19,7 @@ from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
 from fastzoo.data.rows import held_out_embedded, open_rows
 from fastzoo.data.sequences import TokenSequence, described
+from fastzoo.data.special_tokens import TurnTexts
 from fastzoo.data.streams import held_out_sequences
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.hub.find import locate
@@ -58,6 +59,11 @@ class Assembly:
         """How many ids stand for a token; a model may have rows for more."""
         tokens = len(self.chat.tokenizer)
         return min(tokens, self.source.embeddings or tokens)
+
+    @cached_property
+    def texts(self) -> TurnTexts:
+        """What the model's tokens say."""
+        return TurnTexts(self.chat)
 
     @cached_property
     def reader(self) -> ResidualReader:
