@@ -1,11 +1,11 @@
-"""Where latents fire, how strongly and how often, what they write, and which to steer with.
+"""Reports on latents: where chosen ones fire, what they write, and rankings of which to steer with.
 
-Reports are plain data for all SAEs of a model (``fastzoo features --latent``, ``--rank``).
+Plain data for all SAEs of a model, as ``fastzoo features --latent`` and ``--rank`` show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
-from fastzoo.core.text import one_line
 from fastzoo.data.sequences import TokenSequence
-from fastzoo.data.special_tokens import Texts, answer_starts
-from fastzoo.interpret.by_token import Report
+from fastzoo.data.special_tokens import answer_starts
 from fastzoo.interpret.contexts import Firing, count_tokens
 from fastzoo.interpret.output_score import DEFINITION as OUTPUT_SCORE
 from fastzoo.interpret.output_score import output_scores, refuse_missing
@@ -26,12 +24,10 @@ from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly
 
 WRITTEN = 10
-"""Tokens of the logit lens that are reported, on either end."""
+"""Tokens of the logit lens that are reported, at either end."""
 
 PROMPTS = 16
-"""Beginnings of answers that an output score is measured on."""
-
-RANKINGS = ("activation", "output")
+"""Places where an answer begins that an output score is measured on."""
 
 FIGURES = (
     "of a latent, position 0 left out: mean_max, its largest activation in a dialogue, averaged over "
@@ -48,7 +44,9 @@ FIRING = (
 
 
 @torch.no_grad()
-def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int) -> Report:
+def of_latents(
+    assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int
+) -> dict[str, Any]:
     """Where latents fire, how often and how strongly, and what they write.
 
     Raises:
@@ -72,21 +70,21 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
                 for sequence, part in zip(group, chosen, strict=True):
                     for gathered, acts_T in zip(firing[name], part.numpy().T, strict=True):
                         gathered.add(sequence, acts_T)
-    texts, occurrences = Texts(assembly.chat), count_tokens(sequences)
+    occurrences = count_tokens(sequences)
     found = {}
-    for name, (_, sae) in saes.items():
+    for name in saes:
         figures = sums[name].result()
-        writes = _written(assembly, sae.W_dec[list(latents)])
-        found[name] = {
-            **_about(figures),
+        found[name] = _about(figures) | {
             "latents": [
                 {
                     "latent": latent,
                     **_figures(figures, latent),
-                    **gathered.report(texts, occurrences),
-                    "writes": written,
+                    **gathered.report(assembly.texts, occurrences),
+                    "writes": writes,
                 }
-                for latent, gathered, written in zip(latents, firing[name], writes, strict=True)
+                for latent, gathered, writes in zip(
+                    latents, firing[name], _written(assembly, name, latents), strict=True
+                )
             ],
         }
     return {
@@ -97,11 +95,142 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
     }
 
 
+def rank_by_activation(
+    assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int
+) -> dict[str, Any]:
+    """The ``top`` latents by mean maximum activation, with what they write.
+
+    Args:
+        latents: only these; by default all.
+
+    Raises:
+        InputError: a latent that one of the SAEs does not have.
+    """
+    known, _, split = _measure(assembly, latents, dialogues)
+    ranked = {}
+    for name, figures in known.items():
+        chosen = list(latents) or _strongest(figures, top)
+        by = {k: figures.mean_max_F[k].item() for k in chosen}
+        ranked[name] = _ranked(assembly, name, figures, by, top)
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "rank": "activation",
+        "definition": FIGURES,
+        "saes": ranked,
+    }
+
+
+def rank_by_output(
+    assembly: Assembly,
+    *,
+    latents: Sequence[int] = (),
+    candidates: int,
+    alpha: float,
+    dialogues: int,
+    top: int,
+    prompts: int = PROMPTS,
+) -> dict[str, Any]:
+    """The ``top`` latents by output score, with what they write.
+
+    Args:
+        latents: only these; by default the ``candidates`` with the largest mean maximum activation.
+        alpha: in mean residual norms.
+        prompts: how many places where an answer begins the scores are measured on, at most.
+
+    Raises:
+        InputError: a latent that one of the SAEs does not have; no answers in the dialogues.
+    """
+    if not np.isfinite(alpha):
+        raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
+    known, sequences, split = _measure(assembly, latents, dialogues)
+    starts = answer_starts(assembly.chat, sequences, prompts)
+    chosen = {name: list(latents) or _strongest(x, candidates) for name, x in known.items()}
+    ranked = {}
+    with Progress("steering", len(starts) * sum(map(len, chosen.values()))) as bar:
+        for name, figures in known.items():
+            layer, sae = assembly.saes[name]
+            scores = output_scores(
+                assembly.reader,
+                sae,
+                layer,
+                chosen[name],
+                starts,
+                alpha,
+                residual_norm=figures.residual_norm,
+                vocabulary=assembly.vocabulary,
+                progress=lambda n: bar.advance(n, "prompts"),
+            )
+            by = dict(zip(chosen[name], scores, strict=True))
+            ranked[name] = _ranked(assembly, name, figures, by, top, "output_score")
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "rank": "output",
+        "definition": f"{OUTPUT_SCORE}. {FIGURES}",
+        "saes": ranked,
+        "alpha": alpha,
+        "prompts": len(starts),
+    }
+
+
+# --- parts of the reports ------------------------------------------------------------------------
+
+
 def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
     if len(set(latents)) < len(latents):
         raise InputError("--latent: the same latent is given twice")
     for name, (_, sae) in assembly.saes.items():
         refuse_missing(latents, sae.d_sae, name)
+
+
+def _measure(
+    assembly: Assembly, latents: Sequence[int], dialogues: int
+) -> tuple[dict[str, LatentStatistics], list[TokenSequence], dict[str, Any]]:
+    """Figures of each SAE, and the dialogues that they are about."""
+    _refuse_latents(assembly, latents)
+    sequences, split = assembly.dialogues(dialogues)
+    with Progress("reading dialogues", split["tokens"]) as bar:
+        known = statistics(
+            assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens")
+        )
+    return known, sequences, split
+
+
+def _strongest(figures: LatentStatistics, count: int) -> list[int]:
+    """Latents that fire, the largest mean maximum first."""
+    order = np.argsort(-figures.mean_max_F.numpy(), kind="stable")[:count]
+    return [int(k) for k in order if figures.mean_max_F[k] > 0]
+
+
+def _ranked(
+    assembly: Assembly,
+    name: str,
+    figures: LatentStatistics,
+    by: Mapping[int, float],
+    top: int,
+    shown_as: str | None = None,
+) -> dict[str, Any]:
+    """The ``top`` latents of one SAE, the largest value first.
+
+    Args:
+        by: latent to the value it is ranked by.
+        shown_as: the value's key in the report, where it is not one of the figures.
+    """
+    best = sorted(by, key=lambda k: (-by[k], k))[:top]
+    return {
+        **_about(figures),
+        "candidates": len(by),
+        "latents": [
+            {
+                "latent": k,
+                **_figures(figures, k),
+                **({shown_as: by[k]} if shown_as else {}),
+                "writes": writes,
+            }
+            for k, writes in zip(best, _written(assembly, name, best), strict=True)
+        ],
+    }
 
 
 def _about(figures: LatentStatistics) -> dict[str, Any]:
@@ -123,10 +252,15 @@ def _figures(figures: LatentStatistics, latent: int) -> dict[str, float]:
     }
 
 
-def _written(assembly: Assembly, d_LD: Tensor) -> list[dict[str, list[dict[str, Any]]]]:
-    """Of each direction the tokens it raises and lowers most, by the logit lens."""
-    texts, vocabulary = Texts(assembly.chat), assembly.vocabulary
-    found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in d_LD]
+def _written(
+    assembly: Assembly, name: str, latents: Sequence[int]
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """For each latent of an SAE the tokens it raises and lowers most, by the logit lens."""
+    found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in latents]
+    if not found:
+        return found
+    d_LD: Tensor = assembly.saes[name][1].W_dec[list(latents)]
+    vocabulary = assembly.vocabulary
     for end, largest in (("top", True), ("bottom", False)):
         values, ids = lens_tokens(
             assembly.reader.model,
@@ -137,117 +271,7 @@ def _written(assembly: Assembly, d_LD: Tensor) -> list[dict[str, list[dict[str, 
         )
         for entry, logits, numbers in zip(found, values.tolist(), ids.tolist(), strict=True):
             entry[end] = [
-                {"token_id": number, "token": texts.token(number), "logit": logit}
+                {"token_id": number, "token": assembly.texts(number), "logit": logit}
                 for number, logit in zip(numbers, logits, strict=True)
             ]
     return found
-
-
-def ranking(
-    assembly: Assembly,
-    by: str,
-    *,
-    latents: Sequence[int] = (),
-    candidates: int,
-    alpha: float,
-    dialogues: int,
-    top: int,
-) -> Report:
-    """The ``top`` latents by mean maximum activation or by output score, with what they write.
-
-    Args:
-        by: one of ``RANKINGS``.
-        latents: only these; by default the ``candidates`` with the largest mean maximum.
-        alpha: of output scores, in mean residual norms.
-
-    Raises:
-        InputError: no such ranking or latent; no answers in the dialogues, for output scores.
-    """
-    if by not in RANKINGS:
-        raise InputError(f"--rank: '{one_line(by, 40)}' is none of {', '.join(RANKINGS)}")
-    if not np.isfinite(alpha):
-        raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
-    _refuse_latents(assembly, latents)
-    sequences, split = assembly.dialogues(dialogues)
-    prompts = answer_starts(assembly.chat, sequences, PROMPTS) if by == "output" else []
-    reader, saes = assembly.reader, assembly.saes
-    with Progress("reading dialogues", split["tokens"]) as bar:
-        figures = statistics(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
-    chosen = {
-        name: list(latents) or _candidates(figures[name], candidates if by == "output" else top)
-        for name in saes
-    }
-    scores: dict[str, list[float]] = {}
-    if by == "output":
-        pairs = len(prompts) * sum(map(len, chosen.values()))
-        with Progress("steering", pairs) as bar:
-            scores = {
-                name: _scores(
-                    assembly,
-                    name,
-                    chosen[name],
-                    prompts,
-                    alpha,
-                    figures[name].residual_norm,
-                    lambda n: bar.advance(n, "prompts"),
-                )
-                for name in saes
-            }
-    found = {}
-    for name, (_, sae) in saes.items():
-        rows: list[dict[str, Any]] = [
-            {"latent": k, **_figures(figures[name], k)} for k in chosen[name]
-        ]
-        if by == "output":
-            for row, score in zip(rows, scores[name], strict=True):
-                row["output_score"] = score
-        key = "output_score" if by == "output" else "mean_max"
-        rows = sorted(rows, key=lambda row: (-row[key], row["latent"]))[:top]
-        written = _written(assembly, sae.W_dec[[row["latent"] for row in rows]]) if rows else []
-        found[name] = {
-            **_about(figures[name]),
-            "candidates": len(chosen[name]),
-            "latents": [
-                {**row, "writes": writes} for row, writes in zip(rows, written, strict=True)
-            ],
-        }
-    report: Report = {
-        "base_model": assembly.base_model,
-        "split": split,
-        "rank": by,
-        "definition": FIGURES,
-        "saes": found,
-    }
-    if by == "output":
-        report["definition"] = f"{OUTPUT_SCORE}. {FIGURES}"
-        report |= {"alpha": alpha, "prompts": len(prompts)}
-    return report
-
-
-def _scores(
-    assembly: Assembly,
-    name: str,
-    latents: Sequence[int],
-    prompts: Sequence[TokenSequence],
-    alpha: float,
-    residual_norm: float,
-    progress: Callable[[int], None],
-) -> list[float]:
-    layer, sae = assembly.saes[name]
-    return output_scores(
-        assembly.reader,
-        sae,
-        layer,
-        latents,
-        prompts,
-        alpha,
-        residual_norm=residual_norm,
-        vocabulary=assembly.vocabulary,
-        progress=progress,
-    )
-
-
-def _candidates(figures: LatentStatistics, count: int) -> list[int]:
-    """Latents that fire, the largest mean maximum first."""
-    order = np.argsort(-figures.mean_max_F.numpy(), kind="stable")[:count]
-    return [int(k) for k in order if figures.mean_max_F[k] > 0]
