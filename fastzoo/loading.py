@@ -128,7 +128,7 @@ def assemble(
     if not model_name and len(said) != 1:
         listed = ", ".join(sorted(map(str, said))) or "no model"
         raise InputError(f"these SAEs name {listed} as theirs; choose the model with --model")
-    model_name = model_name or str(*said)
+    model_name = model_name or str(next(iter(said)))
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
         source = find_model(section)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ MOST_CHARACTERS = 1 << 24
 """A longer text is skipped: tokenising it would take several GB."""
 
 CHARACTERS_PER_TOKEN = 8
-"""More than text commonly has. A dialogue that will be truncated is first cut after so many."""
+"""More than text commonly has."""
 
 NEAR = 1000
 """Characters around special tokens on which the way a tokenizer treats them is checked."""
@@ -56,8 +56,6 @@ class Rendered:
     """Whether all of the text is content, in which no special token is recognised."""
     special_text: bool = False
     """Whether content holds the text of a special token."""
-    whole: str | None = None
-    """All of it, where ``text`` is only its beginning."""
 
 
 class Encoder:
@@ -67,13 +65,11 @@ class Encoder:
         self.tokenizer = tokenizer
         special = set(tokenizer.all_special_ids)
         special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        # The last entry stands for all larger ids.
-        self._is_special = np.zeros(max(special, default=-1) + 2, dtype=bool)
-        self._is_special[list(special)] = True
+        self._special = np.array(sorted(special), dtype=np.int64)
 
     def is_special(self, ids: np.ndarray) -> np.ndarray:
         """(T,) bool, whether each token is one of the special ones."""
-        return self._is_special[np.minimum(ids, len(self._is_special) - 1)]
+        return np.isin(ids, self._special)
 
     def tokenize(self, texts: Sequence[str], literal: bool = False) -> list[np.ndarray]:
         """int64 token ids of each text, without a BOS or the like.
@@ -103,8 +99,7 @@ class Encoder:
         try:
             return list(self.tokenize(texts, literal))
         except BaseException as error:
-            # Rust panics, for example on 10 MB of spaces, with a class that is not an Exception and
-            # cannot be imported.
+            # A panic of Rust, as for 10 MB of spaces, is no Exception and its class cannot be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             if len(texts) == 1:
@@ -116,7 +111,7 @@ class LiteralText:
     """Renders and encodes rows so that only the chat template writes special tokens.
 
     Args:
-        policy: ``DataSection.special_text``: what becomes of content with the text of a special token.
+        policy: what becomes of content with a special token's text (``DataSection.special_text``).
     """
 
     def __init__(self, encoder: Encoder, policy: str) -> None:
@@ -152,48 +147,34 @@ class LiteralText:
             raise Unusable(DROPPED)
         return typed
 
-    def shorten(self, rendered: Rendered, limit: int | None) -> Rendered:
-        """The beginning of a text that is very likely to have more than ``limit`` tokens.
-
-        Raises:
-            Unusable: the text is too long to be tokenised.
-        """
-        if limit:
-            start = self._texts.beginning(rendered.text, CHARACTERS_PER_TOKEN * limit)
-            if len(start) < len(rendered.text):
-                rendered = replace(rendered, text=start, whole=rendered.text)
-        if len(rendered.text) > MOST_CHARACTERS:
-            raise Unusable(f"longer than {MOST_CHARACTERS:,} characters")
-        return rendered
-
     def encode(
         self, batch: Sequence[Rendered], limit: int | None = None
     ) -> Iterator[np.ndarray | Unusable]:
         """int64 token ids of each text, in order, or the reason why it cannot be used.
 
         Args:
-            limit: the ``limit`` of ``shorten``: of a shortened text at least as many tokens are given
-                as the whole text has, or more than ``limit``.
+            limit: how many tokens of each are wanted. Of a long text only the beginning is encoded,
+                as long as that has more tokens.
         """
-        plain = {
-            literal: iter(
-                self._encoder.tokenize_each(
-                    [r.text for r in batch if r.marker is None and r.literal == literal], literal
-                )
-            )
-            for literal in (False, True)
-        }
-        for rendered in batch:
+        literal = any(rendered.literal for rendered in batch)
+        texts = [self._texts.beginning(r.text, limit) if limit else r.text for r in batch]
+        plain = [
+            text
+            for rendered, text in zip(batch, texts, strict=True)
+            if rendered.marker is None and len(text) <= MOST_CHARACTERS
+        ]
+        encoded = iter(self._encoder.tokenize_each(plain, literal))
+        for rendered, text in zip(batch, texts, strict=True):
             try:
+                if len(text) > MOST_CHARACTERS:
+                    raise Unusable(f"longer than {MOST_CHARACTERS:,} characters")
                 if rendered.marker is None:
-                    ids = _usable(next(plain[rendered.literal]))
+                    ids = _usable(next(encoded))
                 else:
-                    ids = self._apart(rendered.text, rendered.marker)
-                if rendered.whole is not None and len(ids) <= (limit or 0):
-                    whole = replace(rendered, text=rendered.whole, whole=None)
-                    (found,) = self.encode([self.shorten(whole, None)])
-                    ids = _usable(found)
-                if rendered.literal and self._forged(ids):
+                    ids = self._apart(text, rendered.marker)
+                if limit and len(ids) <= limit and len(text) < len(rendered.text):
+                    ids = _usable(*self.encode([rendered]))
+                if literal and self._forged(ids):
                     raise Unusable(INSEPARABLE)
                 yield ids
             except Unusable as unusable:
@@ -337,10 +318,11 @@ class SpecialTexts:
                 texts[i + 1] = texts[i + 1].lstrip(WHITESPACE)
         return texts, ids
 
-    def beginning(self, rendered: str, characters: int) -> str:
-        """``rendered``, or its first part if it has over twice ``characters``: this ends after a
-        special token, so that its token ids are the first ones of the whole text.
+    def beginning(self, rendered: str, limit: int) -> str:
+        """A first part that is very likely to have more than ``limit`` tokens. It ends after a special
+        token, so that its token ids are the first ones of the whole text.
         """
+        characters = CHARACTERS_PER_TOKEN * limit
         if len(rendered) <= 2 * characters:
             return rendered
         for match in self._anywhere.finditer(rendered):

@@ -213,7 +213,7 @@ class ChatTokenizer(Encoder):
         Args:
             limit: how many tokens of each are wanted; more may be given.
         """
-        for batch in self._batches(rows, read, limit):
+        for batch in self._batches(rows, read):
             encoded = self._literal.encode([t for _, t in batch if isinstance(t, Rendered)], limit)
             for (number, row), text in batch:
                 counts.rows += 1
@@ -230,7 +230,7 @@ class ChatTokenizer(Encoder):
                     yield number, found
 
     def _batches(
-        self, rows: Iterable[Row], read: Callable[[Any], Rendered], limit: int | None
+        self, rows: Iterable[Row], read: Callable[[Any], Rendered]
     ) -> Iterator[list[tuple[Row, Rendered | Unusable]]]:
         """Rows with their texts, or why they have none, as many as are tokenised at once."""
         batch: list[tuple[Row, Rendered | Unusable]] = []
@@ -240,7 +240,6 @@ class ChatTokenizer(Encoder):
             try:
                 found = read(row)
                 characters += len(found.text)
-                found = self._literal.shorten(found, limit)
             except Unusable as unusable:
                 found = unusable
             batch.append(((number, row), found))
@@ -252,12 +251,11 @@ class ChatTokenizer(Encoder):
 
     def _checked(self, ids: np.ndarray | Unusable) -> np.ndarray | Unusable:
         """Token ids that the model can be given, or why not."""
-        if isinstance(ids, Unusable):
-            return ids
-        if len(ids) == 0:
-            return Unusable("empty")
-        if self.embeddings is not None and int(ids.max()) >= self.embeddings:
-            return Unusable("token id beyond the model's embeddings")
+        if not isinstance(ids, Unusable):
+            if len(ids) == 0:
+                return Unusable("empty")
+            if self.embeddings is not None and int(ids.max()) >= self.embeddings:
+                return Unusable("token id beyond the model's embeddings")
         return ids
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
@@ -73,20 +72,9 @@ def of_latents(
     occurrences = count_tokens(sequences)
     found = {}
     for name in saes:
-        figures = sums[name].result()
-        found[name] = _about(figures) | {
-            "latents": [
-                {
-                    "latent": latent,
-                    **_figures(figures, latent),
-                    **gathered.report(assembly.texts, occurrences),
-                    "writes": writes,
-                }
-                for latent, gathered, writes in zip(
-                    latents, firing[name], _written(assembly, name, latents), strict=True
-                )
-            ],
-        }
+        contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
+        known = dict(zip(latents, contexts, strict=True))
+        found[name] = _part(assembly, name, sums[name].result(), known)
     return {
         "base_model": assembly.base_model,
         "split": split,
@@ -106,12 +94,12 @@ def rank_by_activation(
     Raises:
         InputError: a latent that one of the SAEs does not have.
     """
-    known, _, split = _measure(assembly, latents, dialogues)
+    known, _, split = _measured(assembly, latents, dialogues)
     ranked = {}
     for name, figures in known.items():
         chosen = list(latents) or _strongest(figures, top)
-        by = {k: figures.mean_max_F[k].item() for k in chosen}
-        ranked[name] = _ranked(assembly, name, figures, by, top)
+        best = sorted(chosen, key=lambda k: (-figures.mean_max_F[k].item(), k))[:top]
+        ranked[name] = _part(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
     return {
         "base_model": assembly.base_model,
         "split": split,
@@ -143,7 +131,7 @@ def rank_by_output(
     """
     if not np.isfinite(alpha):
         raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
-    known, sequences, split = _measure(assembly, latents, dialogues)
+    known, sequences, split = _measured(assembly, latents, dialogues)
     starts = answer_starts(assembly.chat, sequences, prompts)
     chosen = {name: list(latents) or _strongest(x, candidates) for name, x in known.items()}
     ranked = {}
@@ -161,8 +149,9 @@ def rank_by_output(
                 vocabulary=assembly.vocabulary,
                 progress=lambda n: bar.advance(n, "prompts"),
             )
-            by = dict(zip(chosen[name], scores, strict=True))
-            ranked[name] = _ranked(assembly, name, figures, by, top, "output_score")
+            best = sorted(zip(scores, chosen[name], strict=True), key=lambda x: (-x[0], x[1]))[:top]
+            scored = {k: {"output_score": score} for score, k in best}
+            ranked[name] = _part(assembly, name, figures, scored, candidates=len(scores))
     return {
         "base_model": assembly.base_model,
         "split": split,
@@ -184,7 +173,7 @@ def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
         refuse_missing(latents, sae.d_sae, name)
 
 
-def _measure(
+def _measured(
     assembly: Assembly, latents: Sequence[int], dialogues: int
 ) -> tuple[dict[str, LatentStatistics], list[TokenSequence], dict[str, Any]]:
     """Figures of each SAE, and the dialogues that they are about."""
@@ -203,52 +192,37 @@ def _strongest(figures: LatentStatistics, count: int) -> list[int]:
     return [int(k) for k in order if figures.mean_max_F[k] > 0]
 
 
-def _ranked(
+def _part(
     assembly: Assembly,
     name: str,
     figures: LatentStatistics,
-    by: Mapping[int, float],
-    top: int,
-    shown_as: str | None = None,
+    latents: Mapping[int, Mapping[str, Any]],
+    **more: Any,
 ) -> dict[str, Any]:
-    """The ``top`` latents of one SAE, the largest value first.
+    """One SAE's part of a report.
 
     Args:
-        by: latent to the value it is ranked by.
-        shown_as: the value's key in the report, where it is not one of the figures.
+        latents: in order, and what else is known about each of them.
     """
-    best = sorted(by, key=lambda k: (-by[k], k))[:top]
-    return {
-        **_about(figures),
-        "candidates": len(by),
-        "latents": [
-            {
-                "latent": k,
-                **_figures(figures, k),
-                **({shown_as: by[k]} if shown_as else {}),
-                "writes": writes,
-            }
-            for k, writes in zip(best, _written(assembly, name, best), strict=True)
-        ],
-    }
-
-
-def _about(figures: LatentStatistics) -> dict[str, Any]:
-    """What all latents of an SAE share."""
+    writes = _written(assembly, name, list(latents)) if latents else []
     return {
         "layer": figures.layer,
         "dialogues": figures.dialogues,
         "tokens": figures.tokens,
         "residual_norm": figures.residual_norm,
-    }
-
-
-def _figures(figures: LatentStatistics, latent: int) -> dict[str, float]:
-    return {
-        "mean_max": figures.mean_max_F[latent].item(),
-        "highest": figures.highest_F[latent].item(),
-        "frequency": figures.frequency_F[latent].item(),
-        "dialogue_frequency": figures.dialogue_frequency_F[latent].item(),
+        **more,
+        "latents": [
+            {
+                "latent": k,
+                "mean_max": figures.mean_max_F[k].item(),
+                "highest": figures.highest_F[k].item(),
+                "frequency": figures.frequency_F[k].item(),
+                "dialogue_frequency": figures.dialogue_frequency_F[k].item(),
+                **known,
+                "writes": written,
+            }
+            for (k, known), written in zip(latents.items(), writes, strict=True)
+        ],
     }
 
 
@@ -257,17 +231,11 @@ def _written(
 ) -> list[dict[str, list[dict[str, Any]]]]:
     """For each latent of an SAE the tokens it raises and lowers most, by the logit lens."""
     found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in latents]
-    if not found:
-        return found
-    d_LD: Tensor = assembly.saes[name][1].W_dec[list(latents)]
-    vocabulary = assembly.vocabulary
+    d_LD, vocabulary = assembly.saes[name][1].W_dec[list(latents)], assembly.vocabulary
+    count = min(WRITTEN, vocabulary)
     for end, largest in (("top", True), ("bottom", False)):
         values, ids = lens_tokens(
-            assembly.reader.model,
-            d_LD,
-            min(WRITTEN, vocabulary),
-            vocabulary=vocabulary,
-            largest=largest,
+            assembly.reader.model, d_LD, count, vocabulary=vocabulary, largest=largest
         )
         for entry, logits, numbers in zip(found, values.tolist(), ids.tolist(), strict=True):
             entry[end] = [
