@@ -99,7 +99,7 @@ class Encoder:
         try:
             return list(self.tokenize(texts, literal))
         except BaseException as error:
-            # A panic of Rust, as for 10 MB of spaces, is no Exception and its class cannot be imported.
+            # A Rust panic, as on 10 MB of spaces, is not an Exception; its class cannot be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             if len(texts) == 1:
@@ -232,7 +232,7 @@ class SpecialTexts:
         self._added = added
         special = [text for text, (_, token) in added.items() if token.special]
         self._special = set(special)
-        # Tokenizers split at the leftmost added token; of several at one place, at the longest.
+        # Tokenizers split at the leftmost added token; if several start there, at the longest.
         self._anywhere = _any_of(added)
         self._first = _first_of_any_of(special)
         self._heads = {text[:n] for text in special for n in range(1, len(text))}

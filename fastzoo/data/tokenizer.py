@@ -68,27 +68,26 @@ _TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"\\]*)\1\s*\)""")
 
 @lru_cache(maxsize=16)
 def with_fixed_date(template: str, date: str) -> str:
-    """A chat template in which ``date`` stands for every ``strftime_now("...")``.
+    """A chat template in which ``date`` stands for every ``strftime_now("...")``: in that format if it
+    is written like "26 Jul 2024", else as it is.
 
     transformers hands a template only plain data, so the function itself cannot be replaced.
 
     Raises:
-        ModelError: a format that is computed, or a ``date`` that is not written like "26 Jul 2024".
+        ModelError: the format is not a plain string.
     """
-    if not re.search(r"strftime_now\s*\(", template):
-        return template
-    try:
-        day = datetime.strptime(date, "%d %b %Y")
-    except ValueError:
-        raise ModelError(
-            f"data.date: '{one_line(date, 40)}' must be written like '26 Jul 2024' for this model, "
-            "whose chat template prints the date in a format of its own"
-        ) from None
-    fixed = _TODAY.sub(lambda match: repr(day.strftime(match[2])), template)
+
+    def written(match: re.Match[str]) -> str:
+        try:
+            return repr(datetime.strptime(date, "%d %b %Y").strftime(match[2]))
+        except ValueError:
+            return repr(date)
+
+    fixed = _TODAY.sub(written, template)
     if re.search(r"strftime_now\s*\(", fixed):
         raise ModelError(
-            "the chat template prints today's date in a way that cannot be replaced by data.date; "
-            "results would depend on the day"
+            "the chat template prints today's date in a way that data.date cannot replace; results "
+            "would depend on the day"
         )
     return fixed
 

@@ -102,26 +102,13 @@ def _add_paper(found: dict[str, Any], name: str) -> None:
         reported = paper_special_latents().get(parse_name(name), ())
     except InputError:
         reported = ()
-    by_token: dict[int, list[dict[str, Any]]] = {}
-    texts = {}
+    entries = {entry["token_id"]: entry | {"paper": None} for entry in found["tokens"]}
     for x in reported:
-        texts[x.token_id] = x.token
-        by_token.setdefault(x.token_id, []).append(
-            {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
-        )
-    for entry in found["tokens"]:
-        entry["paper"] = by_token.pop(entry["token_id"], None)
-    found["tokens"] += [
-        {
-            "token_id": number,
-            "token": texts[number],
-            "dialogues": 0,
-            "latents": [],
-            "with_position_0": None,
-            "paper": latents,
-        }
-        for number, latents in by_token.items()
-    ]
+        unseen = {"dialogues": 0, "latents": [], "with_position_0": None, "paper": None}
+        entry = entries.setdefault(x.token_id, {"token_id": x.token_id, "token": x.token, **unseen})
+        latent = {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
+        entry["paper"] = [*(entry["paper"] or ()), latent]
+    found["tokens"] = list(entries.values())
 
 
 def find_token(assembly: Assembly, token: str) -> int:

@@ -112,19 +112,21 @@ def load_tokenizer(source: ModelSource) -> Any:
 def load_model(source: ModelSource, section: ModelSection, device: torch.device) -> Any:
     """The causal language model in evaluation mode on ``device``; safetensors only.
 
+    ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU.
+
     Raises:
         ModelError: there are no safetensors weights, or they do not fit the configuration.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    dtype = resolve_dtype(section.dtype, device)
+    auto = "float32" if device.type == "cpu" else "bfloat16"
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
-            dtype=dtype,
+            dtype=auto if section.dtype == "auto" else section.dtype,
             use_safetensors=True,
             attn_implementation=None if section.attention == "auto" else section.attention,
         )
@@ -135,10 +137,3 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
             f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
         ) from None
     return model.to(device).eval().requires_grad_(False)
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on a CPU and bfloat16 on an accelerator."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
