@@ -102,7 +102,9 @@ def _add_paper(found: dict[str, Any], name: str) -> None:
         reported = paper_special_latents().get(parse_name(name), ())
     except InputError:
         reported = ()
-    entries = {entry["token_id"]: entry | {"paper": None} for entry in found["tokens"]}
+    entries: dict[int, dict[str, Any]] = {entry["token_id"]: entry for entry in found["tokens"]}
+    for entry in found["tokens"]:
+        entry["paper"] = None
     for x in reported:
         unseen = {"dialogues": 0, "latents": [], "with_position_0": None, "paper": None}
         entry = entries.setdefault(x.token_id, {"token_id": x.token_id, "token": x.token, **unseen})
