@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastzoo.core.version import __version__
 
 if TYPE_CHECKING:
-    from fastzoo.data.special_tokens import answer_starts
+    from fastzoo.data.special_tokens import answer_starts, roles
     from fastzoo.hub.pull import pull
     from fastzoo.interpret.output_score import output_scores
     from fastzoo.interpret.statistics import LatentStatistics, statistics
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from fastzoo.saes.formats import save_sae
     from fastzoo.saes.names import SAEName, parse_name
     from fastzoo.steering.hooks import steer
+
+_WHERE = {
+    "LatentStatistics": "interpret.statistics",
+    "SAEName": "saes.names",
+    "answer_starts": "data.special_tokens",
+    "assemble": "loading",
+    "load_sae": "loading",
+    "logit_lens": "lm.logit_lens",
+    "output_scores": "interpret.output_score",
+    "parse_name": "saes.names",
+    "pull": "hub.pull",
+    "roles": "data.special_tokens",
+    "save_sae": "saes.formats",
+    "statistics": "interpret.statistics",
+    "steer": "steering.hooks",
+}
 
 __all__ = [
     "LatentStatistics",
@@ -31,33 +48,17 @@ __all__ = [
     "output_scores",
     "parse_name",
     "pull",
+    "roles",
     "save_sae",
     "statistics",
     "steer",
 ]
 
-_WHERE = {
-    "SAEName": "fastzoo.saes.names",
-    "parse_name": "fastzoo.saes.names",
-    "load_sae": "fastzoo.loading",
-    "pull": "fastzoo.hub.pull",
-    "save_sae": "fastzoo.saes.formats",
-    "steer": "fastzoo.steering.hooks",
-    "assemble": "fastzoo.loading",
-    "LatentStatistics": "fastzoo.interpret.statistics",
-    "statistics": "fastzoo.interpret.statistics",
-    "answer_starts": "fastzoo.data.special_tokens",
-    "output_scores": "fastzoo.interpret.output_score",
-    "logit_lens": "fastzoo.lm.logit_lens",
-}
-
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'fastzoo' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(f"fastzoo.{_WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:

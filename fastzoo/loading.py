@@ -1,4 +1,4 @@
-"""What measuring SAEs takes, put together from their names: SAEs, language model, chat template, dialogues."""
+"""From names to things loaded: an SAE, or SAEs with their language model, chat template and dialogues."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
 from fastzoo.data.rows import held_out_embedded, open_rows
 from fastzoo.data.sequences import TokenSequence, described
+from fastzoo.data.special_tokens import TurnTexts
 from fastzoo.data.streams import held_out_sequences
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.hub.find import locate
@@ -30,7 +31,7 @@ from fastzoo.saes.formats import LoadedSAE, read_sae
 
 @dataclass
 class Assembly:
-    """SAEs of one language model with that model; its weights are loaded when they are first needed."""
+    """SAEs of one language model, with that model; its weights are loaded when first needed."""
 
     saes: dict[str, tuple[int, SAE]]
     """Layer and SAE by name."""
@@ -45,23 +46,28 @@ class Assembly:
 
     @property
     def vocabulary(self) -> int:
-        """How many ids stand for a token; a model may have rows for more."""
+        """How many ids stand for a token; the model may have embeddings for more."""
         tokens = len(self.chat.tokenizer)
         return min(tokens, self.source.embeddings or tokens)
 
     @cached_property
+    def texts(self) -> TurnTexts:
+        """What the model's tokens say."""
+        return TurnTexts(self.chat)
+
+    @cached_property
     def reader(self) -> ResidualReader:
-        """On a GPU where there is one. Raises ModelError."""
+        """Reads the model's activations, on a GPU if there is one. Raises ModelError."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return ResidualReader(load_model(self.source, self.section, device))
 
     def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
         """The first ``count`` usable dialogues, and what became of the rows, as plain data.
 
-        Says on stderr what was skipped or truncated.
+        Prints to stderr what was skipped or truncated.
 
         Raises:
-            DataError, HubError: nothing usable, or not to be had.
+            DataError, HubError: the dialogues cannot be read, or none is usable.
         """
         data = self.chat.data
         rows = held_out_embedded(0) if data.source == EMBEDDED_DATA else open_rows(data, 0)
@@ -91,42 +97,39 @@ def assemble(
 
     Args:
         sources: as ``load_sae`` takes them.
-        model_name: the language model, where the SAEs do not say (or are to be tried on another).
+        model_name: the language model, if the SAEs do not name it or are to be tried on another one.
+        revision: of the model.
         data: dialogues: ``embedded``, a file, or a Hub dataset id.
         max_tokens: dialogues are truncated to this; by default to 8,192 or the model's context.
 
     Raises:
-        InputError: SAEs of different models, or of a model or layer that is not said.
+        InputError: SAEs of different models, or whose files name no model or layer.
+        HubError: something is not on the Hub, or the Hub cannot be reached.
         ModelError: the model cannot be used, or an SAE does not fit it.
     """
     given = [str(source) for source in sources]
     loaded = [open_sae(source) for source in given]
     names = [name_of(x) for x in loaded]
     if len(set(names)) < len(names):
-        names = given  # since their own names do not tell them apart
+        names = given  # their own names do not tell them apart
     if len(set(names)) < len(names):
         raise InputError("the same SAE is given twice")
-    said = {name for x in loaded if (name := _model_of(x))}
-    model_name = model_name or _only(said)
+    said = {text_at(x.record, "base_model", "name") or x.model_name for x in loaded} - {None, ""}
+    if not model_name and len(said) != 1:
+        listed = ", ".join(sorted(map(str, said))) or "no model"
+        raise InputError(f"these SAEs name {listed} as theirs; choose the model with --model")
+    model_name = model_name or str(next(iter(said)))
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
         source = find_model(section)
     except ModelError as error:
         if section.name in said:
-            raise ModelError(f"{error}; say where the SAE's model is with --model") from None
+            raise ModelError(f"{error}; give the SAE's model with --model") from None
         raise
-    saes = {}
-    for name, x in zip(names, loaded, strict=True):
-        if x.layer is None:
-            raise InputError(f"{name}: its files do not say which layer it belongs to")
-        refuse_unfit(source.config, name, x.layer, x.sae.d_in)
-        saes[name] = (x.layer, x.sae)
-        trained_on = text_at(x.record, "base_model", "sha")
-        if trained_on and source.sha and trained_on != source.sha:
-            print(
-                f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
-                file=sys.stderr,
-            )
+    saes = {
+        name: (_checked_layer(name, x, source), x.sae)
+        for name, x in zip(names, loaded, strict=True)
+    }
     longest = source.max_positions or max_tokens or 8192
     limit = max_tokens or min(8192, longest)
     if limit > longest:
@@ -141,15 +144,18 @@ def assemble(
     return Assembly(saes, source, section, chat)
 
 
-def _only(model_names: set[str]) -> str:
-    if len(model_names) != 1:
-        said = ", ".join(sorted(model_names)) or "none"
-        raise InputError(f"these SAEs name {said} as their model; say one with --model")
-    return next(iter(model_names))
-
-
-def _model_of(loaded: LoadedSAE) -> str | None:
-    return text_at(loaded.record, "base_model", "name") or loaded.model_name
+def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
+    """The layer of an SAE that fits the model; warns where it was trained on another version of it."""
+    if loaded.layer is None:
+        raise InputError(f"{name}: its files do not say which layer it is for")
+    refuse_unfit(source.config, name, loaded.layer, loaded.sae.d_in)
+    trained_on = text_at(loaded.record, "base_model", "sha")
+    if trained_on and source.sha and trained_on != source.sha:
+        print(
+            f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
+            file=sys.stderr,
+        )
+    return loaded.layer
 
 
 def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
@@ -160,14 +166,14 @@ def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
             folder, or ``hf:org/repo[/folder][@revision]``.
 
     Raises:
-        InputError: no such SAE, or files that are not what they should be.
-        HubError: not published, not as it was published, or the Hub refused or cannot be reached.
+        InputError: no such SAE, or broken files.
+        HubError: not published, changed since it was published, or the Hub refuses or cannot be reached.
     """
     return open_sae(source, dtype=dtype).sae
 
 
 def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
-    """As ``load_sae``, with what is known about the SAE besides."""
+    """As ``load_sae``, with what else is known about the SAE."""
     loaded = read_sae(locate(str(source)))
     folder = loaded.folder
     loaded.record = _record(folder)
@@ -181,16 +187,15 @@ def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Loade
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """fastzoo's own config.json beside the weights' folder, or {}."""
     path = folder.parent / "config.json"
-    if not path.is_file():
-        return {}
     try:
-        record = read_json(path)
+        record = read_json(path) if path.is_file() else {}
     except InputError:
         return {}  # a file of something else
     return record if record.get("library") == "fastzoo" else {}
 
 
 def name_of(loaded: LoadedSAE) -> str:
-    """What its record calls an SAE, else its folder."""
+    """The name in an SAE's record, or else its folder's."""
     return text_at(loaded.record, "name") or one_line(loaded.folder.name)

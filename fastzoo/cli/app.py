@@ -1,4 +1,4 @@
-"""What all commands share: the application, its manners, and the arguments that several take."""
+"""What all commands share: the application, its global options, and options that several take."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _global(
     """Sparse autoencoders of instruct language models."""
     if debug:
         os.environ[DEBUG] = "1"
-    # A file's name need not be text, and not every terminal has UTF-8: the rest is escaped.
+    # File names need not be valid text, and not every terminal has UTF-8: the rest is escaped.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def complete_names(incomplete: str) -> list[str]:
-    """SAE names that begin so, as shells ask for them."""
+    """SAE names that begin with ``incomplete``, for shell completion."""
     from fastzoo.cli.listing import known_names
 
     return [name for name in known_names() if name.lower().startswith(incomplete.lower())]
@@ -74,10 +74,29 @@ def complete_columns(incomplete: str) -> list[str]:
     return [key for key in KEYS if key.startswith(incomplete)]
 
 
+# --- arguments and options that several commands take --------------------------------------------
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)
+]
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)
+]
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="The language model, where the SAE does not say."),
+]
+
+Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
+
+Data = Annotated[str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")]
+
+MaxTokens = Annotated[
+    int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
 ]
 
 Namespace = Annotated[
@@ -102,21 +121,13 @@ Several = list[str] | None
 
 
 def print_json(value: Any) -> None:
-    # Python's escapes of what an encoding has not are none of JSON's.
+    # In other encodings Python would write backslash escapes, which are not valid JSON.
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     print(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def print_hints(hints: list[str]) -> None:
-    """After the data, and not at all if nobody reads that (`fastzoo list | head`)."""
+    """Print to stderr after the data, or not at all if nobody reads the data (`fastzoo list | head`)."""
     sys.stdout.flush()
     for line in hints:
         print(line, file=sys.stderr)
-
-
-ModelName = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="The language model, where the SAE does not say."),
-]
-
-Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]

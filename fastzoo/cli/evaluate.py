@@ -6,30 +6,16 @@ from typing import Annotated
 
 import typer
 
-from fastzoo.cli.app import (
-    SOURCE_HELP,
-    Json,
-    ModelName,
-    Revision,
-    complete_names,
-    print_json,
-)
+from fastzoo.cli.app import Data, Json, MaxTokens, ModelName, Revision, Sources, print_json
 
 
 def evaluate_saes(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names),
-    ],
-    data: Annotated[
-        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
-    ] = "embedded",
+    sources: Sources,
+    data: Data = "embedded",
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
     model: ModelName = None,
     revision: Revision = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
-    ] = None,
+    max_tokens: MaxTokens = None,
     as_json: Json = False,
 ) -> None:
     """Measure SAEs of one language model, all in one pass."""

@@ -10,14 +10,12 @@ from typing import Any
 from fastzoo.core.tables import fits, print_table
 from fastzoo.results.figures import show
 
-Report = Mapping[str, Any]
-
 Section = tuple[list[str], list[list[list[str]]]]
-"""Headings, and of each token its lines, the highest rank first."""
+"""Headings, and for each token its lines, the highest rank first."""
 
 
-def print_tokens(report: Report) -> None:
-    """``of_special_tokens`` and ``of_token``; on a narrow terminal the sections below each other."""
+def print_tokens(report: Mapping[str, Any]) -> None:
+    """``by_token.of_special_tokens`` and ``of_token``; on a narrow terminal one section below another."""
     for name, found in _saes(report):
         _title(name, f"latents with the largest mean maximum, {_used(report)}")
         entries = found["tokens"]
@@ -41,14 +39,14 @@ def print_tokens(report: Report) -> None:
                 print_table(*_table(entries, [section]))
         if paper:
             print(
-                "'paper:' is arXiv 2506.07691, Appendix F.3; its numbers of latents are those of its "
+                "'paper:' is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's "
                 "own weights",
                 file=sys.stderr,
             )
 
 
 def _latents(prefix: str, found: Sequence[Mapping[str, Any] | None]) -> Section:
-    """Of each token the latents found for it, if it was looked for."""
+    """For each token the latents found for it, if it was looked for."""
     headings = [f"{prefix}latent", "mean max", "fired in"]
     return headings, [_ranked(counted) if counted else [] for counted in found]
 
@@ -77,8 +75,8 @@ def _table(
     return headings, lines
 
 
-def print_text(report: Report) -> None:
-    """``of_text``."""
+def print_text(report: Mapping[str, Any]) -> None:
+    """``by_token.of_text``."""
     for name, found in _saes(report):
         _title(name, "latents by activation")
         lines = [
@@ -95,8 +93,8 @@ def print_text(report: Report) -> None:
         print_table(headings, lines, left=(0, 2, 4), wrapped=True)
 
 
-def print_latents(report: Report) -> None:
-    """``of_latents``."""
+def print_latents(report: Mapping[str, Any]) -> None:
+    """``by_latent.of_latents``."""
     for name, found in _saes(report):
         for i, entry in enumerate(found["latents"]):
             if i:
@@ -130,7 +128,7 @@ def print_latents(report: Report) -> None:
 
 
 def _context(context: Mapping[str, Any]) -> str:
-    """The text around a maximum, which is in guillemets; activations behind their tokens."""
+    """The text around a maximum, which is in guillemets; activations stand behind their tokens."""
     parts = []
     for i, entry in enumerate(context["tokens"]):
         text = visible(entry["token"])
@@ -140,8 +138,8 @@ def _context(context: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def print_ranking(report: Report) -> None:
-    """``ranking``."""
+def print_ranking(report: Mapping[str, Any]) -> None:
+    """``by_latent.rank_by_activation`` and ``rank_by_output``."""
     output = report["rank"] == "output"
     for name, found in _saes(report):
         what = "latents by mean maximum activation"
@@ -172,8 +170,8 @@ def _quoted(entries: Sequence[Mapping[str, Any]]) -> str:
     return "  ".join(f"'{visible(x['token'])}'" for x in entries)
 
 
-def _saes(report: Report) -> Iterator[tuple[str, Any]]:
-    """One SAE after the other, an empty line between them."""
+def _saes(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """One SAE after the other, with an empty line in between."""
     for i, (name, found) in enumerate(report["saes"].items()):
         if i:
             print()
@@ -184,7 +182,7 @@ def _title(name: str, what: str) -> None:
     print(f"{name}: {what}")
 
 
-def _used(report: Report) -> str:
+def _used(report: Mapping[str, Any]) -> str:
     used = report["split"]["used"]
     return f"{used} dialogue{'s' if used != 1 else ''}"
 
@@ -195,5 +193,5 @@ def visible(text: str) -> str:
 
 
 def shown_token(text: str) -> str:
-    """A token's text in a cell of its own; quoted where there is nothing but spaces to see."""
+    """A token's text in a cell of its own; quoted if it is only spaces."""
     return f"'{text}'" if text.isspace() and text.isprintable() else visible(text)

@@ -6,19 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fastzoo.cli.app import (
-    SOURCE_HELP,
-    Json,
-    ModelName,
-    Revision,
-    complete_names,
-    print_json,
-)
+from fastzoo.cli.app import Data, Json, MaxTokens, ModelName, Revision, Sources, print_json
 from fastzoo.core.errors import InputError
+from fastzoo.core.text import one_line
 
 
 def find_features(
-    sources: Annotated[list[str], typer.Argument(help=SOURCE_HELP, autocompletion=complete_names)],
+    sources: Sources,
     text: Annotated[
         str | None, typer.Option(help="What fires on each token of this user message.")
     ] = None,
@@ -31,9 +25,7 @@ def find_features(
     ] = None,
     latent: Annotated[
         list[int] | None,
-        typer.Option(
-            min=0, help="Where this latent fires, and what it writes; more than once: each."
-        ),
+        typer.Option(min=0, help="Where this latent fires, and what it writes; can be repeated."),
     ] = None,
     rank: Annotated[
         str | None,
@@ -55,48 +47,49 @@ def find_features(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
-    data: Annotated[
-        str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")
-    ] = "embedded",
+    data: Data = "embedded",
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues, at most.")] = 1000,
     model: ModelName = None,
     revision: Revision = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
-    ] = None,
+    max_tokens: MaxTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Latents of SAEs of one language model: of special tokens (by default), or what is asked.
+    """Latents of SAEs of one language model: those of special tokens (by default), or what you ask for.
 
     For each special token the latents with the highest per-sample maximum, averaged over dialogues,
     as in arXiv 2506.07691, Appendix F.3.
     """
-    asked = {"--text": text is not None, "--token": token is not None, "--rank": rank is not None}
-    asked["--latent"] = bool(latent) and rank is None
-    if sum(asked.values()) > 1:
-        raise InputError(f"{' and '.join(k for k, v in asked.items() if v)} do not go together")
+    given = {"--text": text is not None, "--token": token is not None, "--rank": rank is not None}
+    given["--latent"] = bool(latent) and rank is None
+    asked = [option for option, is_given in given.items() if is_given]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} do not go together")
     if raw and text is None:
         raise InputError("--raw goes with --text")
+    if rank not in (None, "activation", "output"):
+        raise InputError(f"--rank: '{one_line(rank, 40)}' is not one of activation, output")
     for option, value in (("--candidates", candidates), ("--alpha", alpha)):
         if value is not None and rank != "output":
             raise InputError(f"{option} goes with --rank output")
     from fastzoo.cli import feature_tables as tables
-    from fastzoo.interpret import by_latent as latent_reports
-    from fastzoo.interpret import by_token as features
+    from fastzoo.interpret import by_latent, by_token
     from fastzoo.loading import assemble
 
     saes = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
+    show = tables.print_tokens
     if text is not None:
-        report = features.of_text(saes, text, raw=raw, top=top)
-        show = tables.print_text
+        report, show = by_token.of_text(saes, text, raw=raw, top=top), tables.print_text
     elif token is not None:
-        report = features.of_token(saes, token, dialogues=dialogues, top=top)
-        show = tables.print_tokens
-    elif rank is not None:
-        report = latent_reports.ranking(
+        report = by_token.of_token(saes, token, dialogues=dialogues, top=top)
+    elif rank == "activation":
+        report = by_latent.rank_by_activation(
+            saes, latents=latent or (), dialogues=dialogues, top=top
+        )
+        show = tables.print_ranking
+    elif rank == "output":
+        report = by_latent.rank_by_output(
             saes,
-            rank,
-            latents=latent or [],
+            latents=latent or (),
             candidates=256 if candidates is None else candidates,
             alpha=1.0 if alpha is None else alpha,
             dialogues=dialogues,
@@ -104,11 +97,10 @@ def find_features(
         )
         show = tables.print_ranking
     elif latent:
-        report = latent_reports.of_latents(saes, latent, dialogues=dialogues, top=top)
+        report = by_latent.of_latents(saes, latent, dialogues=dialogues, top=top)
         show = tables.print_latents
     else:
-        report = features.of_special_tokens(saes, dialogues=dialogues, top=top)
-        show = tables.print_tokens
+        report = by_token.of_special_tokens(saes, dialogues=dialogues, top=top)
     if as_json:
         print_json(report)
     else:

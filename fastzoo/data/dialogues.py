@@ -1,4 +1,4 @@
-"""Dialogues: rows of either convention become lists of ``{"role", "content"}``, or say why not."""
+"""Dialogues: rows of either convention become lists of ``{"role", "content"}``, or a reason why not."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ ROLES = {
 }
 """Roles of both conventions, as chat templates know them."""
 
-COLUMNS = ("messages", "conversations", "conversation")
+TURN_COLUMNS = ("messages", "conversations", "conversation")
 
-_SHORT = Repr()
-
+_SHORT = Repr()  # never walks through a whole row, which may be huge or deeply nested
 _SHORT.maxstring = _SHORT.maxother = 100
-"""Never walks through all of a row, which may be as large or as deep as it likes."""
 
 
 class Unusable(Exception):
     """A row that is skipped.
 
     Args:
-        reason: what it is counted under; goes into records, so it holds nothing of the row.
-        detail: more about this row, for an error that shows it.
+        reason: what the row is counted under; it goes into records, so it quotes nothing of the row.
+        detail: more about this row, for an error message.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -46,7 +44,7 @@ def read_dialogue(row: Any, column: str | None = None) -> Dialogue:
     """The turns of a row: ``messages`` (role, content) or ShareGPT's ``conversations`` (from, value).
 
     Args:
-        column: the column of the turns; by default the first of ``COLUMNS`` that the row has.
+        column: the column of the turns; by default the first of ``TURN_COLUMNS`` that the row has.
 
     Raises:
         Unusable: with the reason to count the row under.
@@ -54,9 +52,9 @@ def read_dialogue(row: Any, column: str | None = None) -> Dialogue:
     if not isinstance(row, dict):
         raise Unusable("malformed: not an object")
     if column is None:
-        column = next((name for name in COLUMNS if name in row), None)
+        column = next((name for name in TURN_COLUMNS if name in row), None)
     if column is None or column not in row:
-        raise Unusable(f"malformed: no column {column or ' or '.join(COLUMNS[:2])}")
+        raise Unusable(f"malformed: no column {column or ' or '.join(TURN_COLUMNS[:2])}")
     turns = row[column]
     if turns is None or turns == []:
         raise Unusable("empty")
@@ -83,8 +81,8 @@ def _read_turn(turn: Any) -> dict[str, str]:
 
 
 def _text_of(content: Any) -> str | None:
-    """Content as text, or None. A list of OpenAI's parts is their texts, with nothing in between (as
-    templates that know parts have it); an image, or any other kind of part, is no text.
+    """Content as text, or None. A list of OpenAI's text parts becomes their texts with nothing in
+    between, as templates that know parts write them; other parts, such as images, are not text.
     """
     if not isinstance(content, list):
         return content if isinstance(content, str) else None

@@ -1,16 +1,23 @@
-"""Text of special tokens that stands in content, told from the special tokens of the template.
+"""From text to token ids, where the text of a special token in someone's message stays text.
 
-A tokenizer splits text at its added tokens before anything else, whoever wrote them: "<|im_end|>" typed
-by a user ends the user's turn. So what was typed is broken by a marker character before the template
-is applied. The special tokens' texts that the rendered text still holds are the template's own, and
-what stands between them is encoded, without the markers, as if there were no special tokens.
+A tokenizer splits text at its added tokens first, whoever wrote them: "<|im_end|>" typed by a user ends
+the user's turn. So what was typed is broken by a marker character before the template is applied. The
+special tokens' texts that the rendered text still holds are the template's own; what stands between
+them is encoded, without the markers, as if there were no special tokens.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+
+from fastzoo.core.text import one_line
+from fastzoo.data.dialogues import Dialogue, Unusable
 
 WHITESPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -21,24 +28,218 @@ WHITESPACE = (
 MARKERS = tuple(map(chr, range(0xE000, 0xF900)))
 """Private-use characters."""
 
+MOST_CHARACTERS = 1 << 24
+"""A longer text is skipped: tokenising it would take several GB."""
+
+CHARACTERS_PER_TOKEN = 8
+"""More than text commonly has."""
+
+NEAR = 1000
+"""Characters around special tokens on which the way a tokenizer treats them is checked."""
+
+UNASSIGNED = "\U0010fffe"
+"""Not a character, so in no vocabulary: it gives the tokens for unknown text."""
+
+DROPPED = "text of a special token"
+
+INSEPARABLE = "text of a special token that this tokenizer cannot read as ordinary text"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row's text, ready to be tokenised by ``LiteralText.encode``."""
+
+    text: str
+    marker: str | None = None
+    """Breaks the special tokens' texts that stand in content; None where there are none to break."""
+    literal: bool = False
+    """Whether all of the text is content, in which no special token is recognised."""
+    special_text: bool = False
+    """Whether content holds the text of a special token."""
+
+
+class Encoder:
+    """A tokenizer without its chat template: ids of texts, and which ids are special."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        special = set(tokenizer.all_special_ids)
+        special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = np.array(sorted(special), dtype=np.int64)
+
+    def is_special(self, ids: np.ndarray) -> np.ndarray:
+        """(T,) bool, whether each token is one of the special ones."""
+        return np.isin(ids, self._special)
+
+    def tokenize(self, texts: Sequence[str], literal: bool = False) -> list[np.ndarray]:
+        """int64 token ids of each text, without a BOS or the like.
+
+        Args:
+            literal: the texts of special tokens are ordinary text.
+        """
+        if not texts:
+            return []
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            encoded = self.tokenizer(
+                list(texts), add_special_tokens=False, split_special_tokens=literal, verbose=False
+            )["input_ids"]
+        else:
+            # The same without offsets and lists that nobody reads: half the time for a long text.
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = literal
+            encoded = (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False))
+        return [np.asarray(ids, dtype=np.int64) for ids in encoded]
+
+    def tokenize_each(
+        self, texts: Sequence[str], literal: bool = False
+    ) -> list[np.ndarray | Unusable]:
+        """As ``tokenize``; a text that the tokenizer fails on gets the reason instead."""
+        try:
+            return list(self.tokenize(texts, literal))
+        except BaseException as error:
+            # A Rust panic, as on 10 MB of spaces, is not an Exception; its class cannot be imported.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            if len(texts) == 1:
+                return [Unusable("refused by the tokenizer", one_line(str(error)[:500], 80))]
+        return [ids for text in texts for ids in self.tokenize_each([text], literal)]
+
+
+class LiteralText:
+    """Renders and encodes rows so that only the chat template writes special tokens.
+
+    Args:
+        policy: what becomes of content with a special token's text (``DataSection.special_text``).
+    """
+
+    def __init__(self, encoder: Encoder, policy: str) -> None:
+        self._encoder, self._policy = encoder, policy
+        self._texts = SpecialTexts(encoder.tokenizer)
+
+    def render(self, dialogue: Dialogue, apply_template: Callable[[Dialogue], str]) -> Rendered:
+        """The text that the template makes of a dialogue. Raises Unusable."""
+        contents = [turn["content"] for turn in dialogue]
+        typed = self._typed("\0".join(contents))
+        joins = not typed and any(map(self._texts.could_join, contents))
+        if self._policy == "allow" or not (typed or joins):
+            return Rendered(apply_template(dialogue), special_text=typed)
+        marker, marked_contents = self._texts.mark(contents)
+        marked = apply_template(
+            [{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)]
+        )
+        if joins:
+            text = apply_template(dialogue)
+            if self._texts.split(marked)[1] == self._texts.split(text)[1]:
+                return Rendered(text)  # nothing was joined
+            if self._policy == "drop":
+                raise Unusable(DROPPED)
+        return Rendered(marked, marker, special_text=True)
+
+    def document(self, text: str) -> Rendered:
+        """Plain text, all of which is content. Raises Unusable."""
+        return Rendered(text, literal=self._policy != "allow", special_text=self._typed(text))
+
+    def _typed(self, text: str) -> bool:
+        typed = self._texts.typed(text)
+        if typed and self._policy == "drop":
+            raise Unusable(DROPPED)
+        return typed
+
+    def encode(
+        self, batch: Sequence[Rendered], limit: int | None = None
+    ) -> Iterator[np.ndarray | Unusable]:
+        """int64 token ids of each text, in order, or the reason why it cannot be used.
+
+        Args:
+            limit: how many tokens of each are wanted. Of a long text only the beginning is encoded,
+                as long as that has more tokens.
+        """
+        literal = any(rendered.literal for rendered in batch)
+        texts = [self._texts.beginning(r.text, limit) if limit else r.text for r in batch]
+        plain = [
+            text
+            for rendered, text in zip(batch, texts, strict=True)
+            if rendered.marker is None and len(text) <= MOST_CHARACTERS
+        ]
+        encoded = iter(self._encoder.tokenize_each(plain, literal))
+        for rendered, text in zip(batch, texts, strict=True):
+            try:
+                if len(text) > MOST_CHARACTERS:
+                    raise Unusable(f"longer than {MOST_CHARACTERS:,} characters")
+                if rendered.marker is None:
+                    ids = _usable(next(encoded))
+                else:
+                    ids = self._apart(text, rendered.marker)
+                if limit and len(ids) <= limit and len(text) < len(rendered.text):
+                    ids = _usable(*self.encode([rendered]))
+                if literal and self._forged(ids):
+                    raise Unusable(INSEPARABLE)
+                yield ids
+            except Unusable as unusable:
+                yield unusable
+
+    def _apart(self, text: str, marker: str) -> np.ndarray:
+        """Token ids of a template's text whose content is broken by markers. Raises Unusable."""
+        parts, special = self._texts.split(text)
+        # With the markers left in, both ways must agree. They do not for tokenizers that treat the
+        # start of a text differently, or that find special tokens by other rules than these. Text
+        # far from a special token has no influence on this.
+        near = [
+            part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts
+        ]
+        together = "".join(a + b for a, b in zip(near, [*special, ""], strict=True))
+        if not np.array_equal(
+            self._joined(near, special), _usable(*self._encoder.tokenize_each([together]))
+        ):
+            raise Unusable(INSEPARABLE)
+        return self._joined([part.replace(marker, "") for part in parts], special)
+
+    def _joined(self, parts: Sequence[str], special: Sequence[str]) -> np.ndarray:
+        """Token ids of ordinary text with special tokens in between. Raises Unusable."""
+        texts, numbers = self._texts.stripped(parts, special)
+        encoded = iter(self._encoder.tokenize_each([text for text in texts if text], literal=True))
+        joined: list[Any] = []
+        for text, number in zip(texts, [*numbers, None], strict=True):
+            ids = _usable(next(encoded)) if text else np.empty(0, np.int64)
+            if self._forged(ids):
+                raise Unusable(INSEPARABLE)
+            joined += [ids, [] if number is None else [number]]
+        return np.concatenate(joined).astype(np.int64)
+
+    def _forged(self, ids: np.ndarray) -> bool:
+        """Whether ordinary text gave a special token other than the one for unknown text."""
+        return not np.isin(ids[self._encoder.is_special(ids)], self._unknown).all()
+
+    @cached_property
+    def _unknown(self) -> np.ndarray:
+        (ids,) = self._encoder.tokenize_each([UNASSIGNED], literal=True)
+        return np.empty(0, np.int64) if isinstance(ids, Unusable) else ids
+
+
+def _usable(ids: np.ndarray | Unusable) -> np.ndarray:
+    if isinstance(ids, Unusable):
+        raise ids
+    return ids
+
 
 class SpecialTexts:
-    """The texts of a tokenizer's special tokens."""
+    """The texts of a tokenizer's special tokens, and where they stand in other text."""
 
     def __init__(self, tokenizer: Any) -> None:
         added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.content}
         self._added = added
         special = [text for text, (_, token) in added.items() if token.special]
         self._special = set(special)
-        # Where tokenizers split: at the leftmost added token, of several there at the longest.
+        # Tokenizers split at the leftmost added token; if several start there, at the longest.
         self._anywhere = _any_of(added)
-        self._typed = _first_of_any_of(special)
+        self._first = _first_of_any_of(special)
         self._heads = {text[:n] for text in special for n in range(1, len(text))}
         self._tails = {text[n:] for text in special for n in range(1, len(text))}
-        self._first, self._last = {text[0] for text in special}, {text[-1] for text in special}
         self._together = "\0".join(special)
-        self._longest = max(map(len, special), default=0)
-        # Characters that the template could write itself are no markers.
+        self._longest = max(map(len, special), default=1)
+        # A character that the template could write itself cannot be a marker.
         taken = set(f"{tokenizer.chat_template}{self._together}")
         self._markers = [c for c in MARKERS if c not in taken]
         # Tokens with ``normalized`` are looked for in normalised text: a full-width ＜s＞ can be one.
@@ -50,7 +251,7 @@ class SpecialTexts:
 
     def typed(self, text: str) -> bool:
         """Whether the tokenizer would find a special token in ``text``."""
-        if self._typed.search(text):
+        if self._first.search(text):
             return True
         return bool(self._normalise and self._normalised.search(self._normalise(text)))
 
@@ -61,56 +262,54 @@ class SpecialTexts:
 
     def _joins_before(self, core: str) -> bool:
         start = core[: self._longest]
-        if self._last.isdisjoint(start):  # by far the most
-            return self._within(core)
         return self._within(core) or any(start[:n] in self._tails for n in range(1, len(start) + 1))
 
     def _joins_after(self, core: str) -> bool:
-        end = core[-self._longest :] if self._longest else ""
-        if self._first.isdisjoint(end):
-            return self._within(core)
+        end = core[-self._longest :]
         return self._within(core) or any(end[n:] in self._heads for n in range(len(end)))
 
     def _within(self, core: str) -> bool:
-        """Whether ``core`` stands inside of a special token's text."""
         return 0 < len(core) < self._longest and core in self._together
 
-    def marker(self, texts: Sequence[str]) -> str | None:
-        """A character that occurs neither in ``texts`` nor in the template; None: they use up all."""
-        used = set().union(*texts)
-        return next((c for c in self._markers if c not in used), None)
+    def mark(self, texts: Sequence[str]) -> tuple[str, list[str]]:
+        """A character found in neither ``texts`` nor the template, and ``texts`` with every special
+        token's text broken by it.
 
-    def mark(self, text: str, marker: str) -> str | None:
-        """``text`` with its special tokens' texts broken; None: one of a single character cannot be."""
-        marked = self._typed.sub(rf"\g<0>{marker}", text)
-        if self._typed.search(marked):
-            return None
+        Raises:
+            Unusable: no such character is left, or a special token is a single character.
+        """
+        used = set().union(*texts)
+        marker = next((c for c in self._markers if c not in used), None)
+        if marker is None:
+            raise Unusable(INSEPARABLE)
+        return marker, [self._marked(text, marker) for text in texts]
+
+    def _marked(self, text: str, marker: str) -> str:
+        marked = self._first.sub(rf"\g<0>{marker}", text)
+        if self._first.search(marked):
+            raise Unusable(INSEPARABLE)
         core = marked.strip()
-        # Inside of the white space around it: a template that trims content must find it.
+        # Inside the white space around it: a template that trims content must find the white space.
         before = marker if self._joins_before(core) else ""
         after = marker if self._joins_after(core) else ""
         return marked.replace(core, before + core + after, 1) if before or after else marked
 
-    def sequence(self, rendered: str) -> list[str]:
-        """The special tokens' texts in rendered text, in order."""
-        return [m[0] for m in self._anywhere.finditer(rendered) if m[0] in self._special]
-
-    def split(self, rendered: str) -> list[str]:
-        """Rendered text in parts: text, special token, text, special token, ..., text."""
-        parts, start = [], 0
+    def split(self, rendered: str) -> tuple[list[str], list[str]]:
+        """The special tokens' texts in rendered text, and the text before, between and after them
+        (one more).
+        """
+        parts, special, start = [], [], 0
         for match in self._anywhere.finditer(rendered):
             if match[0] in self._special:
-                parts += [rendered[start : match.start()], match[0]]
+                parts.append(rendered[start : match.start()])
+                special.append(match[0])
                 start = match.end()
-        return [*parts, rendered[start:]]
+        return [*parts, rendered[start:]], special
 
-    def between(self, parts: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Of such parts the texts, without the white space that special tokens swallow, and the ids of
-        the special tokens.
-        """
-        texts = list(parts[::2])
-        ids = []
-        for i, text in enumerate(parts[1::2]):
+    def stripped(self, parts: Sequence[str], special: Sequence[str]) -> tuple[list[str], list[int]]:
+        """The parts without the white space that the special tokens swallow, and the tokens' ids."""
+        texts, ids = list(parts), []
+        for i, text in enumerate(special):
             number, token = self._added[text]
             ids.append(number)
             if token.lstrip:
@@ -119,10 +318,11 @@ class SpecialTexts:
                 texts[i + 1] = texts[i + 1].lstrip(WHITESPACE)
         return texts, ids
 
-    def beginning(self, rendered: str, characters: int) -> str:
-        """``rendered``, or its first part if it has over twice ``characters``: it ends after a special
-        token, so that its token ids are the first of those of the whole text.
+    def beginning(self, rendered: str, limit: int) -> str:
+        """A first part that is very likely to have more than ``limit`` tokens. It ends after a special
+        token, so that its token ids are the first ones of the whole text.
         """
+        characters = CHARACTERS_PER_TOKEN * limit
         if len(rendered) <= 2 * characters:
             return rendered
         for match in self._anywhere.finditer(rendered):
@@ -133,8 +333,8 @@ class SpecialTexts:
         return rendered
 
 
-def _any_of(texts: Any) -> re.Pattern[str]:
-    """A pattern of any of ``texts``, the longest first; of none, one that matches nowhere."""
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of any of ``texts``, the longest first; without texts, one that never matches."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 

@@ -1,7 +1,5 @@
-"""Rows of data: an embedded set, a local JSONL or Parquet file, or a streamed Hub dataset.
-
-A source can be iterated many times in a reproducible order, and sets rows aside for evaluation.
-"""
+"""Rows of data from the embedded set, a local JSONL or Parquet file, or a streamed Hub dataset: in a
+reproducible order, epoch after epoch, with the first rows set aside for evaluation."""
 
 from __future__ import annotations
 
@@ -24,16 +22,16 @@ from fastzoo.core.text import one_line
 from fastzoo.hub.retries import TRIES, passes_by_itself, patiently, reason, wait
 
 Row = tuple[int, Any]
-"""Row number (from 0) and value. The number is the row's place in its file, in all epochs the same;
-for a streamed dataset of several files, the file's number times SHARD_NUMBERS plus that."""
+"""Row number (from 0) and value. The number is the row's place in its file, the same in all epochs; in
+a streamed dataset, SHARD_NUMBERS times the number of the file is added to it."""
 
 SHARD_NUMBERS = 10**9
-"""Row numbers of one file of a streamed dataset: row 3000000017 is row 17 of file 3."""
+"""Row 3000000017 of a streamed dataset is row 17 of its file 3."""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a source is, for the record: never an absolute path."""
+    """Where rows come from, for the record; never an absolute path."""
 
     name: str
     kind: str
@@ -41,20 +39,20 @@ class SourceInfo:
     revision: str | None
     """sha256 of a file, commit of a Hub dataset."""
     rows: int | None
-    """None where it is not known (streamed)."""
+    """None if it is not known (streamed)."""
 
 
 class Rows(Protocol):
     info: SourceInfo
 
     def held_out(self) -> Iterator[Row]:
-        """Rows to set aside for evaluation: as many as wanted, from the start of these."""
+        """Rows to set aside for evaluation: take as many as wanted from the start."""
         ...
 
     def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
         """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``.
 
-        The first ``start`` of these are left out, which is faster than reading past them.
+        The first ``start`` of them are skipped, which is faster than reading past them.
         """
         ...
 
@@ -63,7 +61,7 @@ class JsonlTable:
     """Lines of a JSONL file by number. The whole file is checked when it is opened.
 
     Raises:
-        DataError: a line is not JSON or not UTF-8 (names it), or there is no line at all.
+        DataError: a line is not JSON or not UTF-8; names the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +112,7 @@ class ParquetTable:
 
 
 class TableRows:
-    """Rows of a table of known size; shuffled whole, with an order of its own for every epoch."""
+    """Rows of a table of known size; shuffled as a whole, in a different order every epoch."""
 
     def __init__(
         self, table: JsonlTable | ParquetTable, info: SourceInfo, seed: int, shuffle: bool
@@ -137,18 +135,18 @@ class TableRows:
 
 
 class HubRows:
-    """A Hub dataset, streamed; its first rows, in the order of its files, are set aside.
+    """A streamed Hub dataset; its first rows, in the order of its files, are set aside.
 
-    Shuffled, an epoch reads the files in an order of its own and cuts their rows into windows of
-    ``shuffle_rows``, which are shuffled one by one: a window is held in memory, and any place in an
-    epoch can be found again. To start there, what lies before the window is skipped: a file wholly,
-    if its number of rows is known, because it was read to its end before or is Parquet, which ends
-    with it; any other is read through.
+    A shuffled epoch reads the files in its own order and cuts their rows into windows of
+    ``shuffle_rows``, each of which is held in memory and shuffled, so any place in an epoch can be
+    found again. To start there, whatever lies before the window is skipped: whole files if their
+    number of rows is known (from an earlier reading, or from a Parquet file's end); other files are
+    read through.
 
-    A connection that fails is tried again (``retries``), and the stream goes on at the same row.
+    After a failed connection the stream goes on at the same row (``hub.retries``).
 
     Raises:
-        HubError: the dataset or a file of it is not there, or cannot be reached for too long.
+        HubError: the dataset or one of its files does not exist, or cannot be reached for too long.
         DataError: no such subset or split; a file or row that cannot be read.
     """
 
@@ -175,7 +173,7 @@ class HubRows:
             ) from None
         self.info = SourceInfo(section.source, "hub", revision, None)
         self._shards = self._data.num_shards
-        if len(self._files) != self._shards:  # no file per shard, or not known which
+        if len(self._files) != self._shards:  # shards are not files, or it is not known which
             self._files = [f"file {shard}" for shard in range(self._shards)]
         self._lengths: dict[int, int] = {}
 
@@ -196,12 +194,12 @@ class HubRows:
             )
             for place in places[within:]:
                 yield taken[place]
-            # Given away before the next window is read: one at a time is enough to hold.
+            # Freed before the next window is read, so that only one is in memory.
             taken.clear()
             window, within = window + 1, 0
 
     def _from(self, shards: Iterable[int], held_out: int, start: int) -> Iterator[Row]:
-        """Rows of these shards, one after the other, from the ``start``-th that is not held out."""
+        """Rows of these shards in order, from the ``start``-th one that is not held out."""
         first = self._held_out_of_shards(held_out)
         for shard in shards:
             begin = first.get(shard, 0)
@@ -219,20 +217,20 @@ class HubRows:
                     yield row
 
     def _held_out_of_shards(self, held_out: int) -> dict[int, int]:
-        """How many rows at the start of each shard are among the first ``held_out``."""
+        """How many rows at the start of each shard are held out."""
         held: dict[int, int] = {}
         for shard in range(self._shards):
             if held_out == 0:
                 break
             length = self._length(shard)
-            if length is None:  # as many as it has, if it has enough
+            if length is None:
                 length = sum(1 for _ in islice(self._read(shard), held_out))
             held[shard] = min(length, held_out)
             held_out -= held[shard]
         return held
 
     def _length(self, shard: int) -> int | None:
-        """Number of rows of a shard, if it can be known without reading them."""
+        """Number of rows of a shard, if it is known without reading them."""
         if shard not in self._lengths and self._files[shard].endswith(".parquet"):
             from fastzoo.hub.streaming import parquet_rows
 
@@ -246,7 +244,7 @@ class HubRows:
         return self._lengths.get(shard)
 
     def _read(self, shard: int, row: int = 0) -> Iterator[Row]:
-        """Rows of a shard from ``row`` (at most their number) on."""
+        """Rows of a shard, from number ``row`` on."""
         failed = 0
         while True:
             try:
@@ -267,7 +265,7 @@ class HubRows:
 
 
 def _wait_or_end(error: Exception, where: str, failed: int) -> None:
-    """After the ``failed``-th error in a row: wait until the next try, or end with an error of ours."""
+    """After the ``failed``-th error in succession: wait for the next try, or raise FastzooError."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if passes_by_itself(error):
@@ -280,13 +278,13 @@ def _wait_or_end(error: Exception, where: str, failed: int) -> None:
     elif isinstance(error, HfHubHTTPError | FileNotFoundError):
         status = getattr(getattr(error, "response", None), "status_code", 404)
         kind = AccessError if status in (401, 403) else NotFoundError
-        raise kind(f"{where}: not to be had any more ({reason(error)})") from None
+        raise kind(f"{where}: no longer available ({reason(error)})") from None
     else:
         raise DataError(f"{where}: cannot be read ({one_line(error, 150)})") from None
 
 
 def _generator(seed: int, salt: str) -> np.random.Generator:
-    """Random numbers that depend on these two alone."""
+    """Random numbers that depend on nothing but these two."""
     return np.random.default_rng(list(hashlib.sha256(f"{seed} {salt}".encode()).digest()))
 
 
@@ -295,7 +293,7 @@ def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str
     from fastzoo.hub.streaming import use_patient_files
 
     datasets = _datasets()
-    # What it logs is a failure that is raised as well. Its own retries would take many minutes.
+    # What it logs is raised as well. Its own retries would take many minutes.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
@@ -307,7 +305,7 @@ def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str
 
 
 def _datasets() -> Any:
-    """The datasets library, quiet and without its request to another host on every load."""
+    """The datasets library, silent and without its download counter's request on every load."""
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
 
@@ -316,18 +314,18 @@ def _datasets() -> Any:
 
 
 def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
-    """Open the source that a recipe names.
+    """Open the rows that a recipe names.
 
     Raises:
         DataError: missing file, unknown kind of file, broken or empty file.
-        HubError: the dataset cannot be reached or is not there.
+        HubError: the dataset does not exist or cannot be reached.
     """
     if section.source == EMBEDDED_DATA:
         from fastzoo import tiny
 
         path = tiny.DIALOGUES if isinstance(section, DataSection) else tiny.TEXTS
         return _table_rows(path, "embedded", section.shuffle, seed)
-    # Of os.path: takes a name that no file can have for no file.
+    # os.path's functions, which also take names that no file can have.
     path = Path(os.path.expanduser(section.source))
     if os.path.isfile(path):
         return _table_rows(path, "file", section.shuffle, seed)
@@ -341,7 +339,7 @@ def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
 
 
 def held_out_embedded(seed: int) -> Rows:
-    """The dialogues kept apart from the embedded set when it was made."""
+    """The embedded set's own evaluation dialogues."""
     from fastzoo import tiny
 
     return _table_rows(tiny.HELDOUT, "embedded", False, seed)

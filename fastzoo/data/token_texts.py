@@ -16,20 +16,21 @@ class TokenTexts:
         self._known: dict[int, str] = {}
 
     def __call__(self, number: int) -> str:
-        """A token's text; a part of a character as the vocabulary writes it."""
+        """A token's text; if it is part of a character, as the vocabulary writes it."""
         if number not in self._known:
             word = str(self._tokenizer.convert_ids_to_tokens(number))
-            # Of a single token, decoding drops the space that SentencePiece writes so.
-            text = word.replace("▁", " ") if "▁" in word else self._decode(number)
+            # Decoding a single token drops the space that SentencePiece writes so.
+            text = word.replace("▁", " ") if "▁" in word else self.decode([number])
             self._known[number] = word if "\ufffd" in text or not text else text
         return self._known[number]
 
-    def _decode(self, number: int) -> str:
-        return str(self._tokenizer.decode([number], clean_up_tokenization_spaces=False))
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens together, special ones included, as it was written."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def inside_words(self, ids: Sequence[int]) -> np.ndarray:
-        """(tokens,) bool: those that go on with a word, by a small letter after a letter. Scripts without
-        small letters have none, nor has the "Name" of "getName"."""
+        """(tokens,) bool: tokens that continue a word, with a lower-case letter after a letter. Scripts
+        without lower case have none, and neither has the "Name" of "getName"."""
         texts = [self(number) or " " for number in ids]
         found = np.zeros(len(texts), dtype=bool)
         for i in range(1, len(texts)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from jinja2 import TemplateSyntaxError
 from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import ModelError
 from fastzoo.core.text import one_line
-from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
-from fastzoo.data.literal_text import SpecialTexts
+from fastzoo.data.dialogues import Unusable, read_dialogue
+from fastzoo.data.literal_text import DROPPED, INSEPARABLE, Encoder, LiteralText, Rendered
 from fastzoo.data.rows import Row
 from fastzoo.data.sequences import Counts, TokenSequence
 
@@ -22,43 +23,80 @@ BATCH_ROWS = 64
 """Dialogues tokenised at once."""
 
 BATCH_CHARACTERS = 1 << 22
-"""No more rows are read once those of a batch hold this many: a tokenizer takes 200 bytes for each."""
+"""A batch ends once its rows hold this many characters: a tokenizer takes 200 bytes for each."""
 
-MOST_CHARACTERS = 1 << 24
-"""A longer text is skipped: to tokenise it would take several GB."""
-
-CHARACTERS_PER_TOKEN = 8
-"""More than text commonly has. A dialogue that is to be truncated is first cut after so many."""
-
-NEAR = 1000
-"""Characters around special tokens by which a tokenizer's way with them is checked."""
-
-UNKNOWN = "\U0010fffe"
-"""No character: what is not in a vocabulary is tokenised like this."""
-
-DROPPED = "text of a special token"
-
-INSEPARABLE = "text of a special token that this tokenizer cannot read as ordinary text"
+Turns = Sequence[Mapping[str, str]]
+"""A dialogue: ``{"role", "content"}`` of each turn."""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A row's text as it is to be tokenised."""
-
-    text: str
-    marker: str | None = None
-    """Breaks the special tokens' texts that stand in content; None: nothing is to be kept apart."""
-    special_text: bool = False
-    """Whether content holds the text of a special token."""
-    whole: str | None = None
-    """All of it, where ``text`` is only its beginning."""
+# --- the chat template ---------------------------------------------------------------------------
 
 
-class ChatTokenizer:
+def apply_template(
+    tokenizer: Any,
+    turns: Turns,
+    *,
+    date: str = DataSection().date,
+    answer: bool = False,
+    tokenize: bool = False,
+) -> Any:
+    """The text of a dialogue by the tokenizer's chat template or, with ``tokenize``, its token ids.
+
+    Everything that a model reads is written here, so that it never depends on today's date.
+
+    Args:
+        date: what templates that print a date print instead of today's.
+        answer: whether the beginning of an answer follows (``add_generation_prompt``).
+
+    Raises:
+        ModelError: today's date cannot be kept out.
+        Exception: a template is a program and can fail in any way.
+    """
+    written = tokenizer.apply_chat_template(
+        list(turns),
+        chat_template=with_fixed_date(tokenizer.get_chat_template(), date),
+        add_generation_prompt=answer,
+        tokenize=tokenize,
+        return_dict=tokenize,
+        date_string=date,
+    )
+    return list(written["input_ids"]) if tokenize else str(written)
+
+
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"\\]*)\1\s*\)""")
+
+
+@lru_cache(maxsize=16)
+def with_fixed_date(template: str, date: str) -> str:
+    """A chat template in which ``date`` stands for every ``strftime_now("...")``: in that format if it
+    is written like "26 Jul 2024", else as it is.
+
+    transformers hands a template only plain data, so the function itself cannot be replaced.
+
+    Raises:
+        ModelError: the format is not a plain string.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        try:
+            return repr(datetime.strptime(date, "%d %b %Y").strftime(match[2]))
+        except ValueError:
+            return repr(date)
+
+    fixed = _TODAY.sub(written, template)
+    if re.search(r"strftime_now\s*\(", fixed):
+        raise ModelError(
+            "the chat template prints today's date in a way that data.date cannot replace; results "
+            "would depend on the day"
+        )
+    return fixed
+
+
+class ChatTokenizer(Encoder):
     """A model's tokenizer and chat template, applied once and without a second BOS.
 
     Args:
-        embeddings: token ids that the model has an embedding for, if that is known.
+        embeddings: how many token ids the model has an embedding for, if that is known.
 
     Raises:
         ModelError: the tokenizer has no usable chat template, or it is not this model's.
@@ -73,13 +111,9 @@ class ChatTokenizer:
                 f"model.name: {self.model_name} has no chat template; dialogues need one, so use "
                 "the model's instruct version"
             )
-        self.tokenizer, self.data, self.embeddings = tokenizer, data, embeddings
-        special = set(tokenizer.all_special_ids)
-        special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        # The last one stands for all larger ids.
-        self._is_special = np.zeros(max(special, default=-1) + 2, dtype=bool)
-        self._is_special[list(special)] = True
-        self._texts = SpecialTexts(tokenizer)
+        super().__init__(tokenizer)
+        self.data, self.embeddings = data, embeddings
+        self._literal = LiteralText(self, data.special_text)
         self._template = one_line(tokenizer.chat_template, 1_000_000)
         self._check_embeddings()
 
@@ -87,8 +121,8 @@ class ChatTokenizer:
         """A few ids beyond the model's may be those of tokens for images, which no text has."""
         largest = self.tokenizer.vocab_size - 1
         try:
-            turn = {"role": "user", "content": "a"}
-            largest = max([largest, *self._ids(Text(self._apply([turn]))).tolist()])
+            (ids,) = self.tokenize([self.apply_template([{"role": "user", "content": "a"}])])
+            largest = max([largest, *ids.tolist()])
         except Unusable:
             pass  # a template that wants more than this
         if self.embeddings is not None and largest >= self.embeddings:
@@ -98,42 +132,17 @@ class ChatTokenizer:
                 "do not belong together"
             )
 
-    # --- from rows to text ---
+    def apply_template(self, turns: Turns, *, answer: bool = False) -> str:
+        """The chat template's text of a dialogue, as ``apply_template`` gives it.
 
-    def render(self, row: Any) -> Text:
-        """The text of a dialogue row. Raises Unusable."""
-        dialogue = read_dialogue(row, self.data.column)
-        contents = [turn["content"] for turn in dialogue]
-        for content in contents:
-            _check_unicode(content)
-        policy = self.data.special_text
-        typed = self._texts.typed("\0".join(contents))
-        if typed and policy == "drop":
-            raise Unusable(DROPPED)
-        joins = not typed and any(map(self._texts.could_join, contents))
-        if policy == "allow" or not (typed or joins):
-            return Text(self._apply(dialogue), special_text=typed)
-        marker = self._texts.marker(contents)
-        marks = [self._texts.mark(content, marker) if marker else None for content in contents]
-        if marker is None or None in marks:
-            raise Unusable(INSEPARABLE)
-        marked = self._apply(
-            [{**turn, "content": mark or ""} for turn, mark in zip(dialogue, marks, strict=True)]
-        )
-        if joins:
-            text = self._apply(dialogue)
-            if self._texts.sequence(marked) == self._texts.sequence(text):
-                return Text(text)  # nothing was joined
-            if policy == "drop":
-                raise Unusable(DROPPED)
-        return Text(marked, marker, special_text=True)
-
-    def _apply(self, dialogue: Dialogue) -> str:
-        """The chat template's text of a dialogue. Raises Unusable."""
+        Raises:
+            Unusable: the template refuses the dialogue, or writes nothing.
+            ModelError: the template itself is broken.
+        """
         try:
-            text = self.tokenizer.apply_chat_template(
-                dialogue, tokenize=False, add_generation_prompt=False, date_string=self.data.date
-            )
+            text: str = apply_template(self.tokenizer, turns, date=self.data.date, answer=answer)
+        except ModelError:
+            raise
         except TemplateSyntaxError as error:
             raise ModelError(
                 f"model.name: the chat template of {self.model_name} is not valid Jinja "
@@ -149,103 +158,22 @@ class ChatTokenizer:
             raise Unusable("nothing rendered by the chat template")
         return text
 
-    def _read_document(self, row: Any, column: str) -> Text:
+    # --- rows ---
+
+    def render(self, row: Any) -> Rendered:
+        """The text of a dialogue row. Raises Unusable."""
+        dialogue = read_dialogue(row, self.data.column)
+        for turn in dialogue:
+            _check_unicode(turn["content"])
+        return self._literal.render(dialogue, self.apply_template)
+
+    def _document(self, row: Any, column: str) -> Rendered:
         """The text of a row of plain text, all of which is content. Raises Unusable."""
         text = row.get(column) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise Unusable(f"malformed: no text in column {column}")
         _check_unicode(text)
-        typed = self._texts.typed(text)
-        if typed and self.data.special_text == "drop":
-            raise Unusable(DROPPED)
-        return Text(text, special_text=typed)
-
-    # --- from text to tokens ---
-
-    def tokenize(self, texts: Sequence[str], *, literal: bool = False) -> list[np.ndarray]:
-        """Token ids of texts, nothing added to them.
-
-        Args:
-            literal: the texts of special tokens are ordinary text.
-        """
-        if not texts:
-            return []
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            encoded = self.tokenizer(
-                list(texts), add_special_tokens=False, split_special_tokens=literal, verbose=False
-            )["input_ids"]
-        else:
-            # The same without offsets and lists that nobody reads: half the time for a long text.
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode_special_tokens = literal
-            encoded = (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False))
-        return [np.asarray(ids, dtype=np.int64) for ids in encoded]
-
-    def _tokenize_each(
-        self, texts: Sequence[str], literal: bool = False
-    ) -> list[np.ndarray | Unusable]:
-        """``tokenize``, and for a text that the tokenizer fails at, why it is skipped."""
-        try:
-            return list(self.tokenize(texts, literal=literal))
-        except BaseException as error:
-            # A panic of Rust, as for 10 MB of spaces, is no Exception and has no class to import.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            if len(texts) == 1:
-                return [Unusable("refused by the tokenizer", one_line(str(error)[:500], 80))]
-        return [ids for text in texts for ids in self._tokenize_each([text], literal)]
-
-    def _ids(self, text: Text, literal: bool = False) -> np.ndarray:
-        """Token ids of one text. Raises Unusable."""
-        if text.marker is not None:
-            return self._ids_apart(text.text, text.marker)
-        ids = self._tokenize_each([text.text], literal)[0]
-        if isinstance(ids, Unusable):
-            raise ids
-        return ids
-
-    def _ids_apart(self, text: str, marker: str) -> np.ndarray:
-        """Token ids of a template's text whose content is broken by markers. Raises Unusable."""
-        parts = self._texts.split(text)
-        # The markers left in, both ways must agree: they do not for tokenizers that treat the start
-        # of a text in a way of its own, or that find special tokens by other rules than these. What
-        # is far from a special token has no say in this.
-        near = [
-            part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts
-        ]
-        if not np.array_equal(self._joined(near), self._ids(Text("".join(near)))):
-            raise Unusable(INSEPARABLE)
-        return self._joined([part.replace(marker, "") for part in parts])
-
-    def _joined(self, parts: list[str]) -> np.ndarray:
-        """Token ids of parts: ordinary text and special tokens in turn. Raises Unusable."""
-        texts, special = self._texts.between(parts)
-        encoded = iter(self._tokenize_each([text for text in texts if text], literal=True))
-        joined: list[Any] = []
-        for text, number in zip(texts, [*special, None], strict=True):
-            ids = next(encoded) if text else np.empty(0, np.int64)
-            if isinstance(ids, Unusable):
-                raise ids
-            if self._forged(ids):
-                raise Unusable(INSEPARABLE)
-            joined += [ids, [] if number is None else [number]]
-        return np.concatenate(joined).astype(np.int64)
-
-    def _forged(self, ids: np.ndarray) -> bool:
-        """Whether ordinary text gave a special token, other than the one for what is unknown."""
-        return not np.isin(ids[self.is_special(ids)], self._unknown).all()
-
-    @cached_property
-    def _unknown(self) -> np.ndarray:
-        """What the tokenizer makes of a character of no vocabulary."""
-        ids = self._tokenize_each([UNKNOWN], literal=True)[0]
-        return np.empty(0, np.int64) if isinstance(ids, Unusable) else ids
-
-    def is_special(self, ids: np.ndarray) -> np.ndarray:
-        """(T,) bool, whether each token is one of the special ones."""
-        return self._is_special[np.minimum(ids, len(self._is_special) - 1)]
+        return self._literal.document(text)
 
     def sequence(self, ids: np.ndarray, index: int) -> TokenSequence:
         """One dialogue as a sequence of its own."""
@@ -256,14 +184,12 @@ class ChatTokenizer:
             self.is_special(ids),
         )
 
-    # --- rows in order ---
-
     def dialogues(
         self, rows: Iterable[Row], counts: Counts, *, truncate: bool = True
     ) -> Iterator[TokenSequence]:
         """Sequences of the usable rows, in order; truncated to ``max_tokens`` unless told not to."""
         limit = self.data.max_tokens if truncate else None
-        for index, ids in self._encode(rows, counts, self.render, limit=limit):
+        for index, ids in self._encode(rows, counts, self.render, limit):
             if limit and len(ids) > limit:
                 counts.truncated += 1
                 ids = ids[:limit]
@@ -271,65 +197,48 @@ class ChatTokenizer:
 
     def texts(self, rows: Iterable[Row], column: str, counts: Counts) -> Iterator[TokenSequence]:
         """Sequences of whole documents."""
-
-        def read(row: Any) -> Text:
-            return self._read_document(row, column)
-
-        literal = self.data.special_text != "allow"
-        for index, ids in self._encode(rows, counts, read, literal=literal):
+        for index, ids in self._encode(rows, counts, lambda row: self._document(row, column)):
             yield self.sequence(ids, index)
 
     def _encode(
         self,
         rows: Iterable[Row],
         counts: Counts,
-        read: Callable[[Any], Text],
-        *,
-        literal: bool = False,
+        read: Callable[[Any], Rendered],
         limit: int | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Token ids of the rows' texts, in order; every row is counted when its turn comes.
+        """Row number and token ids of the usable rows, in order; each row is counted in its turn.
 
         Args:
-            literal: all of a text is content, in which no special token is recognised.
-            limit: tokens that are wanted of each; more may be given.
+            limit: how many tokens of each are wanted; more may be given.
         """
-        for batch in self._batches(rows, read, limit):
-            plain = [t.text for _, t in batch if isinstance(t, Text) and t.marker is None]
-            tokenized = iter(self._tokenize_each(plain, literal))
+        for batch in self._batches(rows, read):
+            encoded = self._literal.encode([t for _, t in batch if isinstance(t, Rendered)], limit)
             for (number, row), text in batch:
                 counts.rows += 1
-                try:
-                    if isinstance(text, Unusable):
-                        raise text
+                if isinstance(text, Unusable):
+                    counts.special_text += text.reason in (DROPPED, INSEPARABLE)
+                    found: np.ndarray | Unusable = text
+                else:
                     counts.special_text += text.special_text
-                    ids = next(tokenized) if text.marker is None else self._ids(text)
-                    if isinstance(ids, Unusable):
-                        raise ids
-                    if text.whole is not None and len(ids) <= (limit or 0):
-                        whole = replace(text, text=text.whole, whole=None)
-                        ids = self._ids(self._cut(whole, None), literal)
-                    self._check(ids, literal)
-                except Unusable as unusable:
-                    if isinstance(text, Unusable):
-                        counts.special_text += unusable.reason in (DROPPED, INSEPARABLE)
-                    counts.skip(unusable.reason, number, row, unusable.detail)
-                    continue
-                counts.used += 1
-                yield number, ids
+                    found = self._checked(next(encoded))
+                if isinstance(found, Unusable):
+                    counts.skip(found.reason, number, row, found.detail)
+                else:
+                    counts.used += 1
+                    yield number, found
 
     def _batches(
-        self, rows: Iterable[Row], read: Callable[[Any], Text], limit: int | None
-    ) -> Iterator[list[tuple[Row, Text | Unusable]]]:
-        """Rows with their texts or why they have none, as many as are tokenised at once."""
-        batch: list[tuple[Row, Text | Unusable]] = []
+        self, rows: Iterable[Row], read: Callable[[Any], Rendered]
+    ) -> Iterator[list[tuple[Row, Rendered | Unusable]]]:
+        """Rows with their texts, or why they have none, as many as are tokenised at once."""
+        batch: list[tuple[Row, Rendered | Unusable]] = []
         characters = 0
         for number, row in rows:
-            found: Text | Unusable
+            found: Rendered | Unusable
             try:
                 found = read(row)
                 characters += len(found.text)
-                found = self._cut(found, limit)
             except Unusable as unusable:
                 found = unusable
             batch.append(((number, row), found))
@@ -339,28 +248,18 @@ class ChatTokenizer:
         if batch:
             yield batch
 
-    def _cut(self, text: Text, limit: int | None) -> Text:
-        """The part of a text that surely, or very likely, has more than ``limit`` tokens."""
-        if limit:
-            start = self._texts.beginning(text.text, CHARACTERS_PER_TOKEN * limit)
-            if len(start) < len(text.text):
-                text = replace(text, text=start, whole=text.text)
-        if len(text.text) > MOST_CHARACTERS:
-            raise Unusable(f"longer than {MOST_CHARACTERS:,} characters")
-        return text
-
-    def _check(self, ids: np.ndarray, literal: bool) -> None:
-        """Raise Unusable where token ids are none, or not what a model can be given."""
-        if len(ids) == 0:
-            raise Unusable("empty")
-        if self.embeddings is not None and int(ids.max()) >= self.embeddings:
-            raise Unusable("token id beyond the model's embeddings")
-        if literal and self._forged(ids):
-            raise Unusable(INSEPARABLE)
+    def _checked(self, ids: np.ndarray | Unusable) -> np.ndarray | Unusable:
+        """Token ids that the model can be given, or why not."""
+        if not isinstance(ids, Unusable):
+            if len(ids) == 0:
+                return Unusable("empty")
+            if self.embeddings is not None and int(ids.max()) >= self.embeddings:
+                return Unusable("token id beyond the model's embeddings")
+        return ids
 
 
 def _check_unicode(text: str) -> None:
-    """A lone surrogate is valid JSON, but no text. Raises Unusable."""
+    """A lone surrogate is valid JSON, but not text. Raises Unusable."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,23 +1,20 @@
-"""Where latents fire, how strongly and how often, what they write, and which to steer with.
+"""Reports on latents: where chosen ones fire, what they write, and rankings of which to steer with.
 
-Reports are plain data for all SAEs of a model (``fastzoo features --latent``, ``--rank``).
+Plain data for all SAEs of a model, as ``fastzoo features --latent`` and ``--rank`` show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
-from fastzoo.core.text import one_line
 from fastzoo.data.sequences import TokenSequence
-from fastzoo.data.special_tokens import Texts, answer_starts
-from fastzoo.interpret.by_token import Report
+from fastzoo.data.special_tokens import answer_starts
 from fastzoo.interpret.contexts import Firing, count_tokens
 from fastzoo.interpret.output_score import DEFINITION as OUTPUT_SCORE
 from fastzoo.interpret.output_score import output_scores, refuse_missing
@@ -26,12 +23,10 @@ from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly
 
 WRITTEN = 10
-"""Tokens of the logit lens that are reported, on either end."""
+"""Tokens of the logit lens that are reported, at either end."""
 
 PROMPTS = 16
-"""Beginnings of answers that an output score is measured on."""
-
-RANKINGS = ("activation", "output")
+"""Places where an answer begins that an output score is measured on."""
 
 FIGURES = (
     "of a latent, position 0 left out: mean_max, its largest activation in a dialogue, averaged over "
@@ -48,7 +43,9 @@ FIRING = (
 
 
 @torch.no_grad()
-def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int) -> Report:
+def of_latents(
+    assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int
+) -> dict[str, Any]:
     """Where latents fire, how often and how strongly, and what they write.
 
     Raises:
@@ -72,29 +69,101 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
                 for sequence, part in zip(group, chosen, strict=True):
                     for gathered, acts_T in zip(firing[name], part.numpy().T, strict=True):
                         gathered.add(sequence, acts_T)
-    texts, occurrences = Texts(assembly.chat), count_tokens(sequences)
+    occurrences = count_tokens(sequences)
     found = {}
-    for name, (_, sae) in saes.items():
-        figures = sums[name].result()
-        writes = _written(assembly, sae.W_dec[list(latents)])
-        found[name] = {
-            **_about(figures),
-            "latents": [
-                {
-                    "latent": latent,
-                    **_figures(figures, latent),
-                    **gathered.report(texts, occurrences),
-                    "writes": written,
-                }
-                for latent, gathered, written in zip(latents, firing[name], writes, strict=True)
-            ],
-        }
+    for name in saes:
+        contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
+        known = dict(zip(latents, contexts, strict=True))
+        found[name] = _part(assembly, name, sums[name].result(), known)
     return {
         "base_model": assembly.base_model,
         "split": split,
         "definition": f"{FIGURES}. {FIRING}",
         "saes": found,
     }
+
+
+def rank_by_activation(
+    assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int
+) -> dict[str, Any]:
+    """The ``top`` latents by mean maximum activation, with what they write.
+
+    Args:
+        latents: only these; by default all.
+
+    Raises:
+        InputError: a latent that one of the SAEs does not have.
+    """
+    known, _, split = _measured(assembly, latents, dialogues)
+    ranked = {}
+    for name, figures in known.items():
+        chosen = list(latents) or _strongest(figures, top)
+        best = sorted(chosen, key=lambda k: (-figures.mean_max_F[k].item(), k))[:top]
+        ranked[name] = _part(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "rank": "activation",
+        "definition": FIGURES,
+        "saes": ranked,
+    }
+
+
+def rank_by_output(
+    assembly: Assembly,
+    *,
+    latents: Sequence[int] = (),
+    candidates: int,
+    alpha: float,
+    dialogues: int,
+    top: int,
+    prompts: int = PROMPTS,
+) -> dict[str, Any]:
+    """The ``top`` latents by output score, with what they write.
+
+    Args:
+        latents: only these; by default the ``candidates`` with the largest mean maximum activation.
+        alpha: in mean residual norms.
+        prompts: how many places where an answer begins the scores are measured on, at most.
+
+    Raises:
+        InputError: a latent that one of the SAEs does not have; no answers in the dialogues.
+    """
+    if not np.isfinite(alpha):
+        raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
+    known, sequences, split = _measured(assembly, latents, dialogues)
+    starts = answer_starts(assembly.chat, sequences, prompts)
+    chosen = {name: list(latents) or _strongest(x, candidates) for name, x in known.items()}
+    ranked = {}
+    with Progress("steering", len(starts) * sum(map(len, chosen.values()))) as bar:
+        for name, figures in known.items():
+            layer, sae = assembly.saes[name]
+            scores = output_scores(
+                assembly.reader,
+                sae,
+                layer,
+                chosen[name],
+                starts,
+                alpha,
+                residual_norm=figures.residual_norm,
+                vocabulary=assembly.vocabulary,
+                progress=lambda n: bar.advance(n, "prompts"),
+            )
+            best = sorted(zip(scores, chosen[name], strict=True), key=lambda x: (-x[0], x[1]))[:top]
+            scored = {k: {"output_score": score} for score, k in best}
+            ranked[name] = _part(assembly, name, figures, scored, candidates=len(scores))
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "rank": "output",
+        "definition": f"{OUTPUT_SCORE}. {FIGURES}",
+        "saes": ranked,
+        "alpha": alpha,
+        "prompts": len(starts),
+    }
+
+
+# --- parts of the reports ------------------------------------------------------------------------
 
 
 def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
@@ -104,150 +173,73 @@ def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
         refuse_missing(latents, sae.d_sae, name)
 
 
-def _about(figures: LatentStatistics) -> dict[str, Any]:
-    """What all latents of an SAE share."""
+def _measured(
+    assembly: Assembly, latents: Sequence[int], dialogues: int
+) -> tuple[dict[str, LatentStatistics], list[TokenSequence], dict[str, Any]]:
+    """Figures of each SAE, and the dialogues that they are about."""
+    _refuse_latents(assembly, latents)
+    sequences, split = assembly.dialogues(dialogues)
+    with Progress("reading dialogues", split["tokens"]) as bar:
+        known = statistics(
+            assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens")
+        )
+    return known, sequences, split
+
+
+def _strongest(figures: LatentStatistics, count: int) -> list[int]:
+    """Latents that fire, the largest mean maximum first."""
+    order = np.argsort(-figures.mean_max_F.numpy(), kind="stable")[:count]
+    return [int(k) for k in order if figures.mean_max_F[k] > 0]
+
+
+def _part(
+    assembly: Assembly,
+    name: str,
+    figures: LatentStatistics,
+    latents: Mapping[int, Mapping[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """One SAE's part of a report.
+
+    Args:
+        latents: in order, and what else is known about each of them.
+    """
+    writes = _written(assembly, name, list(latents)) if latents else []
     return {
         "layer": figures.layer,
         "dialogues": figures.dialogues,
         "tokens": figures.tokens,
         "residual_norm": figures.residual_norm,
+        **more,
+        "latents": [
+            {
+                "latent": k,
+                "mean_max": figures.mean_max_F[k].item(),
+                "highest": figures.highest_F[k].item(),
+                "frequency": figures.frequency_F[k].item(),
+                "dialogue_frequency": figures.dialogue_frequency_F[k].item(),
+                **known,
+                "writes": written,
+            }
+            for (k, known), written in zip(latents.items(), writes, strict=True)
+        ],
     }
 
 
-def _figures(figures: LatentStatistics, latent: int) -> dict[str, float]:
-    return {
-        "mean_max": figures.mean_max_F[latent].item(),
-        "highest": figures.highest_F[latent].item(),
-        "frequency": figures.frequency_F[latent].item(),
-        "dialogue_frequency": figures.dialogue_frequency_F[latent].item(),
-    }
-
-
-def _written(assembly: Assembly, d_LD: Tensor) -> list[dict[str, list[dict[str, Any]]]]:
-    """Of each direction the tokens it raises and lowers most, by the logit lens."""
-    texts, vocabulary = Texts(assembly.chat), assembly.vocabulary
-    found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in d_LD]
+def _written(
+    assembly: Assembly, name: str, latents: Sequence[int]
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """For each latent of an SAE the tokens it raises and lowers most, by the logit lens."""
+    found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in latents]
+    d_LD, vocabulary = assembly.saes[name][1].W_dec[list(latents)], assembly.vocabulary
+    count = min(WRITTEN, vocabulary)
     for end, largest in (("top", True), ("bottom", False)):
         values, ids = lens_tokens(
-            assembly.reader.model,
-            d_LD,
-            min(WRITTEN, vocabulary),
-            vocabulary=vocabulary,
-            largest=largest,
+            assembly.reader.model, d_LD, count, vocabulary=vocabulary, largest=largest
         )
         for entry, logits, numbers in zip(found, values.tolist(), ids.tolist(), strict=True):
             entry[end] = [
-                {"token_id": number, "token": texts.token(number), "logit": logit}
+                {"token_id": number, "token": assembly.texts(number), "logit": logit}
                 for number, logit in zip(numbers, logits, strict=True)
             ]
     return found
-
-
-def ranking(
-    assembly: Assembly,
-    by: str,
-    *,
-    latents: Sequence[int] = (),
-    candidates: int,
-    alpha: float,
-    dialogues: int,
-    top: int,
-) -> Report:
-    """The ``top`` latents by mean maximum activation or by output score, with what they write.
-
-    Args:
-        by: one of ``RANKINGS``.
-        latents: only these; by default the ``candidates`` with the largest mean maximum.
-        alpha: of output scores, in mean residual norms.
-
-    Raises:
-        InputError: no such ranking or latent; no answers in the dialogues, for output scores.
-    """
-    if by not in RANKINGS:
-        raise InputError(f"--rank: '{one_line(by, 40)}' is none of {', '.join(RANKINGS)}")
-    if not np.isfinite(alpha):
-        raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
-    _refuse_latents(assembly, latents)
-    sequences, split = assembly.dialogues(dialogues)
-    prompts = answer_starts(assembly.chat, sequences, PROMPTS) if by == "output" else []
-    reader, saes = assembly.reader, assembly.saes
-    with Progress("reading dialogues", split["tokens"]) as bar:
-        figures = statistics(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
-    chosen = {
-        name: list(latents) or _candidates(figures[name], candidates if by == "output" else top)
-        for name in saes
-    }
-    scores: dict[str, list[float]] = {}
-    if by == "output":
-        pairs = len(prompts) * sum(map(len, chosen.values()))
-        with Progress("steering", pairs) as bar:
-            scores = {
-                name: _scores(
-                    assembly,
-                    name,
-                    chosen[name],
-                    prompts,
-                    alpha,
-                    figures[name].residual_norm,
-                    lambda n: bar.advance(n, "prompts"),
-                )
-                for name in saes
-            }
-    found = {}
-    for name, (_, sae) in saes.items():
-        rows: list[dict[str, Any]] = [
-            {"latent": k, **_figures(figures[name], k)} for k in chosen[name]
-        ]
-        if by == "output":
-            for row, score in zip(rows, scores[name], strict=True):
-                row["output_score"] = score
-        key = "output_score" if by == "output" else "mean_max"
-        rows = sorted(rows, key=lambda row: (-row[key], row["latent"]))[:top]
-        written = _written(assembly, sae.W_dec[[row["latent"] for row in rows]]) if rows else []
-        found[name] = {
-            **_about(figures[name]),
-            "candidates": len(chosen[name]),
-            "latents": [
-                {**row, "writes": writes} for row, writes in zip(rows, written, strict=True)
-            ],
-        }
-    report: Report = {
-        "base_model": assembly.base_model,
-        "split": split,
-        "rank": by,
-        "definition": FIGURES,
-        "saes": found,
-    }
-    if by == "output":
-        report["definition"] = f"{OUTPUT_SCORE}. {FIGURES}"
-        report |= {"alpha": alpha, "prompts": len(prompts)}
-    return report
-
-
-def _scores(
-    assembly: Assembly,
-    name: str,
-    latents: Sequence[int],
-    prompts: Sequence[TokenSequence],
-    alpha: float,
-    residual_norm: float,
-    progress: Callable[[int], None],
-) -> list[float]:
-    layer, sae = assembly.saes[name]
-    return output_scores(
-        assembly.reader,
-        sae,
-        layer,
-        latents,
-        prompts,
-        alpha,
-        residual_norm=residual_norm,
-        vocabulary=assembly.vocabulary,
-        progress=progress,
-    )
-
-
-def _candidates(figures: LatentStatistics, count: int) -> list[int]:
-    """Latents that fire, the largest mean maximum first."""
-    order = np.argsort(-figures.mean_max_F.numpy(), kind="stable")[:count]
-    return [int(k) for k in order if figures.mean_max_F[k] > 0]

@@ -1,10 +1,12 @@
-"""Which latents fire on special tokens, on any token, and on a text (``fastzoo features``).
+"""Reports on tokens: which latents fire on special tokens, on a given token, and on a text.
 
-Reports are plain data for all SAEs of a model; the model runs once over the dialogues.
+Plain data for all SAEs of a model, as ``fastzoo features`` shows it (by default, ``--token``,
+``--text``). The model runs once over the dialogues.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,12 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.data.sequences import Counts, TokenSequence
-from fastzoo.data.special_tokens import ChosenTokens, SpecialTokens, Texts
+from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
 from fastzoo.interpret.statistics import encode_packs
 from fastzoo.loading import Assembly
 from fastzoo.saes.names import parse_name
 from fastzoo.saes.paper import paper_special_latents
-
-Report = dict[str, Any]
 
 DEFINITION = (
     "the latents with the largest mean_max: a latent's largest activation over the token's positions "
@@ -35,7 +35,7 @@ DEFINITION = (
 # --- of tokens ---------------------------------------------------------------------------------
 
 
-def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> Report:
+def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> dict[str, Any]:
     """Appendix F.3 for each SAE, the paper's own latents beside where it has some.
 
     Raises:
@@ -47,7 +47,7 @@ def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> Report
     return report
 
 
-def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Report:
+def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> dict[str, Any]:
     """The same for any one token, wherever it stands.
 
     Args:
@@ -57,21 +57,32 @@ def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> Rep
         InputError: not a single token, or one that stands in none of the dialogues.
     """
     number = find_token(assembly, token)
-    texts = Texts(assembly.chat)
-    chosen = ChosenTokens(text=texts.token, ids=frozenset({number}))
-    report = _of_tokens(assembly, chosen, dialogues, top)
+    texts = assembly.texts
+    report = _of_tokens(assembly, _OneToken(text=texts, number=number), dialogues, top)
     for found in report["saes"].values():
         found["definition"] = DEFINITION
     if not all(found["tokens"] for found in report["saes"].values()):
         raise InputError(
-            f"--token: {texts.token(number)!r} (id {number}) stands in none of the "
+            f"--token: {texts(number)!r} (id {number}) is in none of the "
             f"{report['split']['used']} dialogues; give others with --data{_as_text(assembly, token)}"
         )
     return report
 
 
+@dataclass(frozen=True)
+class _OneToken(SpecialTokens):
+    """One token instead of the special ones, wherever it stands."""
+
+    number: int = 0
+
+    def among(self, ids: np.ndarray, position: np.ndarray, special: np.ndarray) -> np.ndarray:
+        return ids == self.number
+
+
 @torch.no_grad()
-def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int) -> Report:
+def _of_tokens(
+    assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int
+) -> dict[str, Any]:
     sequences, split = assembly.dialogues(dialogues)
     reader, saes = assembly.reader, assembly.saes
     sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
@@ -86,56 +97,45 @@ def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: i
 
 
 def _add_paper(found: dict[str, Any], name: str) -> None:
-    """``paper``: rank, latent and value that the paper reports, for each token; None where nothing."""
+    """Add ``paper`` to each token: rank, latent and value that the paper reports, or None."""
     try:
         reported = paper_special_latents().get(parse_name(name), ())
     except InputError:
         reported = ()
-    by_token: dict[int, list[dict[str, Any]]] = {}
-    texts = {}
-    for x in reported:
-        texts[x.token_id] = x.token
-        by_token.setdefault(x.token_id, []).append(
-            {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
-        )
+    entries: dict[int, dict[str, Any]] = {entry["token_id"]: entry for entry in found["tokens"]}
     for entry in found["tokens"]:
-        entry["paper"] = by_token.pop(entry["token_id"], None)
-    found["tokens"] += [
-        {
-            "token_id": number,
-            "token": texts[number],
-            "dialogues": 0,
-            "latents": [],
-            "with_position_0": None,
-            "paper": latents,
-        }
-        for number, latents in by_token.items()
-    ]
+        entry["paper"] = None
+    for x in reported:
+        unseen = {"dialogues": 0, "latents": [], "with_position_0": None, "paper": None}
+        entry = entries.setdefault(x.token_id, {"token_id": x.token_id, "token": x.token, **unseen})
+        latent = {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
+        entry["paper"] = [*(entry["paper"] or ()), latent]
+    found["tokens"] = list(entries.values())
 
 
 def find_token(assembly: Assembly, token: str) -> int:
     """The id of a token given by its text (or as the vocabulary writes it) or by its id.
 
     Raises:
-        InputError: text that is no single token or not valid Unicode, or no such id.
+        InputError: not valid Unicode, not a single token, or an id that does not exist.
     """
     last = assembly.vocabulary - 1
     shown = one_line(token, 80)
     if _is_id(token):
         if int(token[:12]) > last:
-            raise InputError(f"--token: {shown} is no token id; ids are 0 to {last}")
+            raise InputError(f"--token: {shown} is not a token id; ids are 0 to {last}")
         return int(token)
-    texts = Texts(assembly.chat)
+    texts = assembly.texts
     ids = _tokenized(assembly, "--token", token).tolist() if token else []
     single = len(ids) == 1
-    # Vocabularies spell a byte as a letter: 'é' of theirs is a part of what is written 'Ã©'. But
-    # where the tokenizer puts a space before a text, only they have the token without it.
-    itself = single and texts.token(ids[0]) == token
+    # Vocabularies spell a byte as a letter: their 'é' is part of what they write 'Ã©'. But where the
+    # tokenizer puts a space before a text, only the vocabulary has the token without it.
+    itself = single and texts(ids[0]) == token
     spelled = assembly.chat.tokenizer.get_vocab().get(token)
     if spelled is not None and not itself:
         return int(spelled)
     if not single:
-        parts = ", ".join(repr(texts.token(number)) for number in ids[:8])
+        parts = ", ".join(repr(texts(number)) for number in ids[:8])
         raise InputError(
             f"--token: '{shown}' is not a token of {assembly.chat.model_name} but {len(ids)}"
             f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
@@ -156,7 +156,7 @@ def _is_id(token: str) -> bool:
 
 
 def _as_text(assembly: Assembly, token: str) -> str:
-    """A hint for whoever meant the digits and not the id."""
+    """A hint for users who meant the digits and not the id."""
     ids = assembly.chat.tokenize([token])[0].tolist() if _is_id(token) else []
     return f" (the text '{token}' is id {ids[0]})" if len(ids) == 1 else ""
 
@@ -165,21 +165,21 @@ def _as_text(assembly: Assembly, token: str) -> str:
 
 
 @torch.no_grad()
-def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> Report:
-    """For each token of a text the latents that fire most on it, the strongest first.
+def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, Any]:
+    """For each token of a text, the latents that fire on it, the strongest first.
 
     Args:
-        raw: the text as it is, special tokens in it recognised; else it is a user's message.
+        raw: take the text as it is and recognise special tokens; else it is a user's message.
 
     Raises:
         InputError: empty, longer than the model's context, or refused by the chat template.
     """
     sequence = _sequence(assembly, text, raw)
-    texts = Texts(assembly.chat)
+    texts = assembly.texts
     places = [
         {
             "token_id": number,
-            "token": texts.token(number),
+            "token": texts(number),
             "position": place,
             "role": None if raw else texts.role(sequence, place),
         }
@@ -196,7 +196,7 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> Report:
 
 
 def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
-    """How many latents fire, and the ``top``: of equal ones the lower number comes first."""
+    """How many latents fire, and the ``top`` ones; among equals the lower number comes first."""
     values_F = acts_F.float().cpu().numpy()
     fired = np.flatnonzero(values_F > 0)
     best = fired[np.argsort(-values_F[fired], kind="stable")[:top]]
@@ -209,7 +209,7 @@ def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
 def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
     chat = assembly.chat
     if not text.strip():
-        raise InputError("--text: there is no text in it")
+        raise InputError("--text: the text is empty")
     if raw:
         found = [chat.sequence(_tokenized(assembly, "--text", text), 0)]
     else:

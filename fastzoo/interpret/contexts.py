@@ -1,4 +1,4 @@
-"""Where single latents fire: the strongest contexts, and the tokens."""
+"""Where a single latent fires: its strongest contexts, and the tokens it fires on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastzoo.data.sequences import TokenSequence
-from fastzoo.data.special_tokens import Texts
+from fastzoo.data.special_tokens import TurnTexts
 
 AROUND = 10
 """Tokens that are shown on each side of a maximum."""
@@ -22,7 +22,7 @@ class Firing:
     """What is gathered about one latent. Position 0 is counted apart, as in ``LatentStatistics``."""
 
     top: int
-    """Contexts, and tokens, that are reported."""
+    """How many contexts, and how many tokens, are reported."""
     _best: list[tuple[float, int, int, TokenSequence, np.ndarray]] = field(default_factory=list)
     _dialogues: int = 0
     _first_sum: float = 0.0
@@ -42,18 +42,18 @@ class Firing:
             self._sum[number] += value
             self._fired[number] += 1
         place = int(acts_T[1:].argmax()) + 1
-        # Of equal maxima the earlier dialogue's stays: its negative number is the larger.
+        # Of equal maxima the one in the earlier dialogue stays: its negative number is larger.
         entry = (float(acts_T[place]), -self._dialogues, place, sequence, acts_T)
         if len(self._best) < self.top:
             heapq.heappush(self._best, entry)
         else:
             heapq.heappushpop(self._best, entry)
 
-    def report(self, texts: Texts, occurrences: Counter[int]) -> dict[str, Any]:
-        """Contexts (one of each dialogue), tokens and position 0, as plain data.
+    def report(self, texts: TurnTexts, occurrences: Counter[int]) -> dict[str, Any]:
+        """Contexts (at most one per dialogue), tokens and position 0, as plain data.
 
         Args:
-            occurrences: of each token id, position 0 left out.
+            occurrences: how often each token id stands elsewhere than at position 0.
         """
         total = sum(self._sum.values())
         by_share = sorted(self._sum, key=lambda number: (-self._sum[number], number))
@@ -62,7 +62,7 @@ class Firing:
             "tokens": [
                 {
                     "token_id": number,
-                    "token": texts.token(number),
+                    "token": texts(number),
                     "occurrences": occurrences[number],
                     "fired": self._fired[number],
                     "mean": self._sum[number] / occurrences[number],
@@ -78,7 +78,12 @@ class Firing:
 
     @staticmethod
     def _context(
-        texts: Texts, value: float, _: int, place: int, sequence: TokenSequence, acts_T: np.ndarray
+        texts: TurnTexts,
+        value: float,
+        _: int,
+        place: int,
+        sequence: TokenSequence,
+        acts_T: np.ndarray,
     ) -> dict[str, Any]:
         start, stop = max(0, place - AROUND), min(len(sequence), place + AROUND + 1)
         return {
@@ -88,7 +93,7 @@ class Firing:
             "role": texts.role(sequence, place),
             "token": place - start,
             "tokens": [
-                {"token": texts.token(number), "activation": float(act)}
+                {"token": texts(number), "activation": float(act)}
                 for number, act in zip(
                     sequence.ids[start:stop].tolist(), acts_T[start:stop], strict=True
                 )

@@ -1,4 +1,4 @@
-"""What steering with a latent does to the tokens that the latent itself points to.
+"""The output score of a latent: what steering with it does to the tokens that it points to.
 
 Shape suffixes: L latents, P prompts, K tokens of a latent, V vocabulary, R rows of a pack, T its
 tokens, D residual width.
@@ -15,7 +15,7 @@ from torch import Tensor
 from fastzoo.core.errors import InputError, TrainingError
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import HEAD_ELEMENTS, check_head, log_probabilities
+from fastzoo.lm.head import check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.lm.packing import Pack
@@ -46,14 +46,14 @@ def output_scores(
     vocabulary: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[float]:
-    """How far steering with each latent makes the model say what the latent points to, in [0, 1].
+    """How much steering with each latent makes the model say what the latent points to, in [0, 1].
 
-    Exactly: let S be the ``TOKENS`` tokens with the largest logit-lens logits of the decoder row d,
-    p(S) the probability that the model gives them together as the token after a prompt, and p'(S)
-    the same with h + alpha * residual_norm * d after ``layer`` at every position of the prompt. The
-    score is max(0, mean over prompts of p'(S) - p(S)). The idea, to choose latents by what they do to
-    the output, is that of Arad, Mueller, Belinkov 2025: SAEs Are Good for Steering - If You Select
-    the Right Features (arXiv 2505.20063); their score also weighs the tokens' ranks.
+    Let S be the ``TOKENS`` tokens with the largest logit-lens logits of the decoder row d, p(S) the
+    model's joint probability of them as the token after a prompt, and p'(S) the same with
+    h + alpha * residual_norm * d after ``layer`` at every position of the prompt. The score is
+    max(0, mean over prompts of p'(S) - p(S)). Choosing latents by what they do to the output is the
+    idea of Arad, Mueller, Belinkov 2025: SAEs Are Good for Steering - If You Select the Right Features
+    (arXiv 2505.20063); their score also weighs the tokens' ranks.
 
     Many latents and prompts go through the model together, each pair as a sequence of its own.
 
@@ -62,7 +62,7 @@ def output_scores(
         alpha: in multiples of ``residual_norm``.
         residual_norm: ``LatentStatistics.residual_norm``; by default that of ``sequences``.
         vocabulary: ids that stand for a token.
-        progress: told how many pairs were done.
+        progress: told how many pairs were just done.
 
     Raises:
         InputError: a latent that the SAE does not have, no prompts, or alpha not finite.
@@ -81,8 +81,24 @@ def output_scores(
     if residual_norm is None:
         residual_norm = _mean_norm(reader, layer, sequences)
     d_LD = sae.W_dec[list(latents)].to(reader.device).float()
-    shift_LD = alpha * residual_norm * d_LD
     _, tokens_LK = lens_tokens(reader.model, d_LD, TOKENS, vocabulary=vocabulary)
+    shift_LD = alpha * residual_norm * d_LD
+    rise_L = _rises(reader, layer, shift_LD, tokens_LK, sequences, progress)
+    if not torch.isfinite(rise_L).all():
+        latent = latents[int((~torch.isfinite(rise_L)).nonzero()[0])]
+        raise TrainingError(f"steered with latent {latent} at alpha {alpha:g} the model gives NaN")
+    return [float(rise) for rise in rise_L.clamp(0, 1).tolist()]
+
+
+def _rises(
+    reader: ResidualReader,
+    layer: int,
+    shift_LD: Tensor,
+    tokens_LK: Tensor,
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[int], None],
+) -> Tensor:
+    """(L,) float64: how much a shift after ``layer`` raises the probability of its tokens."""
     before_PL = torch.cat(
         [
             log_p[:, tokens_LK].exp().sum(2)
@@ -90,9 +106,9 @@ def output_scores(
             for log_p in _next_token(reader, pack, reader.final_states(pack))
         ]
     )
-    rise_L = torch.zeros(len(latents), dtype=torch.float64, device=reader.device)
+    rise_L = torch.zeros(len(shift_LD), dtype=torch.float64, device=reader.device)
     done, count = 0, len(sequences)
-    for pack in reader.packs(s for _ in latents for s in sequences):
+    for pack in reader.packs(s for _ in shift_LD for s in sequences):
         pair_R = torch.arange(done, done + len(pack.lengths), device=reader.device)
         latent_R, prompt_R = pair_R // count, pair_R % count
         lengths = torch.tensor(pack.lengths, device=reader.device)
@@ -102,18 +118,14 @@ def output_scores(
             return x_TD.float() + shift_TD
 
         row = 0
-        states_TD = reader.final_states(pack, (layer, steer))
-        for log_p in _next_token(reader, pack, states_TD):
+        for log_p in _next_token(reader, pack, reader.final_states(pack, (layer, steer))):
             which, prompt = latent_R[row : row + len(log_p)], prompt_R[row : row + len(log_p)]
             after = log_p.gather(1, tokens_LK[which]).exp().sum(1)
             rise_L.index_add_(0, which, (after - before_PL[prompt, which]).double())
             row += len(log_p)
         done += row
         progress(row)
-    if not torch.isfinite(rise_L).all():
-        latent = latents[int((~torch.isfinite(rise_L)).nonzero()[0])]
-        raise TrainingError(f"steered with latent {latent} at alpha {alpha:g} the model gives NaN")
-    return [float(rise) for rise in (rise_L / count).clamp(0, 1).tolist()]
+    return rise_L / count
 
 
 def refuse_missing(latents: Sequence[int], d_sae: int, name: str = "the SAE") -> None:
@@ -140,9 +152,6 @@ def _mean_norm(reader: ResidualReader, layer: int, sequences: Sequence[TokenSequ
 
 def _next_token(reader: ResidualReader, pack: Pack, states_TD: Tensor) -> Iterator[Tensor]:
     """Log-probabilities (R, V) of the token after each sequence of a pack, in parts."""
-    head = reader.model.get_output_embeddings()
-    cap = getattr(reader.model.config.get_text_config(), "final_logit_softcapping", None)
     last_RD = states_TD[torch.tensor(pack.lengths, device=states_TD.device).cumsum(0) - 1]
-    rows = max(16, HEAD_ELEMENTS // head.weight.shape[0])
-    for part in last_RD.split(rows):
-        yield log_probabilities(head, part, cap)
+    for _, (log_p,) in log_probabilities(reader.model, last_RD):
+        yield log_p

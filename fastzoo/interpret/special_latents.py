@@ -1,4 +1,4 @@
-"""The latents that answer most strongly to each special token, as in the paper's Appendix F.3.
+"""The latents that fire most strongly on each special token, as in the paper's Appendix F.3.
 
 Shape suffixes: T tokens of a pack, F latents, G groups (the occurrences of one token in one
 dialogue), S sums over groups.
@@ -37,12 +37,12 @@ DEFINITION = (
     "number comes first"
 )
 
-# A token's dialogues that begin with it are summed twice, apart from the others.
+# Dialogues that begin with a token are summed twice for it, apart from the other dialogues.
 ELSEWHERE, WITHOUT_FIRST, WITH_FIRST = range(3)
 
 Key = tuple[int, int]
-"""Token id; of dialogues that begin with something else (``ELSEWHERE``) or with this token: without
-its occurrence at position 0, or with it."""
+"""Token id, and which sum: over dialogues that do not begin with the token (``ELSEWHERE``), or over
+those that do, without or with its occurrence at position 0."""
 
 
 class Occurrences:
@@ -60,31 +60,23 @@ class Occurrences:
         dialogue = np.repeat(np.arange(len(lengths)), lengths)
         start = np.repeat(np.cumsum(lengths) - lengths, lengths)
         begins = counted[start] & (ids == ids[start])  # the dialogue begins with this token
-        entries = [
-            (kind, np.flatnonzero(counted & chosen))
-            for kind, chosen in (
-                (ELSEWHERE, ~begins),
-                (WITHOUT_FIRST, begins & (position > 0)),
-                (WITH_FIRST, begins),
-            )
+        found = [
+            np.flatnonzero(counted & chosen)
+            for chosen in (~begins, begins & (position > 0), begins)
         ]
-        rows = np.concatenate([rows for _, rows in entries])
-        kinds = np.concatenate([np.full(len(rows), kind) for kind, rows in entries])
-        order = np.lexsort((kinds, ids[rows], dialogue[rows]))
-        rows, kinds = rows[order], kinds[order]
+        rows = np.concatenate(found)
+        kinds = np.repeat((ELSEWHERE, WITHOUT_FIRST, WITH_FIRST), [len(part) for part in found])
         labels = np.stack([dialogue[rows], ids[rows], kinds])
-        first = np.ones(len(rows), dtype=bool)
-        first[1:] = (labels[:, 1:] != labels[:, :-1]).any(0)
-        starts = np.flatnonzero(first)
-        sizes = np.diff(starts, append=len(rows))
+        groups, group, sizes = np.unique(labels, axis=1, return_inverse=True, return_counts=True)
         # Groups with most occurrences first: the n-th occurrences belong to the first few groups.
         by_size = np.argsort(-sizes, kind="stable")
-        self.keys: list[Key] = list(zip(*labels[1:, starts[by_size]].tolist(), strict=True))
-        place = np.empty_like(by_size)
-        place[by_size] = np.arange(len(by_size))
-        group = np.cumsum(first) - 1
-        nth = np.arange(len(rows)) - starts[group]
-        by_nth = np.lexsort((place[group], nth))
+        self.keys: list[Key] = list(zip(*groups[1:, by_size].tolist(), strict=True))
+        place = np.argsort(by_size)[group.reshape(-1)]
+        in_order = np.argsort(place, kind="stable")
+        starts = np.cumsum(sizes[by_size]) - sizes[by_size]
+        nth = np.empty_like(place)
+        nth[in_order] = np.arange(len(rows)) - starts[place[in_order]]
+        by_nth = np.lexsort((place, nth))
         flat = to_device(torch.from_numpy(rows[by_nth]), device)
         self.nth_rows: Sequence[Tensor] = flat.split(np.bincount(nth).tolist())
         """Rows in the pack of the groups' first occurrences, second occurrences, and so on."""
@@ -137,8 +129,8 @@ class SpecialLatents:
         """``{"definition", "tokens"}`` as ``metrics.json`` has it.
 
         Args:
-            text: gives a token's text for its id.
-            top: latents that are named per token.
+            text: gives the text of a token id.
+            top: how many latents are named per token.
         """
         found = []
         for token in sorted({token for token, _ in self._places}):

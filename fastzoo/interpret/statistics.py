@@ -1,4 +1,4 @@
-"""How strongly and how often every latent fires, from one pass of the language model for all SAEs.
+"""How strongly and how often every latent fires, from one model pass for all SAEs.
 
 Shape suffixes: T tokens of a pack, D residual width, F latents.
 """
@@ -21,20 +21,20 @@ from fastzoo.saes.base import SAE
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Figures of one SAE over dialogues, all without their position 0.
+    """Figures of one SAE over dialogues, without position 0.
 
-    That is an attention sink in many models: its norm and activations, far larger than all others,
-    are about the place. Tensors are (d_sae,), float64, on the CPU.
+    Position 0 is an attention sink in many models, with a norm and activations far larger than all
+    others. Tensors are (d_sae,), float64, on the CPU.
     """
 
     layer: int
     dialogues: int
-    """Those of more than one token."""
+    """How many dialogues of more than one token."""
     tokens: int
     residual_norm: float
     """Mean over tokens of the L2 norm of the residual stream after the SAE's layer."""
     mean_max_F: Tensor
-    """Mean over dialogues of each latent's largest activation there; zero where it does not fire."""
+    """Mean over dialogues of each latent's largest activation there; 0 where it does not fire."""
     highest_F: Tensor
     """Each latent's largest activation."""
     frequency_F: Tensor
@@ -44,7 +44,7 @@ class LatentStatistics:
 
 
 class StatisticsSums:
-    """Sums of one SAE over packs of whole dialogues; memory for a few numbers per latent."""
+    """Sums of one SAE over packs of whole dialogues: a few numbers per latent."""
 
     def __init__(self, layer: int, d_sae: int, device: torch.device) -> None:
         self.layer, self.dialogues, self.tokens = layer, 0, 0
@@ -54,7 +54,7 @@ class StatisticsSums:
         self._dialogues_F = self._max_F.clone()
 
     def add(self, x_TD: Tensor, acts_TF: Tensor, lengths: Sequence[int]) -> None:
-        """Add a pack's residual stream and activations, none of these negative."""
+        """Add a pack's residual stream and its activations, none of which is negative."""
         for x_LD, acts_LF in zip(
             x_TD.split(list(lengths)), acts_TF.split(list(lengths)), strict=True
         ):
@@ -72,7 +72,7 @@ class StatisticsSums:
     def result(self) -> LatentStatistics:
         """Raises DataError: no dialogue has a second token."""
         if not self.dialogues:
-            raise DataError("no dialogue has more than one token, and the first does not count")
+            raise DataError("no dialogue has more than one token, and the first one does not count")
         return LatentStatistics(
             self.layer,
             self.dialogues,
@@ -86,7 +86,7 @@ class StatisticsSums:
 
 
 Encoded = Iterator[tuple[str, Tensor, Tensor]]
-"""Of each SAE: name, residual stream (T, D) at its layer in float32, and activations (T, F)."""
+"""For each SAE: name, residual stream (T, D) at its layer in float32, and activations (T, F)."""
 
 
 def encode_packs(
@@ -95,7 +95,7 @@ def encode_packs(
     sequences: Sequence[TokenSequence],
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[list[TokenSequence], Encoded]]:
-    """Dialogues pack by pack, each with what all SAEs make of it; the model runs once for all of them.
+    """Dialogues pack by pack, each with the activations of all SAEs; the model runs once for all.
 
     Only one SAE's activations are held at a time.
 
@@ -126,7 +126,12 @@ def statistics(
     sequences: Sequence[TokenSequence],
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, LatentStatistics]:
-    """Figures of SAEs (by name: layer and SAE) over dialogues, each a sequence of its own.
+    """Figures of SAEs over dialogues.
+
+    Args:
+        saes: layer and SAE by name.
+        sequences: the dialogues, each a sequence of its own.
+        progress: told how many tokens were just read.
 
     Raises:
         ModelError: an SAE does not fit the model.

@@ -1,7 +1,7 @@
-"""Residual-stream activations after chosen layers, from one forward pass that stops at the last.
+"""Residual-stream activations after chosen layers, from one forward pass that stops at the last one.
 
-The hook sits on the decoder layer itself: ``hidden_states[-1]`` of transformers is after the final
-norm, so it is not the residual stream after the last layer.
+The hook sits on the decoder layer itself, because ``hidden_states[-1]`` of transformers is after the
+final norm and so is not the residual stream after the last layer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fastzoo.lm.packing import Pack, packs, to_device
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest difference between packed and alone that the check at the start accepts, relative to the
-largest activation of the same token (an attention sink must not excuse the others)."""
+"""Largest difference between packed and alone that the first check accepts, relative to the same
+token's largest activation (an attention sink must not excuse the others)."""
 
 PACK_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens per forward pass: on a CPU what its cache takes, on a GPU what keeps it busy."""
+"""Tokens per forward pass: on a CPU as many as its cache takes, on a GPU enough to keep it busy."""
 
 MOST_AT_ONCE = 4
 """Packs that a CPU computes side by side; each takes memory."""
@@ -45,10 +45,10 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers of a causal language model.
 
     Raises:
-        ModelError: no list of modules as long as the configuration says.
+        ModelError: the model has no list of modules as long as its configuration says.
     """
     if not hasattr(model, "config") or not hasattr(model, "base_model"):
-        raise ModelError(f"{type(model).__name__} is no language model of transformers")
+        raise ModelError(f"{type(model).__name__} is not a language model of transformers")
     wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     for module in model.base_model.modules():  # type: ignore[union-attr]
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
@@ -84,7 +84,7 @@ class ResidualReader:
         register()
 
     def state(self) -> dict[str, Any]:
-        """What was found out about the model so far; plain data."""
+        """What was found out about the model so far, as plain data."""
         return {"packed": self._packed, "checked": sorted(self._checked)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -97,12 +97,13 @@ class ResidualReader:
         """Residual stream (T, D) after each of ``layers``; the model stops after the last of them."""
         wanted = set(layers)
         self.computed_tokens += pack.input_ids.shape[1]
-        with self._hooks(wanted), self._as_before():
+        with self._hooks(wanted):
             return self._read(pack, wanted)
 
     @contextmanager
     def _hooks(self, layers: Iterable[int]) -> Iterator[None]:
-        """Inside, ``_read`` finds the layers' outputs; other forwards of the model are as always."""
+        """Inside, ``_read`` finds the layers' outputs; other forwards of the model are not affected.
+        Afterwards the model attends as before."""
 
         def capture(layer: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -121,6 +122,7 @@ class ResidualReader:
         finally:
             for handle in handles:
                 handle.remove()
+            self._attend_by(self._attention)
 
     def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
@@ -141,60 +143,46 @@ class ResidualReader:
         Args:
             edit: a layer and a function that replaces the residual stream (T, D) after it.
         """
-        if edit is None:
-            with self._as_before():
-                return self._forward(pack).last_hidden_state[0]
-        layer, change = edit
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            changed = change(hidden_of(output)[0])[None].to(self.dtype)
+            assert edit is not None
+            changed = edit[1](hidden_of(output)[0])[None].to(self.dtype)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        handle = self.layers[layer].register_forward_hook(hook)
+        handle = self.layers[edit[0]].register_forward_hook(hook) if edit else None
         try:
-            with self._as_before():
-                return self._forward(pack).last_hidden_state[0]
+            return self._forward(pack).last_hidden_state[0]
         finally:
-            handle.remove()
+            if handle:
+                handle.remove()
+            self._attend_by(self._attention)
 
     @torch.inference_mode()
     def _forward(self, pack: Pack) -> Any:
-        if not self._packed:
-            # One sequence a call: no mask is needed, and use_cache=False keeps the model stateless.
-            assert len(pack.lengths) == 1
+        inputs: dict[str, Any] = {
+            "input_ids": pack.input_ids,
+            "position_ids": pack.position_ids,
+            "use_cache": False,  # keeps the model stateless
+        }
+        if self._packed:
+            inputs |= {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
+            self._attend_by(IMPLEMENTATION)
+        else:
+            assert len(pack.lengths) == 1  # so no mask is needed
             self._attend_by(self._attention)
-            return self.model.base_model(
-                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
-            )
-        self._attend_by(IMPLEMENTATION)
-        return self.model.base_model(
-            input_ids=pack.input_ids,
-            position_ids=pack.position_ids,
-            attention_mask=None,
-            use_cache=False,
-            segment_lengths=pack.lengths,
-            segment_kernel=self._kernel,
-        )
+        return self.model.base_model(**inputs)
 
     def _attend_by(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
-
-    @contextmanager
-    def _as_before(self) -> Iterator[None]:
-        """Afterwards the model attends as it did when this reader was made."""
-        try:
-            yield
-        finally:
-            self._attend_by(self._attention)
 
     # --- streams ---
 
     def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:
         """Packs on the model's device.
 
-        The first pack, and the first that holds several sequences, are checked against forwards one
-        by one: a sequence that is alone in its pack shows nothing about seeing its neighbours.
+        The first pack, and the first one of several sequences, are checked against forwards one by
+        one: a sequence alone in its pack does not show whether neighbours are seen.
         """
         for group in packs(sequences, self.pack_tokens):
             self.check(group)
@@ -215,15 +203,15 @@ class ResidualReader:
         """Activations ``L<layer>`` (T, D) of each group with ``position`` and ``special`` (T,).
 
         Args:
-            groups: sequences that make up a pack each, as ``packing.packs`` cuts them.
+            groups: the sequences of each pack, as ``packing.packs`` cuts them.
             side_by_side: on a CPU, read some groups ahead and compute them at the same time, each on
-                its share of the threads: no thread then waits for another at every operation.
+                its share of the threads, which then need not wait for each other at every operation.
 
         Raises:
             TrainingError: an activation is NaN or infinite; names the layer.
         """
         wanted = set(layers)
-        with self._hooks(wanted), self._as_before():
+        with self._hooks(wanted):
             for group, acts in self._in_order(groups, wanted, side_by_side):
                 self.computed_tokens += sum(map(len, group))
                 yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
@@ -240,16 +228,24 @@ class ResidualReader:
         threads = torch.get_num_threads()
         at_once = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
         if at_once == 1:
-            yield from self._one_after_another(groups, layers)
+            verdicts: deque[Tensor] = deque()
+            for group in groups:
+                self.check(group)
+                found = self._activations(group, layers)
+                verdicts.append(_finite(found))
+                # A GPU computes the next group while the verdict on this one is waited for.
+                while len(verdicts) > (self.device.type != "cpu"):
+                    _refuse_unless(verdicts.popleft(), layers)
+                yield group, found
+            for verdict in verdicts:
+                _refuse_unless(verdict, layers)
             return
         pool = workers(at_once, threads)
         waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
         try:
             for group in groups:
-                if self._unchecked(group):
-                    wait(
-                        [future for _, future in waiting]
-                    )  # the check changes the model's attention
+                if self._unchecked(group):  # the check changes the model's attention
+                    wait([future for _, future in waiting])
                     self.check(group)
                 waiting.append((group, pool.submit(self._checked_activations, group, layers)))
                 if len(waiting) > at_once:
@@ -263,26 +259,8 @@ class ResidualReader:
                 future.cancel()
             wait([future for _, future in waiting])
 
-    def _one_after_another(
-        self, groups: Iterable[list[TokenSequence]], layers: set[int]
-    ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
-        """A GPU computes the next group while the verdict on the last one is waited for."""
-        before: Tensor | None = None
-        for group in groups:
-            self.check(group)
-            found = self._activations(group, layers)
-            verdict = _finite(found)
-            if before is not None:
-                _refuse_unless(before, layers)
-            before = verdict
-            if self.device.type == "cpu":
-                _refuse_unless(verdict, layers)
-            yield group, found
-        if before is not None:
-            _refuse_unless(before, layers)
-
     def _activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
-        """Of each layer (T, D), the tokens of the group in order."""
+        """(T, D) of each layer, the tokens of the group in order."""
         parts = [self._read(Pack.of(p, self.device), layers) for p in self._parts(group)]
         if len(parts) == 1:
             return parts[0]
@@ -299,7 +277,7 @@ class ResidualReader:
         return self._packed and (len(group) > 1) not in self._checked
 
     def check(self, group: list[TokenSequence]) -> None:
-        """Compare a pack with one-by-one forwards, if it is a first one; fall back if they differ."""
+        """Compare a first pack with one-by-one forwards; read one by one from now on if they differ."""
         if not self._unchecked(group):
             return
         self._checked.add(len(group) > 1)
@@ -327,10 +305,8 @@ class ResidualReader:
 
 
 def _finite(acts: dict[int, Tensor]) -> Tensor:
-    """(layers,) bool, layers in order: whether all of a layer's activations are finite.
-
-    A sum is finite only if all its terms are: one cheap pass instead of a mask.
-    """
+    """(layers,) bool, layers in order: whether all of a layer's activations are finite."""
+    # A sum is finite only if all its terms are: one cheap pass instead of a mask.
     sums = [acts[layer].sum(dtype=torch.float32) for layer in sorted(acts)]
     return torch.isfinite(torch.stack(sums))
 

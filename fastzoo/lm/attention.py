@@ -1,12 +1,12 @@
-"""Attention in which packed dialogues do not see each other: per segment on a CPU, by variable-length
-kernels on a GPU."""
+"""Attention in which packed dialogues do not see each other: segment by segment on a CPU, by
+variable-length kernels on a GPU."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -58,29 +58,37 @@ def segment_attention(
         raise RuntimeError("this model does not pass keyword arguments on to its attention")
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention with learned sinks is not computed per segment")
-    eager = softcap is not None or segment_kernel == "eager"
-    if segment_kernel != "eager":
-        output = varlen_attention(
-            query,
-            key,
-            value,
-            segment_lengths,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-        )
-        if output is not None:
-            return output, None
-    heads, tokens = query.shape[1:3]
-    output_THd = query.new_empty((tokens, heads, value.shape[-1]))
+    how: Any = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
+    eager = segment_kernel == "eager"
+    output = None if eager else varlen_attention(query, key, value, segment_lengths, **how)
+    if output is None:
+        eager = eager or softcap is not None
+        output = _by_segment(query, key, value, segment_lengths, eager=eager, **how)
+    return output, None
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    *,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    eager: bool,
+) -> Tensor:
+    parts = []
     start = 0
-    for length, count in _runs(segment_lengths):
+    for length, run in groupby(lengths):
+        count = sum(1 for _ in run)
         stop = start + length * count
         # (1, H, count·L, d) seen as (count, H, L, d): equal segments are one batched call.
         q, k, v = (
             x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
             for x in (query, key, value)
         )
+        start = stop
         mask = _window_mask(length, sliding_window, q.device)
         if eager:
             part = _eager(q, k, v, mask, scaling, softcap)
@@ -94,19 +102,8 @@ def segment_attention(
                 scale=scaling,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
-        output_THd[start:stop] = part.transpose(1, 2).flatten(0, 1)
-        start = stop
-    return output_THd[None], None
-
-
-def _runs(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Run-length encoding: (length, how many in a row)."""
-    count = 0
-    for i, length in enumerate(lengths):
-        count += 1
-        if i + 1 == len(lengths) or lengths[i + 1] != length:
-            yield length, count
-            count = 0
+        parts.append(part.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None]
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -121,7 +118,7 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
 def _eager(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float | None
 ) -> Tensor:
-    """Softmax attention written out, scores soft-capped at ``cap``; softmax in float32."""
+    """Softmax attention written out, with scores soft-capped at ``cap`` and the softmax in float32."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -136,10 +133,10 @@ def _eager(
 
 
 OLDEST = (8, 0)
-"""Compute capability that the kernels need (Ampere)."""
+"""Compute capability that the variable-length kernels need (Ampere)."""
 
 WIDEST = 256
-"""Head dimension that they go up to; it must be a multiple of 8."""
+"""Largest head dimension of theirs; it must be a multiple of 8."""
 
 
 def varlen_attention(
@@ -160,43 +157,27 @@ def varlen_attention(
         sliding_window: how many tokens each one sees, itself included.
 
     Returns:
-        (1, T, heads, head_dim) contiguous, or None where no kernel does this: on a CPU, in float32, on
+        (1, T, heads, head_dim) contiguous, or None where no kernel can do it: on a CPU, in float32, on
         an old GPU, or for soft-capped scores without flash-attn.
     """
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return None
-    if torch.cuda.get_device_capability(query.device) < OLDEST:
+    old = torch.cuda.get_device_capability(query.device) < OLDEST
+    if old or query.shape[-1] % 8 or query.shape[-1] > WIDEST:
         return None
-    if query.shape[-1] % 8 or query.shape[-1] > WIDEST:
-        return None
-    own, flash = torch_kernel(), flash_kernel()
-    # (1, H, T, d) seen as (T, H, d), which is how the kernels index tokens.
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = max(lengths)
     bounds = boundaries(tuple(lengths), query.device)
+    # (1, H, T, d) seen as (T, H, d), which is how the kernels index tokens.
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    arguments = (q, k, v, bounds, bounds, longest, longest)
     left = -1 if sliding_window is None or sliding_window >= longest else sliding_window - 1
+    own, flash = torch_kernel(), flash_kernel()
     if own is not None and softcap is None:
-        output = own(
-            q,
-            k,
-            v,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(left, 0),
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+        grouped = k.shape[1] != q.shape[1]
+        output = own(*arguments, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
     elif flash is not None:
         output = flash(
-            q,
-            k,
-            v,
-            bounds,
-            bounds,
-            longest,
-            longest,
+            *arguments,
             softmax_scale=scaling,
             causal=True,
             window_size=(left, 0 if left >= 0 else -1),
@@ -229,7 +210,7 @@ def torch_kernel() -> Callable[..., Any] | None:
 
 @cache
 def flash_kernel() -> Callable[..., Any] | None:
-    """The package's kernel, where one is installed that knows soft-capping."""
+    """flash-attn's kernel, if a version that knows soft-capping is installed."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:

@@ -11,7 +11,7 @@ from fastzoo.core.files import machine_memory
 
 
 def check_gpus(local_processes: int) -> None:
-    """Every process needs a GPU of its own, or there is none at all. Raises InputError."""
+    """Raise InputError if the machine has GPUs, but fewer than processes."""
     gpus = torch.cuda.device_count()
     if 0 < gpus < local_processes:
         raise InputError(
@@ -21,9 +21,9 @@ def check_gpus(local_processes: int) -> None:
 
 
 def use_deterministic_algorithms() -> None:
-    """On a GPU: give the same bits every time, where torch can; before anything runs there.
+    """Make a GPU give the same bits every time, where torch can; call it before anything runs there.
 
-    fastzoo's own kernels add nothing up in an order that changes.
+    fastzoo's own kernels always add up in the same order.
     """
     if not torch.cuda.is_available():
         return
@@ -34,17 +34,15 @@ def use_deterministic_algorithms() -> None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of the machine or, where ``device`` is one, the GPU."""
+    """Bytes of memory of a GPU, or else of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return machine_memory()
 
 
 def use_threads(threads: int | None, local_processes: int) -> None:
-    """Set torch's CPU threads; by default this process's share of the cores.
-
-    `accelerate launch` asks for a single thread on a CPU unless told otherwise.
-    """
+    """Set torch's CPU threads, by default to this process's share of the cores, because
+    `accelerate launch` sets a single thread on a CPU unless told otherwise."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // local_processes))

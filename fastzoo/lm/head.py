@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,19 +20,32 @@ def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
     """Raise ModelError if the model makes its logits in another way than ``log_probabilities``."""
     ids = torch.from_numpy(sequence.ids[:64])[None].to(reader.device)
     theirs = reader.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-    config = reader.model.config.get_text_config()
-    states = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    cap = getattr(config, "final_logit_softcapping", None)
-    ours = log_probabilities(reader.model.get_output_embeddings(), states, cap)
+    states_TD = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    ours = _log_probabilities(reader.model, states_TD)
     if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
         raise ModelError(
             f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
         )
 
 
-def log_probabilities(head: torch.nn.Module, states_TD: Tensor, cap: float | None) -> Tensor:
-    """(T, vocabulary) from what the LM head reads; logits soft-capped at ``cap``."""
-    logits = head(states_TD).float()
+def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Next-token log-probabilities from what the LM head reads, some tokens at a time.
+
+    Args:
+        states_TD: one or several times the final states of the same tokens.
+
+    Yields:
+        Which tokens, and for each of ``states_TD`` their log-probabilities (tokens, vocabulary).
+    """
+    tokens = max(16, HEAD_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    for start in range(0, len(states_TD[0]), tokens):
+        part = slice(start, start + tokens)
+        yield part, [_log_probabilities(model, states[part]) for states in states_TD]
+
+
+def _log_probabilities(model: Any, states_TD: Tensor) -> Tensor:
+    logits = model.get_output_embeddings()(states_TD).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits.log_softmax(-1)

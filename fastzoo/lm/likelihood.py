@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 BATCH_TOKENS = 8_192
-"""Tokens of a forward, padding included; a longer answer is a batch of its own."""
+"""Tokens of a forward pass, padding included; a longer answer is a batch of its own."""
 
 BATCH_LOGITS = 1 << 26
-"""Logits of a forward (256 MB in float32); one answer may need more."""
+"""Logits of a forward pass (256 MB in float32); a single answer may need more."""
 
 
 @torch.no_grad()
@@ -22,19 +22,19 @@ def answer_nlls(
 ) -> list[np.ndarray]:
     """Negative log-likelihood in nats of every token of every answer, given its prompt.
 
-    Answers of similar length go through the model together, padded on the left and masked; what comes
-    out is that of one at a time up to rounding. The same answer to the same prompt goes through once:
-    weak alphas change few answers. An empty answer has an empty array.
+    Answers of similar length go through the model together, padded on the left and masked, with the
+    same results as one at a time up to rounding. Equal pairs go through once: weak alphas change few
+    answers. An empty answer gives an empty array.
 
     Args:
-        model: a causal language model as it is, so outside of any steering.
+        model: a causal language model that is not being steered.
         prompts: token ids, one prompt per answer, none empty.
-        answers: token ids without padding; what ends the turn is scored like any token.
+        answers: token ids without padding; the token that ends the turn is scored like any other.
     """
     if len(prompts) != len(answers):
         raise ValueError(f"{len(prompts)} prompts for {len(answers)} answers")
     if not all(map(len, prompts)):
-        raise ValueError("an empty prompt: there is nothing to predict the first token from")
+        raise ValueError("an empty prompt: nothing predicts the first token of its answer")
     pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
     found = dict.fromkeys(pairs, np.zeros(0))
     unique = list(found)
@@ -46,7 +46,7 @@ def answer_nlls(
 
 
 def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[list[int]]:
-    """Rows with an answer, in batches that keep to the bounds."""
+    """Rows with an answer, in batches within the bounds."""
     rows = sorted((row for row, (_, n) in enumerate(lengths) if n), key=lambda r: lengths[r][::-1])
     batch: list[int] = []
     for row in rows:
@@ -82,7 +82,7 @@ def _forward(
     ).logits[:, -kept:]
     for row, (_, answer) in enumerate(pairs):
         targets = ids[row, width - len(answer) :].to(logits.device)
-        # Row by row: the whole batch in float32 would take as much memory again.
+        # Row by row, because the whole batch in float32 would take as much memory again.
         nlls = F.cross_entropy(
             logits[row, -len(answer) - 1 : -1].float(), targets, reduction="none"
         )

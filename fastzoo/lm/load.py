@@ -1,4 +1,4 @@
-"""Language models: resolve a name, check its configuration, load weights and tokenizer."""
+"""Language models: find one by name, check its configuration, load its weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fastzoo.core.text import one_line
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is loaded from, pinned, with its configuration but without its weights."""
+    """Where a model is loaded from, pinned to a commit, with its configuration but not its weights."""
 
     name: str
-    """As the user gave it: ``tiny-chat``, a Hub id or a folder."""
+    """As the user wrote it: ``tiny-chat``, a Hub id or a folder."""
     path: str
     """What transformers loads: a folder or a Hub id."""
     revision: str | None
     """Commit of a Hub model."""
     sha: str | None
-    """Commit, or ``sha256:...`` of a local model's weights when it is a single file."""
+    """Commit, or ``sha256:...`` of a local model's weights if they are a single file."""
     config: Any
 
     @property
@@ -39,7 +39,7 @@ class ModelSource:
 
     @property
     def embeddings(self) -> int | None:
-        """Token ids that the model has an embedding for, if its configuration says."""
+        """How many token ids the model has an embedding for, if its configuration says."""
         value = getattr(self.config.get_text_config(), "vocab_size", None)
         return int(value) if value else None
 
@@ -50,10 +50,10 @@ class ModelSource:
 
 
 def find_model(section: ModelSection) -> ModelSource:
-    """Resolve a model and read its configuration only.
+    """Find a model and read only its configuration.
 
     Raises:
-        ModelError, HubError: not there, or no causal language model of known shape.
+        ModelError, HubError: it does not exist, or is not a causal language model of known shape.
     """
     from transformers import AutoConfig
 
@@ -63,7 +63,7 @@ def find_model(section: ModelSection) -> ModelSource:
 
         path = str(tiny.MODEL)
     folder = Path(os.path.expanduser(path))
-    if os.path.isdir(folder):  # unlike Path.is_dir, takes a name that is too long for no folder
+    if os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         path = str(folder)
         weights = folder / "model.safetensors"
         sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
@@ -112,19 +112,21 @@ def load_tokenizer(source: ModelSource) -> Any:
 def load_model(source: ModelSource, section: ModelSection, device: torch.device) -> Any:
     """The causal language model in evaluation mode on ``device``; safetensors only.
 
+    ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU.
+
     Raises:
-        ModelError: no safetensors weights, or they do not fit the configuration.
+        ModelError: there are no safetensors weights, or they do not fit the configuration.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    dtype = resolve_dtype(section.dtype, device)
+    auto = "float32" if device.type == "cpu" else "bfloat16"
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
-            dtype=dtype,
+            dtype=auto if section.dtype == "auto" else section.dtype,
             use_safetensors=True,
             attn_implementation=None if section.attention == "auto" else section.attention,
         )
@@ -135,10 +137,3 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
             f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
         ) from None
     return model.to(device).eval().requires_grad_(False)
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on a CPU and bfloat16 on an accelerator."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -1,4 +1,4 @@
-"""The logit lens: what a direction of the residual stream writes, seen through the unembedding."""
+"""The logit lens: which tokens a direction of the residual stream writes, by the unembedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastzoo.core.errors import ModelError
 from fastzoo.lm.activations import decoder_layers
 
 ELEMENTS = 1 << 25
-"""Logits computed at once (directions x vocabulary)."""
+"""How many logits are computed at once (directions x vocabulary)."""
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 """What transformers' models call the norm before the LM head."""
@@ -19,17 +19,17 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", 
 
 @torch.no_grad()
 def logit_lens(model: Any, directions_LD: Tensor, vocabulary: int | None = None) -> Tensor:
-    """(L, vocabulary) float32 logits of directions, the final norm's weight folded in.
+    """(L, vocabulary) float32 logits of directions, with the final norm's weight folded in.
 
     Up to a positive factor per position, this is what adding a direction adds to the logits. A soft
-    cap on the logits changes no order and is left out.
+    cap on the logits does not change their order and is left out.
 
     Args:
-        directions_LD: in the residual stream, as decoder rows are.
-        vocabulary: ids that stand for a token; rows of the unembedding beyond are padding.
+        directions_LD: directions in the residual stream, such as decoder rows.
+        vocabulary: how many ids stand for a token; further rows of the unembedding are padding.
 
     Raises:
-        ModelError: no final norm or no LM head is found.
+        ModelError: the model's final norm or LM head is not found.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -39,18 +39,18 @@ def logit_lens(model: Any, directions_LD: Tensor, vocabulary: int | None = None)
 
 
 def folded(model: Any, directions_LD: Tensor) -> Tensor:
-    """Directions (L, D) as the final norm passes them on, but for its division by the length."""
+    """Directions (L, D) as the final norm passes them on, without its division by the length."""
     norm = final_norm(model)
     directions_LD = directions_LD.float()
     dtype = next(norm.parameters(), directions_LD).dtype
     ones_1D = torch.ones_like(directions_LD[:1], dtype=dtype)
-    # Of mean 0 and length 1 per dimension: every norm passes these on as its effective weight, in
-    # whatever form it holds that (Gemma and Nemotron: less 1).
+    # These have mean 0 and length 1 per dimension, so every norm returns its effective weight, in
+    # whatever form it stores that (Gemma and Nemotron: minus 1).
     signs_1D = ones_1D.clone()
     signs_1D[:, 1::2] = -1
     bias_1D = norm(torch.zeros_like(ones_1D))
     weight_1D = (norm(signs_1D) - bias_1D).float() * signs_1D.float()
-    if torch.equal(norm(ones_1D), bias_1D):  # it takes away the mean
+    if torch.equal(norm(ones_1D), bias_1D):  # the norm subtracts the mean
         directions_LD = directions_LD - directions_LD.mean(1, keepdim=True)
     return directions_LD * weight_1D
 

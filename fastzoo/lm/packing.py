@@ -1,8 +1,7 @@
-"""Many dialogues in one forward pass, none seeing another, no padding.
+"""Many dialogues in one forward pass, without padding, none seeing another.
 
-Dense layers run over all tokens of a pack at once; attention runs per segment (on a GPU in one call,
-where a kernel knows segments). That is exact and, on a CPU, several times faster than a block-diagonal
-mask, which computes the blocks it throws away.
+Dense layers run over all tokens of a pack at once, attention per segment (``lm.attention``). That is
+exact and, on a CPU, several times faster than a block-diagonal mask, whose empty blocks are computed.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ class Pack:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values from the CPU on ``device``; a GPU is not waited for."""
+    """Copy values from the CPU to ``device``, without waiting for a GPU."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def packs(sequences: Iterable[TokenSequence], budget: int) -> Iterator[list[TokenSequence]]:
-    """Consecutive sequences, in order, of together at most ``budget`` tokens; a longer one alone."""
+    """Consecutive sequences of at most ``budget`` tokens together; a longer one stays alone."""
     held: list[TokenSequence] = []
     tokens = 0
     for sequence in sequences:

@@ -17,7 +17,7 @@ from fastzoo.data.sequences import TokenSequence
 from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import HEAD_ELEMENTS, check_head, log_probabilities
+from fastzoo.lm.head import check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.packing import Pack
 from fastzoo.loading import assemble
@@ -185,17 +185,11 @@ class _Scored:
 
         ``all`` also fills ``special``; ``without_position_0`` skips predictions from position 0.
         """
-        head = reader.model.get_output_embeddings()
-        cap = getattr(reader.model.config.get_text_config(), "final_logit_softcapping", None)
-        vocabulary = head.weight.shape[0]
-        for part in torch.arange(len(self.rows), device=self.rows.device).split(
-            max(16, HEAD_ELEMENTS // vocabulary)
-        ):
-            log_p = log_probabilities(head, states_TD[self.rows[part]], cap)
+        states = [s[self.rows] for s in (states_TD, reference_TD) if s is not None]
+        for part, (log_p, *reference) in log_probabilities(reader.model, *states):
             ce = F.nll_loss(log_p, self.targets[part], reduction="none")
             kl = None
-            if reference_TD is not None:
-                log_q = log_probabilities(head, reference_TD[self.rows[part]], cap)
+            for log_q in reference:
                 kl = (log_q.exp() * (log_q - log_p)).sum(1)
             if subset == "all":
                 sums.add("all", ce, kl, torch.ones_like(self.special[part]))

@@ -219,7 +219,7 @@ def steer(
             ``statistics``; ``clamp`` takes ``raw`` and ``max``.
         statistics: a ``LatentStatistics`` of the SAE.
         positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far
-            (B, T) to which of them are steered, such as ``positions.roles`` returns.
+            (B, T) to which of them are steered, such as ``fastzoo.roles`` returns.
         force: steer a model that the SAE was not trained on.
 
     Raises:

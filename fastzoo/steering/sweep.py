@@ -17,6 +17,7 @@ import torch
 
 from fastzoo.core.errors import DataError, InputError, ModelError
 from fastzoo.core.text import one_line
+from fastzoo.data.tokenizer import apply_template
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
@@ -116,9 +117,7 @@ class Sweep:
 
     def _prompt(self, index: int, turns: Turns) -> list[int]:
         try:
-            ids = self.tokenizer.apply_chat_template(
-                list(turns), add_generation_prompt=True, tokenize=True, return_dict=True
-            )["input_ids"]
+            ids = apply_template(self.tokenizer, turns, answer=True, tokenize=True)
         except Exception as error:  # jinja raises many kinds
             raise DataError(
                 f"question {index + 1} is refused by the chat template: {one_line(error, 150)}"
@@ -129,7 +128,7 @@ class Sweep:
                 f"question {index + 1} has {len(ids)} tokens; with {self.settings.max_new_tokens} new "
                 f"ones that is more than the model's {longest} positions"
             )
-        return list(ids)
+        return ids
 
     def rows(self) -> list[Row]:
         """All answers to be written, with their prompts and edits. Raises as ``cells`` does."""

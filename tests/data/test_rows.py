@@ -360,8 +360,8 @@ def test_a_file_that_vanishes_ends_the_run_at_once(tmp_path: Path, status: int, 
             done = run(hub, tmp_path)
         assert done.returncode == (3 if status == 404 else 4)
         assert done.stderr == (
-            f"error: Hub dataset lab/chats, data/train-2.{kind}, from row 1 on: not to be had any "
-            f"more (the server answered {status})\n"
+            f"error: Hub dataset lab/chats, data/train-2.{kind}, from row 1 on: no longer "
+            f"available (the server answered {status})\n"
         )
 
 

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from fastzoo.config.recipe import Recipe
 from fastzoo.core.errors import DataError, ModelError
 from fastzoo.data.dialogues import Unusable, read_dialogue
+from fastzoo.data.literal_text import INSEPARABLE
 from fastzoo.data.rows import open_rows
 from fastzoo.data.sequences import Counts, Position, TokenSequence
 from fastzoo.data.split import Data, open_data
 from fastzoo.data.streams import TokenStream, blocks
-from fastzoo.data.tokenizer import INSEPARABLE, ChatTokenizer
+from fastzoo.data.tokenizer import ChatTokenizer
 
 WORDS = "fox owl bee sea sun hat cup key map ice".split()
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -28,10 +29,9 @@ from fastzoo.cli.feature_tables import print_text, print_tokens, visible
 from fastzoo.cli.main import app
 from fastzoo.core.errors import DataError, InputError, ModelError, TrainingError
 from fastzoo.data.sequences import TokenSequence
-from fastzoo.data.special_tokens import Texts, answer_starts
+from fastzoo.data.special_tokens import TurnTexts, answer_starts
 from fastzoo.data.tokenizer import ChatTokenizer
-from fastzoo.interpret import by_latent as latent_reports
-from fastzoo.interpret.by_latent import of_latents, ranking
+from fastzoo.interpret.by_latent import of_latents, rank_by_activation, rank_by_output
 from fastzoo.interpret.by_token import _add_paper, find_token, of_special_tokens, of_text, of_token
 from fastzoo.interpret.contexts import AROUND
 from fastzoo.interpret.output_score import TOKENS, output_scores
@@ -223,8 +223,8 @@ def test_the_papers_latents_stand_beside() -> None:
     [
         ("Paris_is", "is not a token of tiny-chat but 4"),
         ("", "is not a token"),
-        ("99999", "is no token id; ids are 0 to 1023"),
-        ("9" * 5000, "is no token id"),
+        ("99999", "is not a token id; ids are 0 to 1023"),
+        ("9" * 5000, "is not a token id"),
         ("a\nb", r"but 3 \('a', '\\n', 'b'\)"),
         ("\udcff", r"--token: '\?' is not valid Unicode"),
     ],
@@ -237,7 +237,7 @@ def test_what_is_no_token(together: Assembly, token: str, said: str) -> None:
 def test_a_token_that_stands_nowhere(together: Assembly, dialogues: list[TokenSequence]) -> None:
     present = set(np.concatenate([d.ids for d in dialogues[:2]]).tolist())
     absent = next(i for i in range(1024) if i not in present)
-    with pytest.raises(InputError, match="stands in none of the 2 dialogues"):
+    with pytest.raises(InputError, match="is in none of the 2 dialogues"):
         of_token(together, str(absent), dialogues=2, top=5)
     five = together.chat.tokenizer.get_vocab()["5"]
     with pytest.raises(InputError, match=rf"'#' \(id 5\) .* \(the text '5' is id {five}\)"):
@@ -252,7 +252,7 @@ def test_a_token_is_found_as_typed_and_as_the_vocabulary_spells_it(
     (number,) = together.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert find_token(together, text) == number
     assert find_token(together, together.chat.tokenizer.convert_ids_to_tokens(number)) == number
-    assert Texts(together.chat).token(number) == text
+    assert TurnTexts(together.chat)(number) == text
 
 
 def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(
@@ -332,8 +332,8 @@ def test_no_more_than_the_last_saes_activations_are_held(
 @pytest.mark.parametrize(
     ("text", "raw", "said"),
     [
-        ("", False, "no text"),
-        (" \n", True, "no text"),
+        ("", False, "is empty"),
+        (" \n", True, "is empty"),
         ("\ud800", False, "cannot be a user's message"),
         ("word " * 5000, True, "tokens; at most"),
         ("\udcff", True, "--text: '\\?' is not valid Unicode"),
@@ -357,7 +357,7 @@ def test_where_latents_fire_equals_loops(
     silent = int(mean_F.argmin())
     latents = [int(mean_F.argmax()), int(mean_F.sort().indices[-40]), silent]
     report = of_latents(together, latents, dialogues=DIALOGUES, top=4)
-    texts = Texts(together.chat)
+    texts = TurnTexts(together.chat)
     for latent, entry in zip(latents, report["saes"][name]["latents"], strict=True):
         acts = [acts_TF[:, latent] for _, acts_TF in alone[name]]
         maxima = torch.tensor([acts_T[1:].max().item() for acts_T in acts])
@@ -373,7 +373,7 @@ def test_where_latents_fire_equals_loops(
             assert acts[index][place].item() == pytest.approx(context["activation"], rel=1e-3)
             start = max(0, place - AROUND)
             window = ids[start : place + AROUND + 1].tolist()
-            assert [x["token"] for x in context["tokens"]] == [texts.token(i) for i in window]
+            assert [x["token"] for x in context["tokens"]] == [texts(i) for i in window]
             assert [x["activation"] for x in context["tokens"]] == pytest.approx(
                 acts[index][start : start + len(window)].tolist(), rel=1e-3, abs=1e-3
             )
@@ -404,7 +404,7 @@ def test_roles_are_those_of_the_turns(
     together: Assembly, dialogues: list[TokenSequence], tokenizer: Any
 ) -> None:
     rows = [json.loads(line) for line in tiny.HELDOUT.read_text().splitlines()]
-    texts, seen = Texts(together.chat), set()
+    texts, seen = TurnTexts(together.chat), set()
     for dialogue in dialogues[:10]:
         turns = rows[int(dialogue.dialogue[0])]["messages"]
         start = 0
@@ -514,19 +514,15 @@ def test_output_scores_equal_single_runs_with_a_hook(kind: str, packed: bool) ->
         output_scores(reader, sae, 1, latents, [], 1.0)
 
 
-def test_rankings(
-    together: Assembly, dialogues: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(latent_reports, "PROMPTS", 4)
-    by_activation = ranking(
-        together, "activation", candidates=5, alpha=1, dialogues=DIALOGUES, top=4
-    )
+def test_rankings(together: Assembly, dialogues: list[TokenSequence]) -> None:
+    by_activation = rank_by_activation(together, dialogues=DIALOGUES, top=4)
     figures = statistics(together.reader, together.saes, dialogues)
     for name in NAMES:
         rows = by_activation["saes"][name]["latents"]
         assert [x["latent"] for x in rows] == figures[name].mean_max_F.topk(4).indices.tolist()
         assert by_activation["saes"][name]["residual_norm"] == figures[name].residual_norm
-    report = ranking(together, "output", candidates=5, alpha=0.8, dialogues=DIALOGUES, top=4)
+    how = {"candidates": 5, "alpha": 0.8, "dialogues": DIALOGUES, "top": 4, "prompts": 4}
+    report = rank_by_output(together, **how)
     prompts = answer_starts(together.chat, dialogues, report["prompts"])
     assert len(prompts) == report["prompts"] == 4
     for name, (layer, sae) in together.saes.items():
@@ -540,9 +536,7 @@ def test_rankings(
         (one,) = logit_lens(together.reader.model, sae.W_dec[[rows[0]["latent"]]])
         shown = [x["token_id"] for x in rows[0]["writes"]["top"]]
         assert shown == one.topk(10).indices.tolist()
-    chosen = ranking(
-        together, "output", latents=[7, 3], candidates=5, alpha=0.8, dialogues=DIALOGUES, top=4
-    )
+    chosen = rank_by_output(together, latents=[7, 3], **how)
     assert {x["latent"] for x in chosen["saes"][NAMES[0]]["latents"]} == {7, 3}
 
 
@@ -581,15 +575,16 @@ INSTRUCTIONS = (
     ("template", "said"),
     [
         (INSTRUCTIONS, None),
-        (INSTRUCTIONS.replace("<|im_start|>", "").replace("<|im_end|>", " "), "marks no place"),
+        (
+            INSTRUCTIONS.replace("<|im_start|>", "").replace("<|im_end|>", " "),
+            "does not mark where",
+        ),
         ("{{ raise_exception('no') }}", "refuses a plain question"),
     ],
 )
 def test_templates_without_a_generation_prompt(
     tokenizer: Any, template: str, said: str | None
 ) -> None:
-    from copy import deepcopy
-
     changed = deepcopy(tokenizer)
     changed.chat_template = template
     chat = ChatTokenizer(changed, recipe(data={"source": "embedded"}).data, "test model")
@@ -693,13 +688,13 @@ def test_the_command_shows_the_papers_figures_in_columns_of_their_own(
     [
         (["--latent", 256], "latent 256: tiny-chat-L1-2x-jumprelu has 256 latents"),
         (["--latent", 1, "--latent", 1], "the same latent is given twice"),
-        (["--text", ""], "--text: there is no text in it"),
+        (["--text", ""], "--text: the text is empty"),
         (["--token", "no such"], "is not a token of tiny-chat"),
         (["--token", "x", "--text", "y"], "--text and --token do not go together"),
         (["--raw"], "--raw goes with --text"),
         (["--alpha", 2], "--alpha goes with --rank output"),
         (["--rank", "activation", "--candidates", 9], "--candidates goes with --rank output"),
-        (["--rank", "size"], "'size' is none of activation, output"),
+        (["--rank", "size"], "'size' is not one of activation, output"),
         (["--rank", "output", "--alpha", "inf"], "inf is not a finite number"),
         (["--max-tokens", 10**6], "--max-tokens: 1000000 is more than"),
     ],

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 F = 13
 START, END, BOS, NEVER, USER, ASSISTANT = range(6)
 SPECIAL = (START, END, BOS, NEVER)
-TOKENS = SpecialTokens(frozenset({(START, USER), (START, ASSISTANT)}), "t{}".format)
+TOKENS = SpecialTokens({(START, USER): "user", (START, ASSISTANT): "assistant"}, "t{}".format)
 
 
 def random_chats(count: int = 50) -> tuple[list[TokenSequence], list[np.ndarray]]:
@@ -205,7 +205,7 @@ def test_role_words_are_those_of_the_template(
 ) -> None:
     before, *words = tokenizer.convert_tokens_to_ids(["<|im_start|>", *roles])
     found = SpecialTokens.of(chat_of(tokenizer, template))
-    assert found.headers == {(before, word) for word in words}
+    assert found.headers == {(before, word): role for word, role in zip(words, roles, strict=True)}
     assert SpecialTokens.of(chat_of(tokenizer, template, column="turns")).headers == found.headers
 
 

@@ -528,7 +528,7 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
         (InputError, "positions 'some'", sae, {1: 1.0}, {"positions": "some"}),
         (InputError, "positions are", sae, {1: 1.0}, {"positions": [1.5]}),
         (ModelError, "width 33", wide, {1: 1.0}, {}),
-        (ModelError, "no language model", sae, {1: 1.0}, {"model": torch.nn.Linear(3, 3)}),
+        (ModelError, "not a language model", sae, {1: 1.0}, {"model": torch.nn.Linear(3, 3)}),
     ]
     for kind, says, weights, latents, how in refusals:
         how = {"layer": 1, "model": model, **how}

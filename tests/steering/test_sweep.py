@@ -33,6 +33,9 @@ class Words:
 
     eos_token_id, pad_token_id = 1, None
 
+    def get_chat_template(self) -> str:
+        return ""
+
     def apply_chat_template(self, turns: Any, **how: Any) -> dict[str, list[int]]:
         words = " ".join(turn["content"] for turn in turns).split()
         return {"input_ids": [2 + sum(map(ord, word)) % 90 for word in words]}
