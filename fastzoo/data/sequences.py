@@ -28,7 +28,7 @@ class TokenSequence:
     """(T,) int64, index of each token's dialogue: its row number in the source."""
     special: np.ndarray
     """(T,) bool, whether the token is one of the tokenizer's special tokens."""
-    after: Position | None = None
+    after: ResumePoint | None = None
     """Where the stream goes on once this was given; None outside a ``TokenStream``."""
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Position:
+class ResumePoint:
     """A place in a ``TokenStream`` from which another one gives exactly what the first would have."""
 
     epoch: int = 0
@@ -93,7 +93,7 @@ class Position:
         return {**vars(self), "counts": self.counts.as_dict()}
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Position:
+    def of(cls, values: Mapping[str, Any]) -> ResumePoint:
         return cls(**{**values, "counts": Counts.of(values["counts"])})
 
 

@@ -15,7 +15,7 @@ from fastzoo.training.steps import Step
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums since the last log row, on the device until a row is written."""
 
     squared_error: Tensor
@@ -37,7 +37,7 @@ class _Sums:
         return torch.stack([getattr(self, name) for name in self.NAMES])
 
     @classmethod
-    def of(cls, stacked: Tensor, steps: int) -> _Sums:
+    def of(cls, stacked: Tensor, steps: int) -> Sums:
         return cls(**dict(zip(cls.NAMES, stacked.unbind(), strict=True)), steps=steps)
 
 
@@ -58,7 +58,7 @@ class Learner:
     frequency_F: Tensor | None = None
     """(d_sae,) firing frequency over the last complete window."""
     log: list[dict[str, float]] = field(default_factory=list)
-    sums: _Sums | None = None
+    sums: Sums | None = None
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
@@ -121,7 +121,7 @@ class Learner:
         here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
         self.since_fired_F, self.window_F = here["since_fired"], here["window"]
         self.frequency_F = here.get("frequency")
-        self.sums = _Sums.of(here["sums"], sums_steps) if sums_steps else None
+        self.sums = Sums.of(here["sums"], sums_steps) if sums_steps else None
 
 
 def _as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

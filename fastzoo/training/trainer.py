@@ -19,7 +19,7 @@ from fastzoo.lm.activations import Columns
 from fastzoo.saes.base import StepStats
 from fastzoo.saes.names import SAEName
 from fastzoo.training.initialise import activation_scale, decoder_bias, new_sae
-from fastzoo.training.learner import Learner, _Sums
+from fastzoo.training.learner import Learner, Sums
 from fastzoo.training.schedule import Schedule
 from fastzoo.training.steps import step_for
 
@@ -169,7 +169,7 @@ class Trainer:
             learner.window_steps = 0
         fired = stats.fired_F.sum()
         if learner.sums is None:
-            learner.sums = _Sums(
+            learner.sums = Sums(
                 stats.squared_error, stats.penalty, fired, variance, stats.grad_norm, 1
             )
             return
