@@ -29,7 +29,7 @@ class TrainingColumns:
             self.position = self._ahead.popleft()
             rows = len(columns["position"])
             if rows >= left:
-                # Without the dialogue that was read to see that it does not fit.
+                # Do not count the dialogue that was read to find that it does not fit.
                 self.stream.counts = self.position.counts.copy()
                 yield {name: column[:left] for name, column in columns.items()}
                 return
@@ -37,9 +37,9 @@ class TrainingColumns:
             yield columns
 
     def _groups(self, tokens: int) -> Iterator[list[TokenSequence]]:
-        """Packs until they hold ``tokens``: what comes after those is neither read nor computed.
+        """Packs that hold ``tokens``: nothing after those is read or computed.
 
-        The model's forward takes them some time before it gives their activations.
+        The forward takes packs some time before it gives their activations: hence ``_ahead``.
         """
         if tokens <= 0:
             return
