@@ -15,48 +15,105 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.checks import check_against_model, check_sizes
 from fastzoo.config.reading import load_recipe
 from fastzoo.config.recipe import Recipe
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.exit import report_failures
-from fastzoo.core.lock import release_claims
 from fastzoo.core.processes import Stopped, end_undisturbed, obeying_signals, stoppable, talking
-from fastzoo.publish.push import push_run, warn_without_token
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from fastzoo.data.split import Data
+    from fastzoo.lm.load import ModelSource
+    from fastzoo.training.checkpoint_schedule import CheckpointSchedule
+    from fastzoo.training.checkpoints import InTraining
+    from fastzoo.training.run_folder import Start
+    from fastzoo.training.sharding import SharedForward
 
 
 def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    options = [a for a in arguments if a.startswith("--") and "=" not in a]
-    if unknown := set(options) - {"--fresh"}:
-        raise InputError(
-            f"there is no option {unknown.pop()}; --fresh and --help are the only ones"
-        )
-    files = [a for a in arguments if "=" not in a and a not in options]
-    if len(files) > 1:
-        raise InputError(f"more than one recipe file: {', '.join(files)}")
-    recipe = load_recipe(
-        Path(files[0]) if files else None, overrides=[a for a in arguments if "=" in a]
-    )
-    if recipe.push.namespace:
-        warn_without_token()
+    recipe, fresh = read_arguments(arguments)
     with obeying_signals():
-        if train(recipe, fresh="--fresh" in options) and recipe.push.namespace:
+        if not recipe.push.namespace:
+            run(recipe, fresh=fresh)
+            return
+        from fastzoo.publish.push import push_run, warn_without_token
+
+        warn_without_token()
+        if run(recipe, fresh=fresh):
             # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
             push_run(recipe.folder, recipe.push)
 
 
-def train(recipe: Recipe, *, fresh: bool = False) -> bool:
+def read_arguments(arguments: list[str]) -> tuple[Recipe, bool]:
+    """The recipe, and whether to start over."""
+    options = [a for a in arguments if a.startswith("--") and "=" not in a]
+    if unknown := set(options) - {"--fresh"}:
+        raise InputError(f"there is no option {unknown.pop()}, only --fresh and --help")
+    files = [a for a in arguments if "=" not in a and a not in options]
+    if len(files) > 1:
+        raise InputError(f"more than one recipe file: {', '.join(files)}")
+    overrides = [a for a in arguments if "=" in a]
+    return load_recipe(Path(files[0]) if files else None, overrides), "--fresh" in options
+
+
+@dataclass
+class Run:
+    """One run, as far as it has come: what ``prepare`` finds, then what ``stream`` sets up."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    source: ModelSource
+    data: Data
+    settings: dict[str, Any]
+    start: Start
+    forward: SharedForward | None = None
+    parts: InTraining | None = None
+    checkpoints: CheckpointSchedule | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line, from one of the processes."""
+        if self.accelerator.is_main_process:
+            print(line, file=sys.stderr)
+
+
+def run(recipe: Recipe, *, fresh: bool = False) -> bool:
     """Run a recipe; whether this is the process that speaks for all."""
+    accelerator = begin(recipe)
+    try:
+        with ExitStack() as held:
+            this = prepare(recipe, accelerator, held, fresh=fresh)
+            if not this.start.complete:
+                try:
+                    stream(this)
+                    train(this)
+                    finish(this)
+                except BaseException as error:
+                    keep_what_there_is(this, error)
+                    raise
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
+    main_process = accelerator.is_main_process
+    # Closes trackers and the process group, which after a failure may hold nobody to talk to.
+    accelerator.end_training()
+    return bool(main_process)
+
+
+def begin(recipe: Recipe) -> Accelerator:
+    """This process's device and threads, and its place among the others."""
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -75,174 +132,192 @@ def train(recipe: Recipe, *, fresh: bool = False) -> bool:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     use_threads(recipe.threads, local_processes)
-    try:
-        run(recipe, accelerator, fresh=fresh)
-    except BaseException:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        raise
-    finally:
-        release_claims()
-    main_process = accelerator.is_main_process
-    # Closes trackers and the process group, which after a failure may hold nobody to talk to.
-    accelerator.end_training()
-    return bool(main_process)
+    return accelerator
 
 
-def run(recipe: Recipe, accelerator: Accelerator, *, fresh: bool = False) -> None:
+def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh: bool) -> Run:
+    """Find everything that can be wrong before the weights are loaded; open data and folder.
+
+    Args:
+        held: keeps the run's folder locked.
+    """
     from accelerate.utils import broadcast_object_list, gather_object
 
-    from fastzoo.core.progress import Progress
-    from fastzoo.data.special_tokens import SpecialTokens
     from fastzoo.data.split import open_data
-    from fastzoo.lm.activations import ResidualReader
+    from fastzoo.data.tokenizer import ChatTokenizer
     from fastzoo.lm.devices import memory_of
-    from fastzoo.lm.load import find_model, load_model, load_tokenizer
-    from fastzoo.results.evaluate import evaluate
-    from fastzoo.results.folder import save_result
+    from fastzoo.lm.load import find_model, load_tokenizer
     from fastzoo.results.summary import print_results, read_results
-    from fastzoo.training.buffer import MixingBuffer
-    from fastzoo.training.checkpoints import Checkpoints
-    from fastzoo.training.columns import TrainingColumns
-    from fastzoo.training.run_folder import (
-        complete_run,
-        keep_interrupted,
-        machine,
-        run_facts,
-        run_settings,
-        start_run,
-        withdraw_run,
-    )
-    from fastzoo.training.sharding import SharedForward, assign, check_same_run
+    from fastzoo.training.run_folder import Start, lock_run, start_run
+    from fastzoo.training.run_record import run_settings
+    from fastzoo.training.sharding import check_same_run
     from fastzoo.training.steps import choose
-    from fastzoo.training.trainer import Trainer, derived_seed
 
-    main_process = accelerator.is_main_process
-
-    def say(line: str) -> None:
-        if main_process:
-            print(line, file=sys.stderr)
-
-    # 1. Everything that can be wrong is found out before the weights are loaded.
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
     check_against_model(recipe, source.n_layers, source.max_positions)
     check_sizes(recipe, source.d_model, memory_of(accelerator.device))
-    data = open_data(recipe, load_tokenizer(source), source.name, source.embeddings)
+    chat = ChatTokenizer(load_tokenizer(source), recipe.data, source.name, source.embeddings)
+    data = open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
     settings = run_settings(data, recipe, source)
     with talking():
-        everyones = gather_object([{**settings, "threads": recipe.threads}])
-    check_same_run(everyones)
-    folder = recipe.folder
-    starts = [start_run(recipe, settings, fresh=fresh, say=say) if main_process else None]
+        check_same_run(gather_object([{**settings, "threads": recipe.threads}]))
+
+    this = Run(recipe, accelerator, source, data, settings, Start())
+    starts = [this.start]
+    if accelerator.is_main_process:
+        held.enter_context(lock_run(recipe.folder, this.say))
+        starts = [start_run(recipe, settings, fresh=fresh, say=this.say)]
     with talking():
-        (start,) = broadcast_object_list(starts)
-    if start.complete:
-        say(f"{folder} is complete; --fresh moves it aside and starts over")
-        if main_process:
-            print_results(read_results(folder, recipe.names()))
-        return
-    for line in data.summary():
-        say(line)
+        (this.start,) = broadcast_object_list(starts)
+    if this.start.complete:
+        this.say(f"{recipe.folder} is complete; --fresh moves it aside and starts over")
+        if accelerator.is_main_process:
+            print_results(read_results(recipe.folder, recipe.names()))
+    else:
+        for line in data.summary():
+            this.say(line)
+    return this
 
-    trainer = None
-    try:
-        # 2. One stream of activations for all layers: model -> buffer -> batches. Each process
-        #    computes a share of it and sees that of its own layers.
-        model = load_model(source, recipe.model, accelerator.device)
-        reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
-        training = recipe.training
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        owners = assign(recipe.names(), source.d_model, processes)
-        checkpoints = Checkpoints(folder, recipe.checkpoint, settings, machine(), owners, rank)
-        forward = SharedForward(reader, owners, rank, checkpoints.idle)
-        if start.checkpoint:
-            data.stream.start_at(start.checkpoint.position)
-        columns = TrainingColumns(forward, data.stream, recipe)
-        buffer = MixingBuffer(
-            columns,
-            training.buffer_tokens,
-            training.batch_size,
-            derived_seed(recipe.seed, "buffer"),
-            position=lambda: columns.position,
-            idle=checkpoints.idle,
-        )
 
-        # 3. Each process trains the SAEs that it owns, all on the same batches.
-        trainer = Trainer(
-            owners[rank],
-            source.d_model,
-            training,
-            None if start.checkpoint else buffer.fill(),
-            seed=recipe.seed,
-            device=accelerator.device,
-            log_every=recipe.output.log_every,
-            compute=recipe.compute,
-        )
-        if start.checkpoint:
-            start.checkpoint.restore(trainer, buffer, reader)
-        checkpoints.watch(trainer, buffer, reader)
-        if recipe.output.trackers:
-            accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
-        title = f"training {len(recipe.names())} SAEs"
-        with (
-            stoppable(checkpoints.idle),
-            Progress(title, training.steps, shown=main_process) as bar,
-        ):
-            bar.begin_at(trainer.step_number)
-            for batch in trainer.guarded(buffer):
-                logged = trainer.step(batch)
-                bar.advance(note=trainer.note() if logged else None)
-                if logged and recipe.output.trackers:
-                    accelerator.log(trainer.tracked(), step=trainer.step_number)
-                checkpoints.after_step()
-            checkpoints.at_end()
+def stream(this: Run) -> None:
+    """Set up one stream of activations for all layers, model -> buffer -> batches, and the SAEs that
+    learn from it. Each process computes a share of the stream and sees that of its own layers."""
+    from fastzoo.lm.activations import ResidualReader
+    from fastzoo.lm.load import load_model
+    from fastzoo.training.buffer import MixingBuffer
+    from fastzoo.training.checkpoint_schedule import CheckpointSchedule
+    from fastzoo.training.checkpoints import InTraining
+    from fastzoo.training.columns import TrainingColumns
+    from fastzoo.training.run_record import machine
+    from fastzoo.training.sharding import SharedForward, assign
+    from fastzoo.training.trainer import Trainer, derived_seed
 
-        # 4. Held-out figures of all SAEs in one pass, then one complete folder per SAE.
-        say(data.after_training())
-        say(checkpoints.summary(trainer.seconds()))
-        facts = run_facts(data, recipe, source, reader)
-        saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
-        found = {}
-        if saes:  # with more processes than SAEs some own none
-            with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-                found = evaluate(
-                    reader,
-                    saes,
-                    data.held_out,
-                    SpecialTokens.of(data.chat),
-                    lambda n: bar.advance(n, "held-out tokens"),
-                )
-        results = []
-        for learner in trainer.learners:
-            sae = saes[str(learner.name)][1].cpu()
-            name = str(learner.name)
-            save_result(folder, learner, sae, found[name], facts, training.batch_size)
-            results.append((learner.name, found[name].metrics, trainer.tokens_per_second()))
-    except BaseException as error:
-        # Whatever ended the run, hours of training are not lost with it.
-        end_undisturbed()
-        if not trainer or not trainer.step_number:
-            if main_process:
-                withdraw_run(folder, start)
-        elif not isinstance(error, (Stopped, OutputError)):
-            facts = run_facts(data, recipe, source, reader)
-            keep_interrupted(folder, trainer.learners, facts, training.batch_size)
-        raise
+    recipe, training, accelerator = this.recipe, this.recipe.training, this.accelerator
+    model = load_model(this.source, recipe.model, accelerator.device)
+    reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
+    rank, width = accelerator.process_index, this.source.d_model
+    owners = assign(recipe.names(), width, accelerator.num_processes)
+    this.checkpoints = CheckpointSchedule(
+        recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank
+    )
+    this.forward = SharedForward(reader, owners, rank, this.checkpoints.idle)
+    checkpoint = this.start.checkpoint
+    if checkpoint:
+        this.data.stream.start_at(checkpoint.position)
+    columns = TrainingColumns(this.forward, this.data.stream, training.steps * training.batch_size)
+    buffer = MixingBuffer(
+        columns,
+        training.buffer_tokens,
+        training.batch_size,
+        derived_seed(recipe.seed, "buffer"),
+        position=lambda: columns.position,
+        idle=this.checkpoints.idle,
+    )
+    trainer = Trainer(
+        owners[rank],
+        width,
+        training,
+        None if checkpoint else buffer.fill(),
+        seed=recipe.seed,
+        device=accelerator.device,
+        log_every=recipe.output.log_every,
+        compute=recipe.compute,
+    )
+    this.parts = InTraining(trainer, buffer, reader)
+    if checkpoint:
+        checkpoint.restore(this.parts)
+    this.checkpoints.watch(this.parts)
 
+
+def train(this: Run) -> None:
+    """Each process trains the SAEs that it owns, all on the same batches."""
+    from fastzoo.core.progress import Progress
+
+    recipe, accelerator, checkpoints = this.recipe, this.accelerator, this.checkpoints
+    trainer = this.parts.trainer
+    if recipe.output.trackers:
+        accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
+    title, steps = f"training {len(recipe.names())} SAEs", recipe.training.steps
+    shown = accelerator.is_main_process
+    with stoppable(checkpoints.idle), Progress(title, steps, shown=shown) as bar:
+        bar.begin_at(trainer.step_number)
+        for batch in trainer.guarded(this.parts.buffer):
+            logged = trainer.step(batch)
+            bar.advance(note=trainer.note() if logged else None)
+            if logged and recipe.output.trackers:
+                accelerator.log(trainer.tracked(), step=trainer.step_number)
+            checkpoints.after_step()
+        checkpoints.at_end()
+    this.say(this.data.after_training())
+    this.say(checkpoints.summary(trainer.seconds()))
+
+
+def finish(this: Run) -> None:
+    """Held-out figures of all SAEs in one pass, one complete folder per SAE, and the summary."""
+    from accelerate.utils import gather_object
+
+    from fastzoo.core.progress import Progress
+    from fastzoo.data.special_tokens import SpecialTokens
+    from fastzoo.results.evaluate import evaluate
+    from fastzoo.results.folder import save_result
+    from fastzoo.results.summary import print_results
+    from fastzoo.training.run_folder import complete_run
+    from fastzoo.training.run_record import run_facts
+
+    recipe, data, accelerator = this.recipe, this.data, this.accelerator
+    trainer, reader, main_process = (
+        this.parts.trainer,
+        this.parts.reader,
+        accelerator.is_main_process,
+    )
+    facts = run_facts(data, recipe, this.source, reader)
+    saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
+    found = {}
+    if saes:  # with more processes than SAEs some own none
+        with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
+            found = evaluate(
+                reader,
+                saes,
+                data.held_out,
+                SpecialTokens.of(data.chat),
+                lambda n: bar.advance(n, "held-out tokens"),
+            )
+    results = []
+    for learner in trainer.learners:
+        name = str(learner.name)
+        sae, figures = saes[name][1].cpu(), found[name]
+        save_result(recipe.folder, learner, sae, figures, facts, recipe.training.batch_size)
+        results.append((learner.name, figures.metrics, trainer.tokens_per_second()))
     with talking():
         results = sorted(gather_object(results))
-        shares = gather_object([forward.tokens])
+        shares = gather_object([this.forward.tokens])
     if main_process:
         print_results(results)
-        if processes > 1:
-            print(f"tokens through the language model, by rank: {shares}", file=sys.stderr)
-        print(f"{len(results)} SAEs in {folder}", file=sys.stderr)
+        if accelerator.num_processes > 1:
+            this.say(f"tokens through the language model, by rank: {shares}")
+        this.say(f"{len(results)} SAEs in {recipe.folder}")
     # A rank that leaves while others still talk was seen to abort at its exit (gloo).
     with talking():
         accelerator.wait_for_everyone()
     if main_process:
-        complete_run(folder)
+        complete_run(recipe.folder)
+
+
+def keep_what_there_is(this: Run, error: BaseException) -> None:
+    """Whatever ended the run, hours of training are not lost with it."""
+    from fastzoo.training.run_folder import keep_interrupted, withdraw_run
+    from fastzoo.training.run_record import run_facts
+
+    end_undisturbed()
+    recipe = this.recipe
+    if this.parts is None or not this.parts.trainer.step_number:
+        if this.accelerator.is_main_process:
+            withdraw_run(recipe.folder)
+    elif not isinstance(error, (Stopped, OutputError)):
+        facts = run_facts(this.data, recipe, this.source, this.parts.reader)
+        learners = this.parts.trainer.learners
+        keep_interrupted(recipe.folder, learners, facts, recipe.training.batch_size)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from torch import Tensor
 from fastzoo.config.reading import preset_values, resolve
 from fastzoo.config.recipe import Recipe, TrainingSection
 from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.split import Data, open_data
+from fastzoo.data.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     from publisher import Person
@@ -68,6 +70,12 @@ def recipe(**values: Any) -> Recipe:
     """A small recipe on the embedded model; keyword arguments are its top-level keys."""
     base = {"layers": [1], "expansions": [2], "architectures": ["standard"]}
     return resolve({**base, **values}, "test recipe")
+
+
+def opened(run: Recipe, tokenizer: Any, model_name: str = "test model") -> Data:
+    """A recipe's data."""
+    chat = ChatTokenizer(tokenizer, run.data, model_name)
+    return open_data(chat, run.method, run.text, run.evaluation, run.seed)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:

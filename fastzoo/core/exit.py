@@ -6,31 +6,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 from fastzoo.core.errors import FastzooError
-from fastzoo.core.processes import (
-    PeerEnded,
-    Stopped,
-    label,
-    leave,
-    leave_after_failure,
-    leave_after_peer,
-    several,
-)
+from fastzoo.core.processes import PeerEnded, Stopped, board, label, several, wait_for_launcher
 from fastzoo.core.text import without_secrets
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 DEBUG = "FASTZOO_DEBUG"
-"""Environment variable that has the traceback of expected failures printed, too."""
+"""Environment variable: expected failures show their traceback, too."""
 
 
 def report_failures(command: Callable[[], None]) -> None:
-    """Run a command; an expected failure is one line on stderr and the exit code it calls for.
+    """Run a command; an expected failure becomes one line on stderr and its exit code.
 
-    Where several processes run, every line names the rank, and so does what stands above an
-    unexpected exception's traceback.
+    Where several processes run, every line names the rank, and so does the line above an unexpected
+    exception's traceback.
     """
     try:
         command()
@@ -38,16 +32,17 @@ def report_failures(command: Callable[[], None]) -> None:
         if os.environ.get(DEBUG, "0") != "0":
             sys.stderr.write(without_secrets(traceback.format_exc()))
         print(f"error: {label()}{error}", file=sys.stderr)
-        leave_after_failure(error.exit_code)
+        _leave(error.exit_code, failed=True)
     except Stopped as stopped:
         print(f"{label()}{stopped}", file=sys.stderr)
-        leave(stopped.exit_code)
+        _leave(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"error: {label()}interrupted", file=sys.stderr)
-        leave(INTERRUPTED)
+        _leave(INTERRUPTED)
     except PeerEnded as ended:
         print(f"{label()}{ended}", file=sys.stderr, flush=True)
-        leave_after_peer()
+        wait_for_launcher()
+        _leave(1)
     except BrokenPipeError:
         # The reader of a pipe went away (`fastzoo list | head`): nothing may be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,4 +50,20 @@ def report_failures(command: Callable[[], None]) -> None:
         # In one piece, so that no other process writes into it.
         head = f"error: {label()}unexpected {type(error).__name__}\n" if several() else ""
         sys.stderr.write(head + without_secrets(traceback.format_exc()))
-        leave_after_failure(1)
+        _leave(1, failed=True)
+
+
+def _leave(code: int, *, failed: bool = False) -> NoReturn:
+    """End this process; of several, those that wait for one that failed are told.
+
+    One of several skips the orderly end of the process group, which would wait for processes that
+    may be gone (NCCL) and was seen to abort (gloo).
+    """
+    if not several():
+        sys.exit(code)
+    if failed:
+        with suppress(BaseException):  # there is no group yet, or nobody is left
+            board().write("failed")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

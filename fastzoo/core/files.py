@@ -17,7 +17,7 @@ from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.text import one_line
 
 MAX_JSON_BYTES = 16 << 20
-"""Real ones have some kB; JSON is read into memory whole."""
+"""JSON is read into memory whole; real files have a few kB."""
 
 
 def sha256_of(path: Path) -> str:
@@ -37,10 +37,10 @@ def resource(name: str) -> Path:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory; more than any has where that is not known."""
+    """Bytes of this machine's memory; a number larger than any where that is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    except (ValueError, OSError):
         return 1 << 62
 
 
@@ -48,16 +48,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        InputError: there is no such file, or not one of bearable size with an object in it.
+        InputError: there is no such file, it is too large, or it holds something else.
     """
     try:
-        if not path.is_file():  # a pipe could be waited for in vain
+        if not path.is_file():  # a pipe may never be written to
             what = "not a file" if path.exists() else "missing"
             raise InputError(f"{path.parent}: {path.name} is {what}")
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
-            raise InputError(f"{path}: more than {MAX_JSON_BYTES} bytes, which is no record")
+            raise InputError(f"{path}: more than {MAX_JSON_BYTES} bytes, too many for a record")
         value = json.loads(text.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({one_line(error, 80)})") from None
@@ -73,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file so that it is there whole or not at all."""
     temporary = partial_of(path)
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
@@ -82,14 +82,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Find out before long work whether ``write_text`` can write a file.
+    """Check before long work that ``write_text`` can write a file.
 
     Raises:
-        OutputError: it cannot, or there is something that is no file (a folder, a device, a pipe).
+        OutputError: it cannot, or something else is there (a folder, a device, a pipe).
     """
     try:
         if not path.parent.is_dir() or (path.exists() and not path.is_file()):
-            raise OutputError(f"'{path}' cannot be written: give a file in a folder that is there")
+            raise OutputError(f"'{path}' cannot be written: give a file in a folder that exists")
         temporary = partial_of(path)
         temporary.touch()
         temporary.unlink()
@@ -112,7 +112,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         for path in sorted(temporary.rglob("*")):
             sync(path)
-        publish(temporary, folder)
+        put_in_place(temporary, folder)
     except REFUSALS as error:
         raise refused(folder, error) from None
     finally:
@@ -120,11 +120,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 REFUSALS = (OSError, SafetensorError)
-"""What writing raises where the disk refuses: safetensors wraps what the system says."""
+"""What writing raises where the disk refuses: safetensors wraps the system's error."""
 
 
 def refused(path: Path, error: BaseException) -> OutputError:
-    """The one line for a refusal."""
+    """The one line that says so."""
     return OutputError(
         f"'{path}' cannot be written: {one_line(getattr(error, 'strerror', None) or error)}; "
         "what was complete before is kept"
@@ -146,15 +146,15 @@ def remove_partial(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that, even if this process is killed meanwhile, is never seen incomplete."""
+    """Remove a folder; if this process is killed meanwhile, nobody finds a part of it."""
     temporary = partial_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     folder.rename(temporary)
     shutil.rmtree(temporary)
 
 
-def publish(temporary: Path, folder: Path) -> None:
-    """Rename a complete folder, whose files are synced, to its own name, in place of an older one."""
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder, whose files are synced, to its final name; replaces an older one."""
     sync(temporary)
     if folder.exists():
         shutil.rmtree(folder)
@@ -163,15 +163,13 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder. Delayed allocation reports a full disk
-    only here."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
+    """Wait until the disk holds a file, or the names in a folder. Some file systems report a full
+    disk only here."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems know no syncing of folders.
+        # Some network file systems cannot sync folders.
         if not (path.is_dir() and error.errno == errno.EINVAL):
             raise
     finally:

@@ -1,9 +1,9 @@
 """How the processes of one run stop and end together.
 
-Whoever is asked to stop (SIGINT, SIGTERM) while it trains finishes its step; the processes agree on
-the step after which all write a checkpoint and leave. A process that fails says why, and the others
-follow in one line. They talk through the process group's key-value store, which works in the midst
-of a collective call too.
+A process that is asked to stop (SIGINT, SIGTERM) while it trains finishes its step; all agree on the
+step after which they write a checkpoint and leave. A process that fails says why, and the others end
+with one line. They talk through the key-value store of the process group, which works even while a
+collective call waits.
 
 `accelerate launch` tells every process its rank by environment variables. When one process ends
 badly, the launcher sends SIGTERM to the others of its machine and, half a minute later, SIGKILL;
@@ -14,30 +14,29 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any
 
-LINGER_SECONDS = 5.0
+LAUNCHER_SECONDS = 5.0
 """How long a process that lost another one waits for the launcher's SIGTERM before it leaves."""
 
-PATIENCE_SECONDS = 20.0
+ANSWER_SECONDS = 20.0
 """How long, after a signal, a process waits for the others' answer: the launcher kills after 30."""
 
 ECHO_SECONDS = 1.0
-"""On Ctrl-C the terminal signals every process, and then the launcher does so again: within this
-time a second signal is no second wish."""
+"""On Ctrl-C both the terminal and the launcher signal every process: a second signal within this
+time is not a second request."""
 
 LOOK_SECONDS = 0.25
 """Between two looks at whether another process was asked to stop."""
 
 
 class PeerEnded(BaseException):
-    """Another process ended. Like KeyboardInterrupt no ``Exception``: it comes at any moment, and
-    whatever runs then must not take it for a failure of its own."""
+    """Another process ended. Like KeyboardInterrupt not an ``Exception``: it can come at any moment,
+    and code that it interrupts must not take it for a failure of its own."""
 
 
 class Stopped(BaseException):
@@ -64,27 +63,29 @@ def label() -> str:
 
 
 class _Signals:
-    """What was signalled to this process, and what a signal means now."""
+    """The signal that this process got, and what it does about one."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal that came."""
         self.at = 0.0
         self.noted_only = False
-        """Whether somebody asks for it, so that it interrupts nothing."""
+        """Whether a signal is only noted, and interrupts nothing."""
         self.idle: Callable[[], None] = lambda: None
-        """Asks for it where something is waited for."""
+        """Called during a ``nap``."""
         self.launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self.looked = 0.0
 
+    def note(self, number: int) -> None:
+        self.number, self.at = number, time.monotonic()
+
     def on_signal(self, number: int, frame: Any) -> None:
-        now = time.monotonic()
         if self.number is not None:
-            if not several() or now - self.at > ECHO_SECONDS:
+            if not several() or time.monotonic() - self.at > ECHO_SECONDS:
                 os.write(2, f"error: {label()}ended at once by a second signal\n".encode())
                 os._exit(128 + number)
             return
-        self.number, self.at = number, now
+        self.note(number)
         if self.noted_only:
             return
         self.noted_only = True
@@ -100,8 +101,8 @@ _signals = _Signals()
 
 @contextmanager
 def obeying_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise ``Stopped`` (while training, ``stoppable``, they are noted);
-    a second one ends the process at once."""
+    """Within, SIGINT and SIGTERM raise ``Stopped`` (within ``stoppable`` they are only noted); a
+    second one ends the process at once."""
     global _signals
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -112,7 +113,7 @@ def obeying_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        # A process that leaves a launcher is signalled again.
+        # One of several processes may be signalled again while it leaves.
         if not several():
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
@@ -120,27 +121,26 @@ def obeying_signals() -> Iterator[None]:
 
 @contextmanager
 def stoppable(idle: Callable[[], None]) -> Iterator[None]:
-    """Within, a signal is only noted: whoever trains asks ``asked_to_stop`` between steps.
+    """Within, a signal is only noted, and the training loop asks ``asked_to_stop`` between steps.
 
     Args:
-        idle: asks for it during a ``nap``.
+        idle: asks it during a ``nap``.
     """
     _signals.noted_only, _signals.idle = True, idle
     yield
-    _signals.idle = lambda: None
-    # An exception ends the run: it only tidies up, undisturbed.
-    _signals.noted_only = False
+    # (not after an exception: the run is ending and only tidies up, undisturbed)
+    _signals.noted_only, _signals.idle = False, lambda: None
     if _signals.number is not None:
         raise Stopped(_signals.number, " after the last step")
 
 
 def end_undisturbed() -> None:
     """From here on this process only tidies up: a first signal does not interrupt it."""
-    _signals.noted_only = True
+    _signals.noted_only, _signals.idle = True, lambda: None
 
 
 def nap(seconds: float) -> None:
-    """Sleep, but not longer than it takes to notice that the run is to stop."""
+    """Sleep, but wake up when the run is asked to stop."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, LOOK_SECONDS))
@@ -152,8 +152,8 @@ def asked_to_stop() -> int | None:
     """The signal by which this process, or another one of the run, was asked to stop."""
     found = _signals
     if found.number is None and found.launcher not in (None, os.getppid()):
-        # A launcher of a single process does not pass on what ended it.
-        found.number, found.at = signal.SIGTERM, time.monotonic()
+        # A launcher of a single process does not pass on the signal that ended it.
+        found.note(signal.SIGTERM)
     if not several():
         return found.number
     if found.number is not None:
@@ -162,15 +162,22 @@ def asked_to_stop() -> int | None:
     elif time.monotonic() - found.looked > LOOK_SECONDS:
         found.looked = time.monotonic()
         if _board.has("stop"):
-            found.number, found.at = int(_board.read("stop")), found.looked
+            found.note(int(_board.read("stop")))
     return found.number
+
+
+def wait_for_launcher() -> None:
+    """Wait a moment for a signal: the launcher should see first the process that ended first."""
+    until = time.monotonic() + LAUNCHER_SECONDS
+    while _signals.number is None and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 # --- what they tell each other -------------------------------------------------------------------
 
 
 class Board:
-    """Notes that all processes of the run can read, by key; nothing is ever taken off."""
+    """Notes that all processes of the run can read, by key; none is ever removed."""
 
     def __init__(self) -> None:
         self._own: dict[str, str] = {}
@@ -197,7 +204,7 @@ class Board:
             return bool(self._shared().check([key]))
 
     def read(self, key: str, meanwhile: Callable[[], None] = lambda: None) -> str:
-        """The note, waited for.
+        """Wait for a note and return it.
 
         Args:
             meanwhile: called now and then.
@@ -207,19 +214,19 @@ class Board:
         """
         if not several():
             return self._own[key]
-        nap, until = 0.0005, float("inf")
+        pause, until = 0.0005, float("inf")
         while not self.has(key):
             if self.has("failed"):
                 end_undisturbed()
                 raise PeerEnded("another process has failed")
             if until == float("inf") and _signals.number is not None:
-                until = time.monotonic() + PATIENCE_SECONDS
+                until = time.monotonic() + ANSWER_SECONDS
             if time.monotonic() > until:
                 end_undisturbed()
-                raise PeerEnded(f"no answer from another process in {PATIENCE_SECONDS:.0f} s")
+                raise PeerEnded(f"no answer from another process in {ANSWER_SECONDS:.0f} s")
             meanwhile()
-            time.sleep(nap)
-            nap = min(0.02, 2 * nap)
+            time.sleep(pause)
+            pause = min(0.02, 2 * pause)
         with talking():
             return str(self._shared().get(key).decode())
 
@@ -228,13 +235,13 @@ _board = Board()
 
 
 def board() -> Board:
-    """That of this run."""
+    """The one of this run."""
     return _board
 
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Around calls that wait for other processes: their end is no error of this one.
+    """Around calls that wait for other processes: when those end, it is not an error of this one.
 
     Raises:
         PeerEnded: the backend failed (gloo and NCCL raise RuntimeError for everything).
@@ -248,35 +255,3 @@ def talking() -> Iterator[None]:
         first = str(error).strip().partition("\n")[0]
         cause = "" if "closed by peer" in first else f" ({first[:200]})"
         raise PeerEnded(f"another process ended, or cannot be reached{cause}") from None
-
-
-# --- leaving -------------------------------------------------------------------------------------
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with ``code``.
-
-    One of several skips the orderly end of the process group, which would wait for processes that
-    may be gone (NCCL) and was seen to abort (gloo).
-    """
-    if not several():
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def leave_after_failure(code: int) -> NoReturn:
-    """End this process with ``code``; others that wait for it are told."""
-    if several():
-        with suppress(BaseException):  # there is no group yet, or nobody is left
-            _board.write("failed")
-    leave(code)
-
-
-def leave_after_peer() -> NoReturn:
-    """End this process with code 1, but not before the launcher has seen which one ended first."""
-    until = time.monotonic() + LINGER_SECONDS
-    while _signals.number is None and time.monotonic() < until:
-        time.sleep(0.05)
-    leave(1)

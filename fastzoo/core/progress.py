@@ -2,75 +2,74 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
 
 LINE_SECONDS = 15.0
 """Between lines where there is no terminal."""
 
 
-class Progress:
-    """Counts towards ``total`` and shows what it is told beside it.
+class Progress(tqdm):
+    """Counts towards ``total``, with a note beside it.
 
     Silent unless ``shown``: of several processes, only the main one should talk.
     """
 
+    monitor_interval = 0  # no thread of tqdm's own
+
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
-        self.title, self.total, self.done, self._before = title, total, 0, 0
-        self._started = self._last_line = time.monotonic()
-        self._bar = None
-        self._shown = shown
-        if shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+        self.note = ""
+        self._terminal = sys.stderr.isatty()
+        how: dict[str, Any] = {
+            "bar_format": "{desc}{percentage:4.0f}% |{bar}| {note}  {remaining} left"
+        }
+        if not self._terminal:
+            how = {"bar_format": "{desc}{percentage:4.0f}%  {note}  {remaining} left"}
+            # Nothing before the first line is due, and nothing at the end.
+            how |= {"mininterval": LINE_SECONDS, "delay": 1e-9, "leave": False, "file": _Lines()}
+        super().__init__(
+            desc=title,
+            total=total,
+            disable=not shown,
+            miniters=1,
+            smoothing=0,
+            position=0,
+            nrows=2,  # tqdm draws nothing where a terminal does not say how large it is
+            **how,
+        )
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(title, total=total, note="")
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What is drawn."""
+        width = shutil.get_terminal_size().columns if self._terminal else None
+        return {**super().format_dict, "note": self.note, "ncols": width}
 
-    def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
+    @property
+    def done(self) -> int:
+        return int(self.n)
 
     def begin_at(self, done: int) -> None:
         """So many were done before; they say nothing about how long the others take."""
-        self.done = self._before = done
-        if self._bar:
-            self._bar.reset(self._task, completed=done)
+        self.n = self.initial = self.last_print_n = done
+        self.start_t = self.last_print_t = time.time()
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
         """``by`` more are done; ``note`` replaces the text beside the bar."""
-        self.done += by
-        if self._bar:
-            self._bar.advance(self._task, by)
-            if note is not None:
-                self._bar.update(self._task, note=note)
-            return
-        now = time.monotonic()
-        if self._shown and note and now - self._last_line >= LINE_SECONDS:
-            self._last_line = now
-            speed = (self.done - self._before) / (now - self._started)
-            left = (self.total - self.done) / speed
-            print(
-                f"{self.title} {self.done / self.total:4.0%}  {note}  {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+        if note is not None:
+            self.note = note
+        self.update(by)
+
+
+class _Lines:
+    """A log as tqdm sees it: what would be drawn over is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Each line is flushed."""

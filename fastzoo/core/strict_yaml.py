@@ -1,4 +1,4 @@
-"""YAML without its surprises: 1e6 is a number, and nothing is read that its writer did not mean."""
+"""YAML without surprises: 1e6 is a number, and what a writer may not have meant is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 
 LONGEST = 1 << 16
-"""Characters of a document. Recipes have some thousand; a million takes the parser minutes."""
+"""Characters of a document. Recipes have a few thousand; the parser takes minutes for a million."""
+
+
+def _refusal(node: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -19,15 +23,12 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        problem = None
         if isinstance(event, yaml.events.AliasEvent):
-            problem = "aliases are not allowed"
-        elif event.anchor is not None:
-            problem = f"anchors (&{event.anchor}) are not allowed"
-        elif event.tag is not None:
-            problem = f"tags ({event.tag}) are not allowed"
-        if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise _refusal(event, "aliases are not allowed")
+        if event.anchor is not None:
+            raise _refusal(event, f"anchors (&{event.anchor}) are not allowed")
+        if event.tag is not None:
+            raise _refusal(event, f"tags ({event.tag}) are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -35,27 +36,21 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is not a word", problem_mark=key_node.start_mark
-                )
+                raise _refusal(key_node, f"the key {key!r} is not a word")
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
-                )
+                raise _refusal(key_node, f"the key '{key}' stands twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _integer(loader: Any, node: Any) -> int:
-    """A decimal integer of 64 bits; YAML's 010 is 8 and its 1:30 is 90, which nobody means."""
+    """A decimal integer of 64 bits. In YAML 010 is 8 and 1:30 is 90, which nobody means."""
     shown = one_line(node.value, 40)
     if not re.fullmatch(r"[-+]?(0|[1-9][\d_]*)", node.value):
-        problem = f"{shown} is not a decimal number; quote it if it is a text"
-    elif len(node.value) > 40 or not -(2**63) <= (value := int(node.value)) < 2**63:
-        problem = f"{shown} is too large a number"
-    else:
-        return value
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        raise _refusal(node, f"{shown} is not a decimal number; quote it if it is a text")
+    if len(node.value) > 40 or not -(2**63) <= (value := int(node.value)) < 2**63:
+        raise _refusal(node, f"{shown} is too large a number")
+    return value
 
 
 def _float(loader: Any, node: Any) -> int | float:
@@ -87,7 +82,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Parse YAML strictly.
+    """Parse YAML that is plain data.
 
     Raises:
         InputError: it is not YAML, or has tags, anchors, aliases or duplicate keys; names line and

@@ -1,4 +1,4 @@
-"""Text for one line of a terminal: without line breaks, without secrets."""
+"""Text for one line of a terminal: no line breaks, no secrets; suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECRET = re.compile(r"(?i:(bearer\s+)[^\s'\"]+)|\b(?:hf|api_org)_[A-Za-z0-9]{16
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with stars for whatever is, or looks like, an access token of the Hub."""
+    """``text`` with stars in place of anything that is, or looks like, an access token of the Hub."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if len(token := os.environ.get(variable, "").strip()) > 7:
             text = text.replace(token, "***")

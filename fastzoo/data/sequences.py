@@ -13,7 +13,7 @@ from fastzoo.data.dialogues import show_row
 from fastzoo.data.rows import SourceInfo
 
 MOST_REASONS = 50
-"""Different reasons that are counted apart; later ones are counted under what they begin with."""
+"""Reasons that are counted separately; later ones are counted under their first words."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TokenSequence:
     """(T,) int64, index of each token's dialogue: its row number in the source."""
     special: np.ndarray
     """(T,) bool, whether the token is one of the tokenizer's special tokens."""
-    after: Position | None = None
-    """Where the stream goes on once this was given; None outside a ``TokenStream``."""
+    after: ResumePoint | None = None
+    """Where the stream goes on after this sequence; None outside a ``TokenStream``."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,13 +37,13 @@ class TokenSequence:
 
 @dataclass
 class Counts:
-    """What became of the rows; kept up while a stream is read, over all its epochs."""
+    """What became of the rows that a stream has read so far, over all its epochs."""
 
     rows: int = 0
     used: int = 0
     truncated: int = 0
     special_text: int = 0
-    """Rows with the text of a special token in their content, whatever became of them."""
+    """Rows with the text of a special token in their content, used or not."""
     tokens: int = 0
     epochs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -77,23 +77,23 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Position:
-    """A place in a ``TokenStream`` from which another one gives exactly what the first would have."""
+class ResumePoint:
+    """A place in a ``TokenStream``: another stream that starts there gives exactly the same rest."""
 
     epoch: int = 0
     row: int = 0
-    """How many rows of the epoch, in its order, are done with."""
+    """How many rows of the epoch, in its order, are behind it."""
     offset: int = 0
-    """How many tokens of the next usable row were given already (in blocks)."""
+    """How many tokens of the next usable row were already given (in blocks)."""
     counts: Counts = field(default_factory=Counts)
-    """What became of the rows up to here; ``counts.tokens`` is how many tokens were given."""
+    """The counts up to here; ``counts.tokens`` is how many tokens were given."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that ``of`` reads back."""
         return {**vars(self), "counts": self.counts.as_dict()}
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Position:
+    def of(cls, values: Mapping[str, Any]) -> ResumePoint:
         return cls(**{**values, "counts": Counts.of(values["counts"])})
 
 

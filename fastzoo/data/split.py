@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from fastzoo.config.recipe import EMBEDDED_DATA, Recipe
-from fastzoo.data.rows import Rows, SourceInfo, held_out_embedded, open_rows
-from fastzoo.data.sequences import Counts, TokenSequence
+from fastzoo.config.recipe import EMBEDDED_DATA, EvaluationSection, TextSection
+from fastzoo.data.rows import SourceInfo, held_out_embedded, open_rows
+from fastzoo.data.sequences import Counts, ResumePoint, TokenSequence
 from fastzoo.data.streams import TokenStream, held_out_sequences, nothing_usable
 from fastzoo.data.tokenizer import ChatTokenizer
 
@@ -30,7 +29,7 @@ class Data:
             f"held out: {counts.used} dialogues, {counts.tokens} tokens of {self.held_out_info.name}"
             + self._fate(counts)
         )
-        yield f"training: {self.stream.recipe.method} on {self.stream.rows.info.name}"
+        yield f"training: {self.stream.method} on {self.stream.rows.info.name}"
 
     def after_training(self) -> str:
         """One line: what became of the training rows."""
@@ -38,7 +37,7 @@ class Data:
         return f"rows read: {counts.rows}, used: {counts.used}{self._fate(counts)}"
 
     def _fate(self, counts: Counts) -> str:
-        """What befell some of the rows."""
+        """What became of the rows that were not used as they are."""
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.skipped.most_common())
         text = f"; skipped: {reasons or 'none'}"
         if counts.truncated:
@@ -50,45 +49,42 @@ class Data:
 
 
 def open_data(
-    recipe: Recipe, tokenizer: Any, model_name: str, embeddings: int | None = None
+    chat: ChatTokenizer, method: str, text: TextSection, evaluation: EvaluationSection, seed: int
 ) -> Data:
-    """Open the recipe's sources, set dialogues aside, and make sure that there is something to train on.
+    """Open the sources of a run, set dialogues aside, and make sure that something is left to train on.
 
     Args:
-        embeddings: token ids that the model has an embedding for, if that is known.
+        chat: its ``data`` names the dialogues.
+        text: the plain text that bt-p trains on.
 
     Raises:
         DataError, HubError: missing, broken or unusable data.
-        ModelError: no usable chat template, or a tokenizer that is not the model's.
     """
-    chat = ChatTokenizer(tokenizer, recipe.data, model_name, embeddings)
-    dialogues = open_rows(recipe.data, recipe.seed)
-    held_rows = _held_out_rows(recipe, dialogues)
-    train_rows = open_rows(recipe.text, recipe.seed) if recipe.method == "bt-p" else dialogues
+    data = chat.data
+    dialogues = open_rows(data, seed)
+    held_rows = dialogues
+    if evaluation.source not in (None, data.source):
+        held_rows = open_rows(data.model_copy(update={"source": evaluation.source}), seed)
+    elif data.source == EMBEDDED_DATA:
+        held_rows = held_out_embedded(seed)
+    train_rows = open_rows(text, seed) if method == "bt-p" else dialogues
     own = held_rows is train_rows
-    wanted = recipe.evaluation.dialogues
+    wanted = evaluation.dialogues
     if own and held_rows.info.rows is not None:
         # A small file keeps nine tenths of its rows for training.
         wanted = min(wanted, max(1, held_rows.info.rows // 10))
     held_out, held_counts = held_out_sequences(chat, held_rows, wanted)
     stream = TokenStream(
-        recipe,
         chat,
         train_rows,
-        held_counts.rows if own else 0,
-        frozenset(s.ids.tobytes() for s in held_out),
+        method,
+        block_tokens=data.block_tokens,
+        column=text.column,
+        held_out=held_counts.rows if own else 0,
+        exclude=frozenset(s.ids.tobytes() for s in held_out),
     )
-    # A source without a usable row is found out now, not after the model was loaded.
-    probe = TokenStream(recipe, chat, train_rows, stream.held_out, stream.exclude)
-    if next(iter(probe), None) is None:
-        raise nothing_usable(train_rows, probe.counts)
+    # Find a source without a usable row now, not after the model was loaded.
+    if next(iter(stream), None) is None:
+        raise nothing_usable(train_rows, stream.counts)
+    stream.start_at(ResumePoint())
     return Data(chat, stream, held_out, held_counts, held_rows.info)
-
-
-def _held_out_rows(recipe: Recipe, dialogues: Rows) -> Rows:
-    source = recipe.evaluation.source
-    if source is not None and source != recipe.data.source:
-        return open_rows(recipe.data.model_copy(update={"source": source}), recipe.seed)
-    if recipe.data.source == EMBEDDED_DATA:
-        return held_out_embedded(recipe.seed)
-    return dialogues

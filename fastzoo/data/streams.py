@@ -11,49 +11,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 
-from fastzoo.config.recipe import Recipe
 from fastzoo.core.errors import DataError
-from fastzoo.data.dialogues import Unusable
-from fastzoo.data.rows import Row, Rows
-from fastzoo.data.sequences import Counts, Position, TokenSequence, concatenate, cut
+from fastzoo.data.rows import Rows
+from fastzoo.data.sequences import Counts, ResumePoint, TokenSequence, concatenate, cut
 from fastzoo.data.tokenizer import ChatTokenizer
 
 
 class TokenStream:
-    """The endless, reproducible stream of training sequences of a recipe.
+    """The endless, reproducible stream of training sequences.
 
     Args:
         rows: dialogues, or plain text for bt-p.
+        method: ``fast``, ``bt-f`` or ``bt-p``.
+        block_tokens: tokens of a block.
+        column: where rows of plain text have it.
         held_out: rows at the start of the source that are set aside for evaluation.
         exclude: token ids (as bytes) of held-out dialogues; identical ones are skipped and counted.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
         chat: ChatTokenizer,
         rows: Rows,
+        method: str,
+        *,
+        block_tokens: int,
+        column: str,
         held_out: int = 0,
         exclude: frozenset[bytes] = frozenset(),
     ) -> None:
-        self.recipe, self.chat, self.rows = recipe, chat, rows
+        self.chat, self.rows, self.method = chat, rows, method
+        self.block_tokens, self.column = block_tokens, column
         self.held_out, self.exclude = held_out, exclude
-        self.start_at(Position())
+        self.start_at(ResumePoint())
 
-    def start_at(self, position: Position) -> None:
+    def start_at(self, point: ResumePoint) -> None:
         """Iterating will go on from there (``TokenSequence.after``), counts included."""
-        self.start = position
-        self.counts = position.counts.copy()
+        self.start = point
+        self.counts = point.counts.copy()
 
     def __iter__(self) -> Iterator[TokenSequence]:
-        dialogues = self._dialogues()
-        sequences = (
-            dialogues
-            if self.recipe.method == "fast"
-            else blocks(dialogues, self.recipe.data.block_tokens, self.start)
-        )
+        sequences = self._dialogues()
+        if self.method != "fast":
+            sequences = blocks(sequences, self.block_tokens, self.start)
         for sequence in sequences:
             self.counts.tokens += len(sequence)
             after = sequence.after
@@ -67,19 +69,18 @@ class TokenStream:
         start = self.start
         offset = start.offset
         for epoch in count(start.epoch):
-            # A position within an epoch is one behind something usable.
+            # A resume point within an epoch stands behind something usable.
             done = start.row if epoch == start.epoch else 0
             usable = done > 0
             rows_before = self.counts.rows - done
             rows = self.rows.training(epoch, self.held_out, done)
-            if self.recipe.method == "bt-p":
-                found = self.chat.texts(rows, self.recipe.text.column, self.counts)
+            if self.method == "bt-p":
+                found = self.chat.texts(rows, self.column, self.counts)
             else:
                 # Blocks are cut from whole dialogues.
-                fast = self.recipe.method == "fast"
-                found = self.chat.dialogues(rows, self.counts, truncate=fast)
+                found = self.chat.dialogues(rows, self.counts, truncate=self.method == "fast")
             for sequence in found:
-                if self.exclude and sequence.ids.tobytes() in self.exclude:
+                if sequence.ids.tobytes() in self.exclude:
                     self.counts.used -= 1
                     text = self.chat.tokenizer.decode(sequence.ids[:64])
                     self.counts.skip(
@@ -87,7 +88,7 @@ class TokenStream:
                     )
                     continue
                 usable = True
-                after = Position(epoch, self.counts.rows - rows_before, 0, self.counts.copy())
+                after = ResumePoint(epoch, self.counts.rows - rows_before, 0, self.counts.copy())
                 yield replace(cut(sequence, offset, len(sequence)), after=after)
                 offset = 0
             if not usable:
@@ -96,12 +97,12 @@ class TokenStream:
 
 
 def blocks(
-    sequences: Iterable[TokenSequence], size: int, before: Position | None = None
+    sequences: Iterable[TokenSequence], size: int, before: ResumePoint | None = None
 ) -> Iterator[TokenSequence]:
     """Concatenate sequences and cut blocks of exactly ``size`` tokens; a last part is not yielded.
 
     Args:
-        before: where the stream stands that ``sequences`` come from.
+        before: where the stream that ``sequences`` come from stands now.
     """
     parts: list[TokenSequence] = []
     held = 0
@@ -126,24 +127,13 @@ def held_out_sequences(
 ) -> tuple[list[TokenSequence], Counts]:
     """The evaluation dialogues, each a sequence of its own whatever the training method.
 
-    Reads rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took.
+    Uses rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took.
 
     Raises:
         DataError: none of the rows is usable.
     """
-    taken: list[Row] = []
-    usable = 0
-    for number, row in rows.held_out():
-        taken.append((number, row))
-        try:
-            chat.render(row)
-            usable += 1
-        except Unusable:
-            pass  # counted below
-        if usable == wanted:
-            break
     counts = Counts(epochs=1)
-    sequences = list(chat.dialogues(taken, counts))
+    sequences = list(islice(chat.dialogues(rows.held_out(), counts), wanted))
     counts.tokens = sum(len(s) for s in sequences)
     if not sequences:
         raise nothing_usable(rows, counts)
@@ -155,7 +145,7 @@ def nothing_usable(rows: Rows, counts: Counts) -> DataError:
     if counts.rows == 0:
         return DataError(
             f"{rows.info.name}: no row is left for training once the held-out ones are set aside; "
-            "give more rows, or evaluation.source another file"
+            "give more rows, or another file as evaluation.source"
         )
     return DataError(
         f"{rows.info.name}: no usable row among {counts.rows} ({counts.reasons()}); the first: "

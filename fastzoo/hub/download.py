@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastzoo.core.errors import FastzooError, HubError, InputError, IntegrityError, OutputError
 from fastzoo.core.files import MAX_JSON_BYTES, partial_of, refused
-from fastzoo.core.lock import claim, release_claims
+from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.listing import TRIES, RemoteFile
@@ -73,18 +73,16 @@ def fetch(
     _check_space(size, local_dir)
     if shown and size:
         _say(bearable, len(missing), size, local_dir)
+    lock = ExitStack()
     if local_dir is not None and bearable:
         try:
-            claim(local_dir, lambda line: print(line, file=sys.stderr))
+            lock = folder_lock(local_dir, lambda line: print(line, file=sys.stderr))
         except OSError as error:
             raise refused(local_dir, error) from None
-    try:
+    with lock:
         total = sum(sae.size for sae in bearable)
         with Progress("pulling", max(total, 1), shown=shown and size > 0) as bar:
             results = iter(_Downloads(bearable, local_dir, bar).run())
-    finally:
-        if local_dir is not None:
-            release_claims()
     return [refused_saes.get(sae) or next(results) for sae in saes]
 
 

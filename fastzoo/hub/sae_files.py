@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import IntegrityError, OutputError
-from fastzoo.core.files import partial_of, publish, refused, sync
+from fastzoo.core.files import partial_of, put_in_place, refused, sync
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.listing import RemoteFile
@@ -147,7 +147,7 @@ def publish_files(sae: SAEFiles, final: Path) -> None:
             for path in sorted(content.rglob("*")):
                 sync(path)
             final.parent.mkdir(parents=True, exist_ok=True)
-            publish(content, final)
+            put_in_place(content, final)
         else:
             for file in sae.files:
                 new = content / sae.inside(file.path)

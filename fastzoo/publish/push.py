@@ -21,7 +21,7 @@ from fastzoo.core.errors import (
     NotFoundError,
     OutputError,
 )
-from fastzoo.core.lock import claim, release_claims
+from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors, state_folder
@@ -73,16 +73,14 @@ def _alone(namespace: str, say: Callable[[str], None]) -> Iterator[None]:
     """
     folder = state_folder(namespace)
     try:
-        claim(folder, say, f"another push into {namespace}; let it end")
+        lock = folder_lock(folder, say, f"another push into {namespace}; let it end")
     except OSError as error:
         raise OutputError(
             f"'{folder}' cannot be written ({one_line(error.strerror or error)}), and the ledger "
             "belongs there; set HF_HOME to a folder that can be"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        release_claims()
 
 
 def _push(

@@ -80,10 +80,10 @@ def save_result(
     figures = _figures(learner, evaluation, facts, batch_size)
 
     def fill(target: Path) -> None:
-        _write_weights(target, learner, sae, facts, batch_size)
+        write_weights(target, learner, sae, facts, batch_size)
         write_json(target / RECORD, record)
         write_json(target / "metrics.json", figures)
-        _write_log(target / "training_log.csv", learner.log)
+        write_log(target / "training_log.csv", learner.log)
         plot_training(learner.log, str(learner.name), target / "training.png")
         (target / CARD).write_text(render_card(record, figures), encoding="utf-8")
         if text := notice(facts.base_model["name"]):
@@ -93,7 +93,7 @@ def save_result(
     return folder
 
 
-def _write_weights(
+def write_weights(
     target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int
 ) -> None:
     data = facts.recipe.data
@@ -167,7 +167,7 @@ def _rare(learner: Learner, facts: RunFacts, batch_size: int) -> int:
     return int((frequency < facts.recipe.training.dead_threshold).sum().item())
 
 
-def _write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
         writer.writeheader()

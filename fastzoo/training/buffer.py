@@ -22,27 +22,27 @@ SAVED_AT_ONCE = 1 << 26
 
 @dataclass(frozen=True)
 class BufferState:
-    """All of a buffer but its rows."""
+    """A buffer's state without its rows."""
 
     order: Tensor
     """(N,) int64 on the CPU: slots, in the order in which they are served."""
     served: int
-    """How many of these were served."""
+    """How many of these have been served."""
     ending: bool
     """Whether the source is used up, so that all of ``order`` is served."""
     generator: Tensor
     """State of the generator that draws the orders to come."""
     pending: Columns
-    """Rows that were taken from the source and did not fit yet; empty where there are none."""
+    """Rows taken from the source that did not fit yet; may be empty."""
     position: Any
-    """Where the source goes on behind those."""
+    """Where the source goes on after those."""
 
 
 class MixingBuffer:
     """Serves every row of ``source`` exactly once, in shuffled batches.
 
-    Whenever a batch was given, and in ``idle``, ``state()`` and ``unserved()`` hold what another
-    buffer needs to serve exactly what this one still would.
+    After any batch, and in ``idle``, ``state()`` and ``unserved()`` give what another buffer needs to
+    serve exactly the rows that this one still would.
 
     Args:
         source: yields columns of any number of rows, always with the same keys.
@@ -109,7 +109,7 @@ class MixingBuffer:
             self._before_refill = self._pending, self._position()
             free, left = self._order[: self.half], self._order[self.half :]
             gained = self._refill(free, self.half)
-            if gained < self.half:  # the source is used up: what is left is all there is to serve
+            if gained < self.half:  # the source is used up: only what is left is served
                 left = torch.cat([left, free[:gained]])
                 self._order, self._ending = left[self._shuffled(len(left))], True
             else:
@@ -118,11 +118,11 @@ class MixingBuffer:
 
     @property
     def half_served(self) -> bool:
-        """Whether the next batch needs a refill first: little is held then."""
+        """Whether the next batch needs a refill first: the buffer then holds fewest rows to serve."""
         return not self._ending and self._served == self.half
 
     def _shuffled(self, count: int) -> Tensor:
-        """A permutation, drawn on the CPU (the same for any device) and moved where the rows are."""
+        """A permutation, drawn on the CPU (so the same for any device), on the rows' device."""
         order = torch.randperm(count, generator=self._generator)
         return order.to(next(iter(self._rows.values())).device) if self._rows else order
 
@@ -166,7 +166,7 @@ class MixingBuffer:
     # --- saving ---
 
     def state(self) -> BufferState:
-        """What this buffer is now, without the rows; during a refill, what it was before it."""
+        """The state now; during a refill, the state before it."""
         assert self._order is not None, "nothing was served yet"
         pending, position = self._before_refill or (self._pending, self._position())
         return BufferState(
@@ -179,7 +179,7 @@ class MixingBuffer:
         )
 
     def unserved(self, name: str) -> Iterator[Tensor]:
-        """A column's rows that are still to be served, in that order, piece by piece on the CPU."""
+        """The rows of a column that are still to be served, in that order, in pieces on the CPU."""
         assert self._order is not None, "nothing was served yet"
         if name not in self._rows:
             return
@@ -190,7 +190,7 @@ class MixingBuffer:
                 yield column.index_select(0, slots.to(column.device)).cpu()
 
     def restore(self, state: BufferState, device: torch.device) -> None:
-        """Become the buffer that ``state`` was taken from, but for its rows (``put_back``)."""
+        """Become the buffer that ``state`` was taken from; ``put_back`` then fills its rows."""
         self._order = state.order.to(device)
         self._filled, self._served, self._ending = len(state.order), state.served, state.ending
         self._generator.set_state(state.generator)
@@ -200,7 +200,7 @@ class MixingBuffer:
         """Fill a column with the pieces of ``unserved``, after ``restore``.
 
         Raises:
-            ValueError: they are not as many rows as are to be served.
+            ValueError: the number of rows is not that of the rows to be served.
         """
         assert self._order is not None
         done = self._served

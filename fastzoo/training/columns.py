@@ -1,12 +1,11 @@
-"""The columns that SAEs are trained on: residual activations of the recipe's token stream."""
+"""The columns that SAEs are trained on: residual activations of the training tokens."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
 
-from fastzoo.config.recipe import Recipe
-from fastzoo.data.sequences import Position, TokenSequence
+from fastzoo.data.sequences import ResumePoint, TokenSequence
 from fastzoo.data.streams import TokenStream
 from fastzoo.lm.activations import Columns
 from fastzoo.lm.packing import packs
@@ -14,16 +13,15 @@ from fastzoo.training.sharding import SharedForward
 
 
 class TrainingColumns:
-    """Activations of the stream's tokens until the recipe's budget is met, to the token.
+    """Activations of the first ``budget`` tokens of a stream, to the token.
 
     ``position`` is where the stream goes on after the columns that were given last.
     """
 
-    def __init__(self, forward: SharedForward, stream: TokenStream, recipe: Recipe) -> None:
-        self.forward, self.stream = forward, stream
-        self.budget = recipe.training.steps * recipe.training.batch_size
+    def __init__(self, forward: SharedForward, stream: TokenStream, budget: int) -> None:
+        self.forward, self.stream, self.budget = forward, stream, budget
         self.position = stream.start
-        self._ahead: deque[Position] = deque()
+        self._ahead: deque[ResumePoint] = deque()
 
     def __iter__(self) -> Iterator[Columns]:
         left = self.budget - self.position.counts.tokens
@@ -31,7 +29,7 @@ class TrainingColumns:
             self.position = self._ahead.popleft()
             rows = len(columns["position"])
             if rows >= left:
-                # Without the dialogue that was read to see that it does not fit.
+                # Do not count the dialogue that was read to find that it does not fit.
                 self.stream.counts = self.position.counts.copy()
                 yield {name: column[:left] for name, column in columns.items()}
                 return
@@ -39,9 +37,9 @@ class TrainingColumns:
             yield columns
 
     def _groups(self, tokens: int) -> Iterator[list[TokenSequence]]:
-        """Packs until they hold ``tokens``: what comes after those is neither read nor computed.
+        """Packs that hold ``tokens``: nothing after those is read or computed.
 
-        The model's forward takes them some time before it gives their activations.
+        The forward takes packs some time before it gives their activations: hence ``_ahead``.
         """
         if tokens <= 0:
             return

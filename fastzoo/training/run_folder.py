@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,31 +14,19 @@ from typing import Any
 from fastzoo.config.reading import load_recipe
 from fastzoo.config.recipe import Recipe, recipe_settings
 from fastzoo.core.errors import InputError, OutputError
-from fastzoo.core.files import (
-    read_json,
-    remove_folder,
-    remove_partial,
-    write_folder,
-    write_text,
-)
-from fastzoo.core.lock import claim
+from fastzoo.core.files import read_json, remove_folder, remove_partial, write_folder, write_text
+from fastzoo.core.lock import INSIDE, folder_lock
 from fastzoo.core.text import one_line
-from fastzoo.data.sequences import described
-from fastzoo.data.split import Data
-from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.load import ModelSource
-from fastzoo.results.folder import (
-    CARD,
-    RECORD,
-    RunFacts,
-    _write_log,
-    _write_weights,
-    public_name,
-    versions,
+from fastzoo.results.folder import CARD, RECORD, RunFacts, write_log, write_weights
+from fastzoo.training.checkpoints import (
+    CHECKPOINT_FOLDER,
+    Checkpoint,
+    differing,
+    find_checkpoint,
+    set_aside_newer,
 )
-from fastzoo.training.checkpoints import FOLDER as CHECKPOINTS
-from fastzoo.training.checkpoints import Checkpoint, differing, find_checkpoint, set_aside_newer
 from fastzoo.training.learner import Learner
+from fastzoo.training.run_record import machine
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -48,59 +35,69 @@ INTERRUPTED_FOLDER = "interrupted"
 
 @dataclass(frozen=True)
 class Start:
-    """What a run's folder says about where to begin."""
+    """Where a run begins, as its folder says."""
 
     checkpoint: Checkpoint | None = None
-    """Where training goes on; None: it begins."""
+    """What training goes on from; None: it begins."""
     complete: bool = False
     """Whether all is done already."""
-    made: tuple[Path, ...] = ()
-    """The folders around the run's own that were made for it, innermost first."""
+
+
+def lock_run(folder: Path, say: Callable[[str], None]) -> ExitStack:
+    """Make the folder of a run, and keep others from using it until the returned ``with`` block ends.
+
+    Raises:
+        OutputError: it cannot be written, or another process uses it.
+    """
+    try:
+        return folder_lock(folder, say)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
 
 
 def start_run(
     recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]
 ) -> Start:
-    """Make the run's folder, or find in it how far the same run came before.
+    """Begin a run in its folder, or find there how far the same run came before.
 
     Args:
         settings: what a run must have in common with the one that it goes on with.
         fresh: move an older run aside and start over.
-        say: told in one line what else than a new run this is.
+        say: told in one line if this is not simply a new run.
 
     Raises:
         OutputError: the folder holds something else, or the run of another recipe, model or data;
-            is in use by another process; cannot be written.
+            or it cannot be written.
     """
     folder = recipe.folder
-    made: tuple[Path, ...] = ()
     try:
-        made = tuple(path for path in folder.parents if not path.exists())
-        claim(folder, say)
         if fresh and (folder / RECIPE_FILE).exists():
-            aside = next(
-                path
-                for n in count(1)
-                if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
-            )
+            names = (folder.with_name(f"{folder.name}.old-{n}") for n in count(1))
+            aside = next(path for path in names if not path.exists())
             folder.rename(aside)
+            folder.mkdir(exist_ok=True)
             say(f"the run that was in {folder} is now in {aside}")
-            claim(folder, say)
         remove_partial(folder)
-        remove_partial(folder / CHECKPOINTS)
-        if any(folder.iterdir()):
+        remove_partial(folder / CHECKPOINT_FOLDER)
+        if _names_in(folder):
             return _go_on(recipe, settings, say)
         write_text(folder / RECIPE_FILE, recipe.to_yaml())
     except OSError as error:
-        _remove_empty(made)
-        raise OutputError(
-            f"output.folder: '{folder}' cannot be written: {one_line(error.strerror or error)}"
-        ) from None
-    return Start(made=made)
+        raise _unwritable(folder, error) from None
+    return Start()
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    reason = one_line(error.strerror or error)
+    return OutputError(f"output.folder: '{folder}' cannot be written: {reason}")
+
+
+def _names_in(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) - {INSIDE}
 
 
 def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], None]) -> Start:
-    """What a folder that is not empty says."""
+    """Where to begin in a folder that is not empty."""
     folder = recipe.folder
     where = f"output.folder: '{folder}'"
     if not (folder / RECIPE_FILE).exists():
@@ -111,7 +108,7 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
     if checkpoint:
         before = checkpoint.manifest["settings"]
     else:
-        # Where there is no result yet nothing was made of a revision that is still needed.
+        # Where there is no result yet, no revision matters so far.
         before = {**settings, **_settings_of(folder / RECIPE_FILE), **_revisions(recipe)}
     if differences := differing(before, settings):
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -138,7 +135,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 
 def _revisions(recipe: Recipe) -> dict[str, Any]:
-    """What the first of a run's results was made of, if there is one."""
+    """The revisions that the first of a run's results was made from, if there is a result."""
     try:
         record = read_json(recipe.folder / str(recipe.names()[0]) / RECORD)
         return {
@@ -150,42 +147,25 @@ def _revisions(recipe: Recipe) -> dict[str, Any]:
         return {}
 
 
-def machine() -> dict[str, Any]:
-    """What the last bits of a run's weights depend on besides its settings."""
-    import torch
-
-    # Libraries choose their loops by what a CPU can do.
-    device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    return {**versions(), "device": device, "threads": torch.get_num_threads()}
-
-
 def complete_run(folder: Path) -> None:
-    """Remove what only a run that is not complete needs."""
-    for name in (CHECKPOINTS, INTERRUPTED_FOLDER):
+    """Remove what only an unfinished run needs."""
+    for name in (CHECKPOINT_FOLDER, INTERRUPTED_FOLDER):
         if (folder / name).exists():
             remove_folder(folder / name)
 
 
-def withdraw_run(folder: Path, start: Start) -> None:
+def withdraw_run(folder: Path) -> None:
     """Remove the folder of a run that failed before it produced anything."""
-    if os.listdir(folder) == [RECIPE_FILE]:
+    if _names_in(folder) == {RECIPE_FILE}:
         (folder / RECIPE_FILE).unlink()
-        _remove_empty([folder, *start.made])
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, innermost first, up to one that is not empty."""
-    with suppress(OSError):
-        for folder in folders:
+        with suppress(OSError):
             folder.rmdir()
 
 
 def keep_interrupted(
     run_folder: Path, learners: Sequence[Learner], facts: RunFacts, batch_size: int
 ) -> None:
-    """Keep the SAEs that have no folder yet as they are: weights and log, no figures. Says so.
+    """Save the SAEs that have no folder yet as they are: weights and log, no figures. Says so.
 
     A disk that refuses this too is reported and not raised: the run ends for another reason.
     """
@@ -195,42 +175,13 @@ def keep_interrupted(
         for learner in unsaved:
 
             def fill(target: Path, learner: Learner = learner) -> None:
-                _write_weights(target, learner, learner.finished(), facts, batch_size)
-                _write_log(target / "training_log.csv", learner.log)
+                write_weights(target, learner, learner.finished(), facts, batch_size)
+                write_log(target / "training_log.csv", learner.log)
 
             write_folder(folder / str(learner.name), fill)
         if unsaved:
             print(f"kept the state of {len(unsaved)} SAEs in {folder}", file=sys.stderr)
     except OutputError as error:
         print(f"the state in training is lost: {error}", file=sys.stderr)
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # missing, or not empty
             folder.rmdir()
-
-
-def run_settings(data: Data, recipe: Recipe, source: ModelSource) -> dict[str, Any]:
-    """What runs with the same results have in common: recipe, model and data, on any machine."""
-    return {
-        **recipe_settings(recipe),
-        "model.revision": source.sha,
-        "data.revision": data.stream.rows.info.revision,
-        "evaluation.revision": data.held_out_info.revision,
-    }
-
-
-def run_facts(data: Data, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
-    """What all records of the run share."""
-    seen = {int(i) for s in data.held_out for i in s.ids[s.special]}
-    ids = sorted(seen)  # a tokenizer may reserve hundreds that no dialogue has
-    tokens = data.chat.tokenizer.convert_ids_to_tokens(ids)
-    return RunFacts(
-        base_model={
-            "name": public_name(source.name),
-            "sha": source.sha,
-            "class": type(reader.model).__name__,
-            "dtype": str(reader.dtype).removeprefix("torch."),
-        },
-        training_data=described(data.stream.rows.info, data.stream.counts),
-        evaluation_data=described(data.held_out_info, data.held_out_counts),
-        special_tokens={str(i): token for i, token in zip(ids, tokens, strict=True)},
-        recipe=recipe,
-    )

@@ -28,18 +28,18 @@ Group = list[TokenSequence]
 """Sequences that go through the model on the same rank, in this order: one pack."""
 
 LONGEST_NAP = 0.002
-"""Seconds between two looks at whether an exchange is done."""
+"""Most seconds between two looks at whether an exchange is done."""
 
 
 # --- who owns what ---
 
 
 def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAEName]]:
-    """Share SAEs out: by rank, those it owns, in the order of ``names``.
+    """Share SAEs out: for each rank, those it owns, in the order of ``names``.
 
-    The most expensive ones first, each to the rank with least to do, where an SAE's cost is its
-    d_in x d_sae. Which of the equally expensive ones a rank gets is free: those of layers that it
-    has anyway, so that fewer activations travel. Ranks beyond the number of SAEs own none.
+    The most expensive ones (d_in x d_sae) come first, each for the rank with least to do. Among equally
+    expensive ones a rank gets those of layers that it has anyway, so that fewer activations travel.
+    Ranks beyond the number of SAEs own none.
     """
     cost = {name: d_in * d_in * name.expansion for name in names}
     load = [0] * processes
@@ -47,13 +47,13 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
     owner: dict[SAEName, int] = {}
     for amount in sorted(set(cost.values()), reverse=True):
         same = [name for name in names if cost[name] == amount]
-        # How many of these each rank gets is a matter of balance alone.
+        # Balance alone decides how many of these each rank gets.
         free = [0] * processes
         for _ in same:
             least = load.index(min(load))
             load[least] += amount
             free[least] += 1
-        # Layers that are owned already choose first; a new one starts where most places are left.
+        # First those of layers that have an owner; a new layer goes where most places are left.
         owned = set().union(*layers)
         for name in sorted(same, key=lambda n: (n.layer not in owned, n.layer)):
             rank = max(
@@ -67,10 +67,10 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
 
 
 def check_same_run(settings: Sequence[Mapping[str, Any]]) -> None:
-    """All ranks must read the same stream, since none tells the others how long its packs are.
+    """Check that all ranks read the same stream: none tells the others how long its packs are.
 
     Raises:
-        InputError: some rank's settings differ from rank 0's; names those ranks and a difference.
+        InputError: some rank's settings differ from rank 0's; names those ranks and what differs.
     """
     others = [rank for rank, each in enumerate(settings) if each != settings[0]]
     if others:
@@ -86,25 +86,25 @@ def check_same_run(settings: Sequence[Mapping[str, Any]]) -> None:
 
 @dataclass
 class _Round:
-    """A round on its way: what this rank receives, and what must not be freed before it is sent."""
+    """A round in transit: what this rank receives, and what must not be freed before it is sent."""
 
     groups: list[Group]
     received: Tensor
-    """uint8: of each group, this rank's layers one after another."""
+    """uint8: this rank's layers, one after another, of each group."""
     sent: Tensor
     work: Any
 
 
 class SharedForward:
-    """The language model's forward, shared out among the processes of the default process group.
+    """The language model's forward, shared among the processes of the default process group.
 
-    Every rank must iterate ``columns`` over the same groups. With one process nothing travels, and
-    torch.distributed is not touched.
+    Every rank must iterate ``columns`` over the same groups. A single process does not use
+    torch.distributed.
 
     Args:
         owners: the SAEs of every rank.
         rank: this process.
-        idle: called now and then while other processes are waited for.
+        idle: called now and then while this process waits for others.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class SharedForward:
         self._idle = idle
         self.reader, self.rank, self.processes = reader, rank, len(owners)
         self.layers = [sorted({name.layer for name in names}) for names in owners]
-        """Of every rank, the layers that it needs."""
+        """The layers that each rank needs."""
         self.all_layers = sorted(set().union(*self.layers))
         self.tokens = 0
-        """How many tokens this rank sent through the model (the reader's check not counted)."""
+        """Tokens that this rank sent through the model, without those of the reader's check."""
         self._width = int(reader.model.config.get_text_config().hidden_size)
 
     def columns(self, groups: Iterable[Group]) -> Iterator[Columns]:
@@ -149,7 +149,7 @@ class SharedForward:
         """Compute this rank's group of a round, if there is one, and start the exchange."""
         parts: dict[int, Tensor] = {}
         for rank, group in enumerate(groups):
-            # On every rank, also for the groups of others: all must come to the same decision.
+            # Every rank checks every group: all must come to the same decision.
             self.reader.check(group)
             if rank == self.rank:
                 parts = self._compute(group)
@@ -168,7 +168,7 @@ class SharedForward:
         return _Round(groups, received, sent, work)
 
     def _compute(self, group: Group) -> dict[int, Tensor]:
-        """The activations of a group by layer, as flat bytes: gloo knows not every dtype."""
+        """The activations of a group by layer, as flat bytes: gloo does not support every dtype."""
         self.tokens += sum(map(len, group))
         (columns,) = self.reader.columns([group], self.all_layers, side_by_side=False)
         found: dict[int, Tensor] = {}
@@ -186,7 +186,7 @@ class SharedForward:
     def _receive(self, round_: _Round) -> Iterator[Columns]:
         """Wait for a round and yield the columns of its groups."""
         with talking():
-            # Looking instead of waiting: Python handles no signal inside a wait, and the GPU's
+            # Poll instead of waiting: Python handles no signal inside a wait, and the GPU's
             # stream never gets stuck behind an exchange with a process that is gone.
             nap = 0.0001
             while not round_.work.is_completed():

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
+from operator import add
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from fastzoo.training.schedule import Schedule
 from fastzoo.training.steps import step_for
 
 SIDE_BY_SIDE_UP_TO = 1 << 22
-"""Pre-activations per batch up to which SAEs take their steps at the same time on a CPU. Larger ones
-keep all threads busy by themselves, and each thread would need its own working memory."""
+"""Pre-activations per batch up to which SAEs step at the same time on a CPU. Larger ones keep all
+threads busy by themselves, and each thread would need its own working memory."""
 
 
 def derived_seed(seed: int, *salt: object) -> int:
-    """A seed of its own for every purpose, from the recipe's seed (63 bits)."""
+    """A separate 63-bit seed for every purpose, from the recipe's seed."""
     digest = hashlib.sha256(" ".join(map(str, (seed, *salt))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -94,7 +95,7 @@ class Trainer:
         )
 
     def step(self, batch: Columns) -> bool:
-        """One optimiser step of every SAE on one batch; whether a log row was written.
+        """Take one optimiser step of every SAE on one batch; returns whether a log row was written.
 
         Raises:
             TrainingError: a gradient is NaN or infinite; that SAE is as it was before the batch.
@@ -117,7 +118,7 @@ class Trainer:
     def _update_all(
         self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float
     ) -> None:
-        """Each SAE on its layer's batch; small ones on a CPU side by side, each on some threads."""
+        """Update each SAE on its layer's batch; small ones on a CPU at the same time, in threads."""
 
         def update(learner: Learner) -> None:
             x_BD, variance = scaled[learner.name.layer]
@@ -141,7 +142,7 @@ class Trainer:
             for future in futures:
                 future.result()
         finally:
-            # Whatever happens, no SAE is left in the middle of a step.
+            # Even after an error no SAE is left in the middle of a step.
             wait(futures)
 
     def _update(
@@ -168,19 +169,12 @@ class Trainer:
             learner.frequency_F = learner.window_F / (learner.window_steps * batch)
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0
-        fired = stats.fired_F.sum()
-        if learner.sums is None:
-            learner.sums = Sums(
-                stats.squared_error, stats.penalty, fired, variance, stats.grad_norm, 1
-            )
-            return
-        sums = learner.sums
-        sums.squared_error = sums.squared_error + stats.squared_error
-        sums.penalty = sums.penalty + stats.penalty
-        sums.fired = sums.fired + fired
-        sums.variance = sums.variance + variance
-        sums.grad_norm = sums.grad_norm + stats.grad_norm
-        sums.steps += 1
+        sums = Sums(
+            stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm, 1
+        )
+        if learner.sums is not None:
+            sums = Sums(*map(add, vars(learner.sums).values(), vars(sums).values()))
+        learner.sums = sums
 
     def _write_rows(self, batch: int) -> None:
         step = self.step_number - 1
@@ -220,11 +214,11 @@ class Trainer:
             learner.sums = None
 
     def dead_latents(self, learner: Learner) -> int:
-        """Latents that have not fired for ``dead_window`` steps."""
+        """How many latents have not fired for ``dead_window`` steps."""
         return int((learner.since_fired_F >= self.training.dead_window).sum().item())
 
     def guarded(self, batches: Iterable[Columns]) -> Iterator[Columns]:
-        """``batches``, with the step named when the model's activations turn out unusable."""
+        """Iterate ``batches``; an error in the model's activations names the step."""
         iterator = iter(batches)
         while True:
             try:
@@ -258,7 +252,7 @@ class Trainer:
     # --- saving ---
 
     def plain_state(self) -> dict[str, Any]:
-        """What is neither a learner's nor in the recipe."""
+        """The state that is neither a learner's nor in the recipe."""
         return {
             "step": self.step_number,
             "seconds": self.seconds(),
@@ -273,7 +267,7 @@ class Trainer:
         self._last_log = seconds, tokens
 
     def seconds(self) -> float:
-        """How long training has taken, without what was lost when it was interrupted."""
+        """How long training has taken, without time lost to interruptions."""
         return time.perf_counter() - self._started
 
     def tokens_per_second(self) -> float:
@@ -285,7 +279,7 @@ class Trainer:
 def _start(
     layer: int, d_in: int, sample: Columns | None, training: TrainingSection
 ) -> tuple[float, Tensor]:
-    """Of a layer, the scale of its activations and the decoder bias (d_in,) to begin with."""
+    """The scale of a layer's activations, and the decoder bias (d_in,) to begin with."""
     if sample is None:
         return 1.0, torch.zeros(d_in)
     points = sample[f"L{layer}"]

@@ -45,6 +45,7 @@ from fastzoo import tiny
 from fastzoo.config.reading import resolve
 from fastzoo.config.recipe import ModelSection, Recipe
 from fastzoo.data.split import open_data
+from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.load import find_model, load_model, load_tokenizer
 from fastzoo.saes.names import SAEName
@@ -136,10 +137,15 @@ class Fastzoo:
     def run(self) -> list[Any]:
         recipe, training = self.recipe, self.recipe.training
         started = time.perf_counter()
-        data = open_data(recipe, self.tokenizer, self.source.name)
+        chat = ChatTokenizer(self.tokenizer, recipe.data, self.source.name)
+        data = open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
         reader = ResidualReader(self.model, pack_tokens=recipe.model.pack_tokens)
         buffer = MixingBuffer(
-            TrainingColumns(SharedForward(reader, [recipe.names()], 0), data.stream, recipe),
+            TrainingColumns(
+                SharedForward(reader, [recipe.names()], 0),
+                data.stream,
+                training.steps * training.batch_size,
+            ),
             training.buffer_tokens,
             training.batch_size,
             derived_seed(recipe.seed, "buffer"),

@@ -115,7 +115,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     import fastzoo.training.steps.sparse_kernels  # noqa: F401  (brings numba and LLVM)
     from fastzoo.config.reading import resolve
-    from fastzoo.data.sequences import Position
+    from fastzoo.data.sequences import ResumePoint
     from fastzoo.lm.activations import ResidualReader
     from fastzoo.lm.load import find_model, load_model
     from fastzoo.lm.packing import packs
@@ -157,7 +157,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         training.buffer_tokens,
         training.batch_size,
         seed=0,
-        position=Position,
+        position=ResumePoint,
     )
     sample = buffer.fill()
     trainer = Trainer(
@@ -191,12 +191,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 def checkpoint(trainer: Any, buffer: Any, reader: Any) -> dict[str, float]:
     """GB that writing one adds to the memory, beside those of the smallest SAE; GB on the disk, seconds."""
     from fastzoo.config.recipe import CheckpointSection
-    from fastzoo.training.checkpoints import Checkpoints
+    from fastzoo.training.checkpoint_schedule import CheckpointSchedule
+    from fastzoo.training.checkpoints import InTraining
 
     with tempfile.TemporaryDirectory() as folder:
         names = [learner.name for learner in trainer.learners]
-        writer = Checkpoints(Path(folder), CheckpointSection(), {}, {}, [names], 0)
-        writer.watch(trainer, buffer, reader)
+        writer = CheckpointSchedule(Path(folder), CheckpointSection(), {}, {}, [names], 0)
+        writer.watch(InTraining(trainer, buffer, reader))
         trainer.step_number += 1  # none is written for a step that has one
         before = status("VmRSS")
         (PROC / "clear_refs").write_text("5")

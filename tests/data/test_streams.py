@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import random_dialogues, recipe, write_jsonl
+from conftest import opened, random_dialogues, recipe, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -20,8 +20,8 @@ from fastzoo.core.errors import DataError, ModelError
 from fastzoo.data.dialogues import Unusable, read_dialogue
 from fastzoo.data.literal_text import INSEPARABLE
 from fastzoo.data.rows import open_rows
-from fastzoo.data.sequences import Counts, Position, TokenSequence
-from fastzoo.data.split import Data, open_data
+from fastzoo.data.sequences import Counts, ResumePoint, TokenSequence
+from fastzoo.data.split import Data
 from fastzoo.data.streams import TokenStream, blocks
 from fastzoo.data.tokenizer import ChatTokenizer
 
@@ -66,7 +66,8 @@ def stream_of(run: Recipe, tokenizer: Any, **more: Any) -> TokenStream:
     """A training stream without held-out rows."""
     section = run.text if run.method == "bt-p" else run.data
     chat = ChatTokenizer(tokenizer, run.data, "test model")
-    return TokenStream(run, chat, open_rows(section, run.seed), **more)
+    more = {"block_tokens": run.data.block_tokens, "column": run.text.column, **more}
+    return TokenStream(chat, open_rows(section, run.seed), run.method, **more)
 
 
 def take(stream: Any, count: int) -> list[TokenSequence]:
@@ -359,7 +360,7 @@ def test_no_usable_row_is_an_error_that_shows_the_first(
     assert "spell 0" in text
     assert "\n" not in text
     with pytest.raises(DataError, match="spell"):
-        open_data(settings(path, method), tokenizer, "test model")
+        opened(settings(path, method), tokenizer)
 
 
 def test_a_tokenizer_without_template_is_refused(tokenizer: Any) -> None:
@@ -408,7 +409,7 @@ def test_held_out_dialogues_are_never_trained_on(tmp_path: Path, tokenizer: Any)
     run = settings(path).model_copy(
         update={"evaluation": recipe(evaluation={"dialogues": 9}).evaluation}
     )
-    data: Data = open_data(run, tokenizer, "test model")
+    data: Data = opened(run, tokenizer)
     held = {int(s.dialogue[0]) for s in data.held_out}
     held_ids = {tuple(s.ids.tolist()) for s in data.held_out}
     assert len(held) == 9
@@ -436,7 +437,7 @@ def test_held_out_dialogues_are_never_trained_on(tmp_path: Path, tokenizer: Any)
 
 
 def test_at_most_a_tenth_of_a_source_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
-    data = open_data(settings(write_jsonl(tmp_path / "d.jsonl", messages(50))), tokenizer, "m")
+    data = opened(settings(write_jsonl(tmp_path / "d.jsonl", messages(50))), tokenizer)
     assert len(data.held_out) == 5
 
 
@@ -445,7 +446,7 @@ def test_when_everything_left_is_identical_to_a_held_out_dialogue_that_is_said(
 ) -> None:
     path = write_jsonl(tmp_path / "same.jsonl", [messages(1)[0]] * 12)
     with pytest.raises(DataError) as caught:
-        open_data(settings(path), tokenizer, "test model")
+        opened(settings(path), tokenizer)
     assert "identical to a held-out dialogue: 11" in str(caught.value)
     assert "None" not in str(caught.value)
 
@@ -453,7 +454,7 @@ def test_when_everything_left_is_identical_to_a_held_out_dialogue_that_is_said(
 def test_one_row_leaves_nothing_to_train_on(tmp_path: Path, tokenizer: Any) -> None:
     path = write_jsonl(tmp_path / "one.jsonl", messages(1))
     with pytest.raises(DataError, match=r"one\.jsonl: no row is left for training"):
-        open_data(settings(path), tokenizer, "test model")
+        opened(settings(path), tokenizer)
 
 
 def test_evaluation_source_leaves_all_rows_for_training(tmp_path: Path, tokenizer: Any) -> None:
@@ -461,7 +462,7 @@ def test_evaluation_source_leaves_all_rows_for_training(tmp_path: Path, tokenize
     other = write_jsonl(tmp_path / "e.jsonl", [{"messages": dialogue(i)} for i in range(500, 540)])
     section = recipe(evaluation={"dialogues": 3, "source": str(other)}).evaluation
     run = settings(path).model_copy(update={"evaluation": section})
-    data = open_data(run, tokenizer, "test model")
+    data = opened(run, tokenizer)
     assert data.held_out_info.name == "e.jsonl"
     assert len(data.held_out) == 3
     assert {int(s.dialogue[0]) for s in take(data.stream, 20)} == set(range(20))
@@ -661,7 +662,7 @@ def test_special_text_in_blocks_and_in_held_out_dialogues(tmp_path: Path, tokeni
     special = joined(found, "ids")[joined(found, "special")]
     start, end = tokenizer.convert_tokens_to_ids([START, END])
     assert special.tolist() == ([start, end] * len(special))[: len(special)]
-    data = open_data(settings(path), tokenizer, "test model")
+    data = opened(settings(path), tokenizer)
     assert data.held_out_counts.special_text == len(data.held_out) == 4
     for made in data.held_out:
         assert made.ids.tolist() == chatml(tokenizer, rows[int(made.dialogue[0])]["messages"])
@@ -916,7 +917,7 @@ def test_templates_that_refuse_everything(
 ) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", messages(20))
     with pytest.raises(DataError) as caught:
-        open_data(settings(path), changed(tokenizer, template), "test model")
+        opened(settings(path), changed(tokenizer, template), "test model")
     text = str(caught.value)
     assert f"({reason}: " in text and shown in text and "\n" not in text
 
@@ -996,7 +997,7 @@ def test_from_every_sequence_on_a_stream_gives_the_rest(
         assert made.after is not None
         inside += made.after.offset > 0
         # As a checkpoint has it.
-        position = Position.of(json.loads(json.dumps(made.after.as_dict())))
+        position = ResumePoint.of(json.loads(json.dumps(made.after.as_dict())))
         assert position.as_dict() == made.after.as_dict()
         other = new()
         other.start_at(position)

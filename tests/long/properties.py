@@ -302,17 +302,18 @@ def check_dialogues(case: Dialogues, place: Path) -> bool:
     tokenizer()  # loaded once, at nobody's expense
     with bounded(place):
         try:
+            chat = ChatTokenizer(tokenizer(), run.data, "tiny-chat")
             if case.whole:
-                opened = open_data(run, tokenizer(), "tiny-chat")
+                opened = open_data(chat, run.method, run.text, run.evaluation, run.seed)
                 stream = opened.stream
                 for sequence in opened.held_out:
                     _check_sequence(sequence, case.max_tokens, whole=True)
                 for line in (*opened.summary(), opened.after_training()):
                     assert_one_line(line)
             else:
-                chat = ChatTokenizer(tokenizer(), run.data, "tiny-chat")
                 section = run.text if case.method == "bt-p" else run.data
-                stream = TokenStream(run, chat, open_rows(section, run.seed))
+                shape = {"block_tokens": run.data.block_tokens, "column": run.text.column}
+                stream = TokenStream(chat, open_rows(section, run.seed), run.method, **shape)
             found = list(islice(stream, 20))
         except FastzooError as error:
             assert_one_line(str(error))

@@ -29,10 +29,10 @@ from fastzoo.core.errors import OutputError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.processes import Stopped
 from fastzoo.lm.load import load_model
+from fastzoo.training.checkpoint_schedule import CheckpointSchedule
 from fastzoo.training.checkpoints import (
     FORMAT,
-    Checkpoints,
-    _digest,
+    digest_of,
     find_checkpoint,
     open_checkpoint,
     set_aside_newer,
@@ -261,14 +261,14 @@ def test_stopped_before_the_first_step_leaves_no_folder(
 def test_stopped_in_the_first_refill_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle, calls = Checkpoints.idle, iter(range(1000))
+    idle, calls = CheckpointSchedule.idle, iter(range(1000))
 
-    def stop_here(self: Checkpoints) -> None:
+    def stop_here(self: CheckpointSchedule) -> None:
         if next(calls) == 2:
             ask_to_stop()
         idle(self)
 
-    monkeypatch.setattr(Checkpoints, "idle", stop_here)
+    monkeypatch.setattr(CheckpointSchedule, "idle", stop_here)
     with inside(tmp_path), pytest.raises(Stopped):
         train(SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -278,18 +278,18 @@ def test_stopped_in_the_first_refill_leaves_no_folder(
 def test_stopped_in_the_midst_of_a_refill(
     number: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = Checkpoints.idle
+    idle = CheckpointSchedule.idle
     since_step: list[int] = []
 
-    def stop_here(self: Checkpoints) -> None:
+    def stop_here(self: CheckpointSchedule) -> None:
         if self._parts is not None and self.step == 12:
-            since_step.append(self._parts[1]._served)
+            since_step.append(self.parts.buffer._served)
             if len(since_step) == 2:  # a part of this refill is in the buffer
                 ask_to_stop(number)
         idle(self)
 
     with monkeypatch.context() as patched, inside(tmp_path) as out:
-        patched.setattr(Checkpoints, "idle", stop_here)
+        patched.setattr(CheckpointSchedule, "idle", stop_here)
         with pytest.raises(Stopped, match="after step 12"):
             train([*SMALL, "checkpoint.minutes=60"])
         assert since_step == [2048, 2048]
@@ -509,7 +509,7 @@ def test_a_checkpoint_of_another_format_is_left_alone(stopped: Path) -> None:
     manifest = manifest_of(newest(stopped))
     del manifest["sha256"]
     manifest["format"] = FORMAT + 1
-    text = json.dumps({**manifest, "sha256": _digest(manifest)})
+    text = json.dumps({**manifest, "sha256": digest_of(manifest)})
     (newest(stopped) / "manifest.json").write_text(text)
     assert f"has format {FORMAT + 1}, this version of fastzoo has {FORMAT}" in refused(
         SMALL, stopped
@@ -574,14 +574,13 @@ def test_fresh_moves_the_run_aside(stopped: Path, capsys: pytest.CaptureFixture[
 
 HOLD = """
 import pathlib, sys
-from fastzoo.core.lock import claim
+from fastzoo.core.lock import folder_lock
 folder = pathlib.Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
-claim(folder, print)
-print("claimed", flush=True)
-sys.stdin.readline()
-if sys.argv[2:] == ["withdraw"]:
-    folder.rmdir()
+with folder_lock(folder, print):
+    print("locked", flush=True)
+    sys.stdin.readline()
+    if sys.argv[2:] == ["withdraw"]:
+        folder.rmdir()
 """
 
 
@@ -596,7 +595,7 @@ def held(folder: Path, *how: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     with holder:
-        assert holder.stdout and holder.stdout.readline() == "claimed\n"
+        assert holder.stdout and holder.stdout.readline() == "locked\n"
         yield holder
         holder.kill()
 

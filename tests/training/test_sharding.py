@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import opened
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,11 +25,10 @@ from fastzoo import load_sae
 from fastzoo.config.reading import load_recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
-from fastzoo.data.split import open_data
 from fastzoo.lm.devices import check_gpus
 from fastzoo.lm.load import find_model
 from fastzoo.saes.names import SAEName
-from fastzoo.training.run_folder import run_settings
+from fastzoo.training.run_record import run_settings
 from fastzoo.training.sharding import assign, check_same_run
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_settings_tell_runs_apart_and_not_where_they_write(tokenizer: object) ->
     for override in ("output.folder=elsewhere", "threads=1", "checkpoint.minutes=3", "seed=43"):
         recipe = load_recipe(None, [override])
         source = find_model(recipe.model)
-        found.append(run_settings(open_data(recipe, tokenizer, source.name), recipe, source))
+        found.append(run_settings(opened(recipe, tokenizer), recipe, source))
     assert found[0] == found[1] == found[2] != found[3]
     assert found[0]["model.revision"].startswith("sha256:") and len(found[0]["data.revision"]) == 64
 

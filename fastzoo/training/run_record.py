@@ -1,0 +1,53 @@
+"""What a run says about itself: the settings and the machine it depends on, the facts in its records."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from fastzoo.config.recipe import Recipe, recipe_settings
+from fastzoo.data.sequences import described
+from fastzoo.data.split import Data
+from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.load import ModelSource
+from fastzoo.results.folder import RunFacts, public_name, versions
+
+
+def run_settings(data: Data, recipe: Recipe, source: ModelSource) -> dict[str, Any]:
+    """What runs with the same results have in common: recipe, model and data, on any machine."""
+    return {
+        **recipe_settings(recipe),
+        "model.revision": source.sha,
+        "data.revision": data.stream.rows.info.revision,
+        "evaluation.revision": data.held_out_info.revision,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a run's weights depend on besides its settings."""
+    import torch
+
+    # Libraries choose their loops by what a CPU can do.
+    device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return {**versions(), "device": device, "threads": torch.get_num_threads()}
+
+
+def run_facts(data: Data, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
+    """What all records of the run share."""
+    seen = {int(i) for s in data.held_out for i in s.ids[s.special]}
+    ids = sorted(seen)  # a tokenizer may reserve hundreds that no dialogue has
+    tokens = data.chat.tokenizer.convert_ids_to_tokens(ids)
+    return RunFacts(
+        base_model={
+            "name": public_name(source.name),
+            "sha": source.sha,
+            "class": type(reader.model).__name__,
+            "dtype": str(reader.dtype).removeprefix("torch."),
+        },
+        training_data=described(data.stream.rows.info, data.stream.counts),
+        evaluation_data=described(data.held_out_info, data.held_out_counts),
+        special_tokens={str(i): token for i, token in zip(ids, tokens, strict=True)},
+        recipe=recipe,
+    )
