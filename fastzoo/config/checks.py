@@ -6,7 +6,7 @@ from fastzoo.config.recipe import Recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, TRAINABLE
-from fastzoo.saes.references import REPO
+from fastzoo.saes.references import is_namespace
 
 # --- checks ------------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ def check_recipe(recipe: Recipe) -> None:
     for section, source in {**sources, "evaluation": recipe.evaluation.source}.items():
         if source is not None and not source.strip():
             raise InputError(f"{section}.source: empty; 'embedded', a file or a Hub dataset id")
-    if recipe.push.namespace is not None and not REPO.fullmatch(f"{recipe.push.namespace}/x"):
+    if recipe.push.namespace is not None and not is_namespace(recipe.push.namespace):
         raise InputError(
             f"push.namespace: '{one_line(recipe.push.namespace, 60)}' is not the name of a Hub user or "
             "organisation"

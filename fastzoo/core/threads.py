@@ -1,19 +1,76 @@
-"""CPU threads for work that is independent: packs of tokens, SAEs.
-
-Handing whole pieces of work to threads, each of which computes alone, beats dividing every operation
-among all threads: none waits for another before every piece is done. And operations that are small enough are
-done before a second thread has woken up.
-"""
+"""Threads for pieces of work that are independent: computing with torch, and requests to servers."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
-import torch
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run_daemons(
+    jobs: Collection[Job],
+    work: Callable[[Job], Result],
+    then: Callable[[Result], None],
+    *,
+    workers: int,
+    stop: threading.Event | None = None,
+    grace: float = 0.0,
+) -> None:
+    """Do jobs in several threads, and call ``then`` in this one with each result as it is done.
+
+    The first job that raises ends the others, and its error is raised here. The threads are daemons
+    and not waited for, so that a server that hangs does not hold up Ctrl-C.
+
+    Args:
+        work: called with each job, in their order.
+        stop: set at the end, for work that can end early; once it is set no job is begun.
+        grace: seconds that the threads may take to end.
+    """
+    stop = stop or threading.Event()
+    waiting: SimpleQueue[Job] = SimpleQueue()
+    done: SimpleQueue[Future[Result]] = SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+
+    def serve() -> None:
+        while not stop.is_set():
+            outcome: Future[Result] = Future()
+            try:
+                job = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                outcome.set_result(work(job))
+            except BaseException as error:
+                outcome.set_exception(error)
+            done.put(outcome)
+
+    count = min(workers, len(jobs))
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in jobs:
+            then(done.get().result())
+    finally:
+        stop.set()
+        until = time.monotonic() + grace
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+# --- torch ---------------------------------------------------------------------------------------
+# Handing whole pieces of work to threads, each of which computes alone, beats dividing every operation
+# among all threads: none waits for another before its piece is done, and small operations are done
+# before a second thread has woken up.
 
 
 @cache
@@ -22,6 +79,8 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
 
     In each of them ``torch.get_num_threads()`` is its share.
     """
+    import torch
+
     started = threading.Barrier(count)
 
     def start() -> None:
@@ -44,6 +103,8 @@ _alone = {"blocks": 0, "threads": 1}
 def one_thread() -> Iterator[None]:
     """Inside, torch computes in the calling thread alone; afterwards as before. Blocks of several
     threads may overlap."""
+    import torch
+
     with _ALONE:
         if not _alone["blocks"]:
             _alone["threads"] = torch.get_num_threads()
