@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -16,12 +17,12 @@ Result = TypeVar("Result")
 
 
 def run_daemons(
-    jobs: Collection[Job],
+    jobs: Sequence[Job],
     work: Callable[[Job], Result],
     then: Callable[[Result], None],
     *,
     workers: int,
-    stop: threading.Event | None = None,
+    stop: threading.Event,
     grace: float = 0.0,
 ) -> None:
     """Do jobs in several threads, and call ``then`` in this one with each result as it is done.
@@ -31,30 +32,27 @@ def run_daemons(
 
     Args:
         work: called with each job, in their order.
-        stop: set at the end, for work that can end early; once it is set no job is begun.
+        stop: set at the end, for work that can end early.
         grace: seconds that the threads may take to end.
     """
-    stop = stop or threading.Event()
-    waiting: SimpleQueue[Job] = SimpleQueue()
+    waiting = deque(jobs)
     done: SimpleQueue[Future[Result]] = SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
 
     def serve() -> None:
         while not stop.is_set():
-            outcome: Future[Result] = Future()
             try:
-                job = waiting.get_nowait()
-            except Empty:
+                job = waiting.popleft()
+            except IndexError:
                 return
+            outcome: Future[Result] = Future()
             try:
                 outcome.set_result(work(job))
             except BaseException as error:
+                stop.set()
                 outcome.set_exception(error)
             done.put(outcome)
 
-    count = min(workers, len(jobs))
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(count)]
+    threads = [threading.Thread(target=serve, daemon=True) for _ in jobs[:workers]]
     for thread in threads:
         thread.start()
     try:
