@@ -46,32 +46,29 @@ def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
 _UNREACHABLE = "cannot reach {hub} for {what} ({cause}); check the network{instead}"
 
 # huggingface_hub takes for granted that every answer is the JSON that it should be.
-_NOT_JSON = """the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); check HF_ENDPOINT, \
-and whether a proxy answers in its place"""
+_NOT_JSON = (
+    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); check HF_ENDPOINT, and "
+    "whether a proxy answers in its place"
+)
 
-_MEANINGS: dict[str, tuple[type[FastzooError], str]] = {
-    "OfflineModeIsEnabled": (HubError, "{what} is needed from {hub}, but {offline}{instead}"),
-    "GatedRepoError": (AccessError, "{what} is gated; accept its conditions at {page} and {login}"),
-    "RepositoryNotFoundError": (
-        NotFoundError,
-        "no {what} on {hub}; check the spelling, or {login} if it is private",
-    ),
-    "RevisionNotFoundError": (
-        NotFoundError,
-        "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
-    ),
-    "LocalEntryNotFoundError": (HubError, _UNREACHABLE),
-    "HFValidationError": (InputError, "'{name}' is not a valid repository name, such as org/name"),
-    "HTTPError": (HubError, _UNREACHABLE),
-    "OSError": (HubError, "{what} could not be fetched: {said}"),
-    # Raised by a header that cannot be encoded. It quotes the token itself.
-    "UnicodeEncodeError": (
-        AccessError,
-        "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
-    ),
-    **dict.fromkeys(
-        ("ValueError", "KeyError", "TypeError", "AttributeError"), (HubError, _NOT_JSON)
-    ),
+_MEANINGS: dict[type[FastzooError], dict[str, str]] = {
+    NotFoundError: {
+        "RepositoryNotFoundError": "no {what} on {hub}; check the spelling, or {login} if it is private",
+        "RevisionNotFoundError": "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
+    },
+    AccessError: {
+        "GatedRepoError": "{what} is gated; accept its conditions at {page} and {login}",
+        # Raised by a header that cannot be encoded. It quotes the token itself.
+        "UnicodeEncodeError": "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
+    },
+    InputError: {"HFValidationError": "'{name}' is not a valid repository name, such as org/name"},
+    HubError: {
+        "OfflineModeIsEnabled": "{what} is needed from {hub}, but {offline}{instead}",
+        "LocalEntryNotFoundError": _UNREACHABLE,
+        "HTTPError": _UNREACHABLE,
+        "OSError": "{what} could not be fetched: {said}",
+        **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), _NOT_JSON),
+    },
 }
 """What errors of huggingface_hub mean, by the name of their class or of its nearest base class."""
 
@@ -102,27 +99,27 @@ def _in_one_line(
 
     hub, name = constants.ENDPOINT, one_line(repo_id, 100)
     what = f"{kind if kind in ('collection', 'namespace') else f'{kind} repository'} {name}"
+    words = {
+        "hub": hub,
+        "name": name,
+        "what": what,
+        "kind": type(error).__name__,
+        "said": one_line(error, 150),
+        "cause": one_line(error.__cause__ or error, 100),
+        "revision": one_line(revision, 60),
+        "page": f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}",
+        "instead": "" if kind == "namespace" else ", or name a local folder instead",
+        "login": LOGIN,
+        "offline": OFFLINE,
+    }
     for base in type(error).__mro__:
+        for ours, texts in _MEANINGS.items():
+            if base.__name__ in texts:
+                return ours(texts[base.__name__].format(**words))
         if base.__name__ == "HfHubHTTPError":
             if status_of(error) == 404:
-                return NotFoundError(f"no {what} on {hub}: {one_line(error, 150)}")
-            return refusal(error, hub, f" for {what}", one_line(error, 150), LOGIN)
-        if base.__name__ in _MEANINGS:
-            ours, text = _MEANINGS[base.__name__]
-            line = text.format(
-                hub=hub,
-                name=name,
-                what=what,
-                kind=type(error).__name__,
-                said=one_line(error, 150),
-                cause=one_line(error.__cause__ or error, 100),
-                revision=one_line(revision, 60),
-                page=f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}",
-                instead="" if kind == "namespace" else ", or name a local folder instead",
-                login=LOGIN,
-                offline=OFFLINE,
-            )
-            return ours(line)
+                return NotFoundError(f"no {what} on {hub}: {words['said']}")
+            return refusal(error, hub, f" for {what}", words["said"], LOGIN)
     return None
 
 

@@ -112,19 +112,8 @@ def dry_run(
     rows = []
     for sae in meant.read(sources):
         missing = {file for file in sae.files if find(sae, file, folder) is None}
-        files = [
-            {
-                "path": sae.inside(f.path),
-                "size": f.size,
-                "sha256": f.sha256,
-                "here": f not in missing,
-            }
-            for f in sae.files
-        ]
-        size = {"bytes": sae.size, "download_bytes": sum(file.size for file in missing)}
-        rows.append(
-            {"name": sae.name, "repo": sae.repo_id, "revision": sae.sha, "files": files, **size}
-        )
+        facts = {f.path: {"sha256": f.sha256, "here": f not in missing} for f in sae.files}
+        rows.append(sae.report(facts) | {"download_bytes": sum(file.size for file in missing)})
     return rows, meant.failures
 
 

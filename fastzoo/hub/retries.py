@@ -111,13 +111,12 @@ def _pause(error: BaseException, failed: int) -> float:
     """Seconds to the next try: doubled with each failure, or what the server asks for if longer."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
+    seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1))
     headers = getattr(getattr(_failure(error), "response", None), "headers", {})
-    limit = parse_ratelimit_headers(headers)
-    retry_after = headers.get("Retry-After", "")
-    asked = float(retry_after) if retry_after.isdecimal() else 0.0
+    limit, asked = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
     if limit and limit.remaining == 0:
-        asked = limit.reset_in_seconds
-    return max(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1)), min(asked, LONGEST_RETRY_AFTER))
+        asked = str(limit.reset_in_seconds)
+    return max(seconds, min(float(asked), LONGEST_RETRY_AFTER)) if asked.isdecimal() else seconds
 
 
 RESERVE = 3
@@ -128,7 +127,7 @@ SILENCE = 300.0
 
 
 class RateLimit:
-    """What the Hub's answers say is left, per kind of request."""
+    """What the Hub's answers say is left, per kind of request, and until when."""
 
     def __init__(self) -> None:
         self._left: dict[str, tuple[int, float]] = {}
@@ -162,18 +161,13 @@ def rate_limited() -> Iterator[None]:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import get_session
 
-    client, limit = type(get_session()), RateLimit()
-    hooks = get_session().event_hooks
+    client, hooks, limit = type(get_session()), get_session().event_hooks, RateLimit()
 
-    def use(hooks: Any) -> None:
+    def use(hooks: dict[str, list[Any]]) -> None:
         set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
-    use(
-        {
-            "request": [*hooks["request"], limit.before],
-            "response": [*hooks["response"], limit.after],
-        }
-    )
+    before, after = [*hooks["request"], limit.before], [*hooks["response"], limit.after]
+    use({"request": before, "response": after})
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,12 @@ class SAEFiles:
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
+    def report(self, facts: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """For ``--json``, with more ``facts`` of each file, by path."""
+        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha, **more}
+        files = [{"path": self.inside(f.path), "size": f.size, **facts[f.path]} for f in self.files]
+        return {**about, "files": files, "bytes": self.size}
+
 
 @dataclass
 class Fetched:
@@ -58,19 +65,8 @@ class Fetched:
     """Bytes."""
 
     def report(self) -> dict[str, Any]:
-        sae = self.sae
-        return {
-            "name": sae.name,
-            "repo": sae.repo_id,
-            "revision": sae.sha,
-            "path": str(self.path),
-            "files": [
-                {"path": sae.inside(f.path), "size": f.size, "sha256": self.sha256[f.path]}
-                for f in sae.files
-            ],
-            "bytes": sae.size,
-            "downloaded_bytes": self.downloaded,
-        }
+        facts = {path: {"sha256": sha256} for path, sha256 in self.sha256.items()}
+        return self.sae.report(facts, path=str(self.path)) | {"downloaded_bytes": self.downloaded}
 
 
 def in_words(size: int) -> str:
