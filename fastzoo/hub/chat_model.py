@@ -11,8 +11,9 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from fastzoo.core.errors import AccessError, HubError, InputError, OutputError
@@ -37,7 +38,7 @@ TIMEOUT_SECONDS = 180.0
 
 
 class ChatModel:
-    """A chat model with a system prompt.
+    """A chat model that is asked for one kind of thing: subclasses say what.
 
     Args:
         model: its name on the Hub, or at the server.
@@ -45,10 +46,6 @@ class ChatModel:
             asks the Hub's inference providers.
         cache: a JSONL file of earlier replies, made if it is not there.
         workers: requests at a time.
-        system: what every question is preceded by.
-        role: what it is called in messages, such as "the judge".
-        option: the command line option that names its model.
-        reply_tokens: the longest reply.
 
     Raises:
         InputError: neither model nor server is named, the server's address is not valid, or the cache
@@ -56,41 +53,43 @@ class ChatModel:
         OutputError: the cache cannot be read.
     """
 
+    role: ClassVar[str]
+    """What messages call it, such as "the judge"."""
+    option: ClassVar[str]
+    """The command line option that names its model."""
+    system: ClassVar[str]
+    """The system prompt."""
+    reply_tokens: ClassVar[int]
+    """The longest reply."""
+
     def __init__(
         self,
-        model: str | None,
+        model: str | None = None,
         base_url: str | None = None,
         cache: Path | None = None,
         workers: int = 4,
-        *,
-        system: str,
-        role: str,
-        option: str,
-        reply_tokens: int,
     ) -> None:
         if not model and not base_url:
-            raise InputError(f"{role}: name a model, or the address of a server")
+            raise InputError(f"{self.role}: name a model, or the address of a server")
         if base_url is not None and not _is_address(base_url):
             raise InputError(
-                f"{role}: '{one_line(base_url, 100)}' is not the address of a server; write it like "
+                f"{self.role}: '{one_line(base_url, 100)}' is not the address of a server; write it like "
                 "http://127.0.0.1:8000/v1"
             )
         self.name = " at ".join(filter(None, (model, base_url and _without_secrets(base_url))))
         self._model, self._url, self._cache, self._workers = model, base_url, cache, workers
-        self._system, self._option, self._reply_tokens = system, option, reply_tokens
-        self._title = f"{role} ({one_line(self.name, 120)})"
+        self._title = f"{self.role} ({one_line(self.name, 120)})"
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
         self._stopped = threading.Event()
-        self._replies = _read_cache(cache, role) if cache else {}
+        self._replies = _read_cache(cache, self.role) if cache else {}
         self.asked = 0
         """Requests that were answered; replies from the cache do not count."""
 
     def check(self) -> None:
         """Ask for one token, which finds a wrong address, model or key before any long work.
 
-        Raises:
-            HubError, AccessError, NotFoundError, InputError: it cannot be asked.
+        Raises HubError, AccessError, NotFoundError, InputError.
         """
         self._stopped.clear()
         self._ask("Are you there?", tokens=1, tries=TRIES_OF_CHECKS)
@@ -119,12 +118,12 @@ class ChatModel:
         return self._replies.get(self._key_of(prompt))
 
     def _key_of(self, prompt: str) -> str:
-        return hashlib.sha256(json.dumps([self.name, self._system, prompt]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.name, self.system, prompt]).encode()).hexdigest()
 
     def _find_reply(self, prompt: str) -> None:
         if self.reply(prompt) is not None:
             return
-        reply = self._ask(prompt, self._reply_tokens, TRIES_OF_REPLIES)
+        reply = self._ask(prompt, self.reply_tokens, TRIES_OF_REPLIES)
         with self._lock:
             self.asked += 1
             self._replies[self._key_of(prompt)] = reply
@@ -142,7 +141,7 @@ class ChatModel:
             model=self._url or self._model, api_key=key, timeout=TIMEOUT_SECONDS
         )
         messages: list[Any] = [
-            {"role": "system", "content": self._system},
+            {"role": "system", "content": self.system},
             {"role": "user", "content": prompt},
         ]
 
@@ -158,7 +157,7 @@ class ChatModel:
         except errors.HfHubHTTPError as error:
             said = error.response.text.replace(key, "***") if key else error.response.text
             unnamed = self._model is None and 400 <= (status_of(error) or 0) < 500
-            hint = f"; name its model ({self._option})" if unnamed else ""
+            hint = f"; name its model ({self.option})" if unnamed else ""
             login = f"give its key in {KEY_VARIABLE}, or {LOGIN} for the Hub's"
             raise refusal(error, name, "", one_line(said, 200) + hint, login) from None
         except errors.HTTPError as error:
@@ -205,13 +204,12 @@ class ChatModel:
 
 
 def _is_address(url: str) -> bool:
-    try:
+    with suppress(ValueError):
         parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    printable = url.isprintable() and " " not in url
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and printable
+        _ = parts.port  # raises ValueError if it is not a number
+        plain = url.isprintable() and " " not in url
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
+    return False
 
 
 def _without_secrets(url: str) -> str:
@@ -239,13 +237,10 @@ def _read_cache(path: Path, role: str) -> dict[str, str]:
     except OSError as error:
         raise OutputError(f"'{path}' cannot be read: {one_line(error.strerror)}") from None
     for line in lines:
-        try:
-            row = json.loads(line)
-            key, reply = row["key"], row["reply"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if isinstance(key, str) and isinstance(reply, str):
-            found[key] = reply
+        with suppress(ValueError, RecursionError):
+            match json.loads(line):
+                case {"key": str(key), "reply": str(reply)}:
+                    found[key] = reply
     if not found and lines[0] and not lines[0].startswith('{"key": '):
         raise InputError(f"'{path}' does not hold replies of {role}; give another file")
     return found

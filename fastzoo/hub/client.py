@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastzoo.core.errors import AccessError, FastzooError, HubError, InputError, NotFoundError
-from fastzoo.core.files import write_text
+from fastzoo.core.errors import (
+    AccessError,
+    FastzooError,
+    HubError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+)
+from fastzoo.core.files import MAX_JSON_BYTES, write_text
 from fastzoo.core.text import one_line
+from fastzoo.core.version import __version__
 
 LOGIN = "log in with 'hf auth login'"
 
@@ -20,8 +29,7 @@ OFFLINE = "offline mode is on; unset HF_HUB_OFFLINE"
 def resolve_model(repo_id: str, revision: str | None = None) -> str:
     """Commit sha of a model repository's revision (by default its main branch).
 
-    Raises:
-        NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
+    Raises NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
     return _resolve("model", repo_id, revision)
 
@@ -144,6 +152,40 @@ def refusal(error: Exception, server: str, what: str, said: str, login: str) -> 
 def status_of(error: BaseException | None) -> int | None:
     """The HTTP status of an error that is a server's answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def read_file(
+    kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0
+) -> bytes:
+    """A small file of the Hub, in one request.
+
+    Args:
+        seconds: how long the Hub may be silent, and how long the whole answer may take.
+
+    Raises:
+        NotFoundError, AccessError, HubError.
+        IntegrityError: it is larger than such files are.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo_id, path, repo_type=kind, revision=revision)
+    headers = build_hf_headers(library_name="fastzoo", library_version=__version__)
+    content, until = bytearray(), time.monotonic() + seconds
+    with (
+        hub_errors(kind, repo_id, revision),
+        get_session().stream("GET", url, headers=headers, timeout=seconds) as response,
+    ):
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes(1 << 16):
+            content += piece
+            if len(content) > MAX_JSON_BYTES:
+                raise IntegrityError(f"{repo_id}: {path} has more than {MAX_JSON_BYTES} bytes")
+            if time.monotonic() > until:
+                raise HubError(f"{repo_id}: {path} took more than {seconds:.0f} s to come")
+    return bytes(content)
 
 
 def offline() -> bool:

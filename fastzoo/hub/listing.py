@@ -45,8 +45,7 @@ def read_listing(repo_id: str, revision: str | None) -> Listing:
     A commit seen before costs no request, a branch or tag one. Where the Hub cannot be reached, a
     branch or tag is taken for what it was when last seen, which is said on stderr.
 
-    Raises:
-        NotFoundError, AccessError, HubError.
+    Raises NotFoundError, AccessError, HubError.
     """
     sha = revision if revision and SHA1.fullmatch(revision) else None
     sha = sha or _resolve(repo_id, revision or "main")

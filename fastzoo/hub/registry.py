@@ -21,8 +21,7 @@ from typing import Any
 from fastzoo.core.errors import AccessError, HubError, InputError, IntegrityError, NotFoundError
 from fastzoo.core.files import MAX_JSON_BYTES
 from fastzoo.core.text import one_line
-from fastzoo.core.version import __version__
-from fastzoo.hub.client import hub_errors, offline, state_folder, write_cached
+from fastzoo.hub.client import OFFLINE, offline, read_file, state_folder, write_cached
 from fastzoo.hub.files import HubFile
 from fastzoo.saes.names import SAEName
 from fastzoo.saes.references import is_namespace
@@ -38,9 +37,10 @@ LONGEST_NAME = 96
 """Characters of a repository's name on the Hub."""
 
 SECONDS_KEPT = 3600.0
+"""How long a cached registry counts as new."""
 
 SECONDS_AFTER_FAILURE = 600.0
-"""How long a cached registry counts as new, and how long a Hub that failed is not asked again."""
+"""How long a Hub that failed is not asked again."""
 
 TIMEOUT = 10.0
 """Seconds that the Hub may be silent, and that its whole answer may take."""
@@ -124,8 +124,7 @@ class Registry:
 def parse_registry(text: str | bytes, where: str) -> Registry:
     """Read a registry: only names, files and figures that there can be.
 
-    Raises:
-        IntegrityError: it is not one; says what is wrong ``where``.
+    Raises IntegrityError: it is not one; says what is wrong ``where``.
     """
     from fastzoo.hub.registry_schema import parse
 
@@ -166,7 +165,7 @@ def read_registry(
         failure = _kept_failure(asked)
     elif newest or known is None or _age(cached) > SECONDS_KEPT:
         try:
-            text = _download(f"{namespace}/{DATASET}")
+            text = read_file("dataset", f"{namespace}/{DATASET}", FILE, seconds=TIMEOUT)
             registry = parse_registry(text, f"{DATASET} of {namespace}")
         except HubError as error:
             failure = error
@@ -174,18 +173,17 @@ def read_registry(
                 failure = NotFoundError(f"{namespace} publishes no SAEs: {error}")
             write_cached(asked, f"{failure.exit_code} {failure}")
         else:
-            write_cached(cached, text)
+            write_cached(cached, text.decode())
             with suppress(OSError):
                 asked.unlink()
             return registry
     if known is None:
-        raise failure or HubError(
-            f"what {namespace} publishes is not known on this machine, and offline mode is on; unset "
-            "HF_HUB_OFFLINE"
-        )
+        raise failure or HubError(f"what {namespace} publishes is not known here, and {OFFLINE}")
     nothing_new = isinstance(failure, NotFoundError) and not known.saes
     if failure and not nothing_new:
-        say(f"{failure}; what {namespace} publishes is shown as last seen{_when(cached)}")
+        age = _age(cached)
+        when = f" {age / 3600:.0f} hours ago" if 5400 < age < math.inf else ""
+        say(f"{failure}; what {namespace} publishes is shown as last seen{when}")
     return known
 
 
@@ -209,19 +207,12 @@ def _checked(namespace: str | None) -> str:
 
 def _kept_failure(asked: Path) -> HubError:
     """What the Hub failed with when it was last asked, as ``read_registry`` keeps it."""
-    kinds = {kind.exit_code: kind for kind in (NotFoundError, AccessError, IntegrityError)}
-    try:
+    kinds = {str(kind.exit_code): kind for kind in (NotFoundError, AccessError, IntegrityError)}
+    code, message = "", "the Hub failed"
+    with suppress(OSError, ValueError):
         code, _, message = asked.read_text(encoding="utf-8")[:2000].partition(" ")
-        return kinds.get(int(code), HubError)(
-            f"{message} (asked within the last ten minutes; --refresh asks again)"
-        )
-    except (OSError, ValueError):
-        return HubError("the Hub failed within the last ten minutes; ask again with --refresh")
-
-
-def _when(path: Path) -> str:
-    age = _age(path)
-    return f" {age / 3600:.0f} hours ago" if math.isfinite(age) and age > 5400 else ""
+    again = "asked within the last ten minutes; --refresh asks again"
+    return kinds.get(code, HubError)(f"{message} ({again})")
 
 
 def forget_age(namespace: str) -> None:
@@ -238,36 +229,4 @@ def _age(path: Path) -> float:
     with suppress(OSError):
         if (age := time.time() - path.stat().st_mtime) > -60:
             return age
-    return float("inf")
-
-
-def _download(repo_id: str) -> str:
-    """The registry's text, in one request."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    content = bytearray()
-    until = time.monotonic() + TIMEOUT
-    with (
-        hub_errors("dataset", repo_id),
-        get_session().stream(
-            "GET",
-            hf_hub_url(repo_id, FILE, repo_type="dataset"),
-            headers=build_hf_headers(library_name="fastzoo", library_version=__version__),
-            timeout=TIMEOUT,
-            follow_redirects=True,
-        ) as response,
-    ):
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
-        for piece in response.iter_bytes(1 << 16):
-            content += piece
-            if len(content) > MAX_JSON_BYTES:
-                raise IntegrityError(f"{repo_id}: {FILE} has more than {MAX_JSON_BYTES} bytes")
-            if time.monotonic() > until:
-                raise HubError(f"{repo_id}: {FILE} took more than {TIMEOUT:.0f} s to come")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise IntegrityError(f"{repo_id}: {FILE} is not text in UTF-8") from None
+    return math.inf

@@ -51,8 +51,7 @@ class Sources:
     def read(self, sources: Iterable[str]) -> list[SAEFiles]:
         """The files that sources mean; ``failures`` has the errors of those that could not be read.
 
-        Raises:
-            InputError: what one of them names is not a source.
+        Raises InputError: what one of them names is not a source.
         """
         saes: dict[tuple[str, str, str], SAEFiles] = {}
         for source in sources:

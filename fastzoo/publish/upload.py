@@ -12,7 +12,7 @@ from typing import Any
 
 from fastzoo.core.errors import InputError, IntegrityError, NotFoundError
 from fastzoo.core.text import one_line
-from fastzoo.hub.client import hub_errors, status_of
+from fastzoo.hub.client import hub_errors, read_file, status_of
 from fastzoo.hub.files import Content, HubFile
 from fastzoo.hub.retries import TRIES, is_transient, wait, with_retries
 
@@ -30,11 +30,7 @@ class Remote:
 
 
 def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
-    """What a repository holds, in one request.
-
-    Raises:
-        NotFoundError, AccessError, HubError.
-    """
+    """What a repository holds, in one request. Raises NotFoundError, AccessError, HubError."""
     from huggingface_hub import HfApi
 
     def ask() -> Remote:
@@ -52,11 +48,7 @@ def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
 
 
 def look_or_make(kind: str, repo_id: str, *, private: bool, sdk: str | None = None) -> Remote:
-    """What a repository holds, which is made if it is not there.
-
-    Raises:
-        AccessError, HubError.
-    """
+    """What a repository holds, which is made if it is not there. Raises AccessError, HubError."""
     try:
         return look(kind, repo_id)
     except NotFoundError:
@@ -66,11 +58,7 @@ def look_or_make(kind: str, repo_id: str, *, private: bool, sdk: str | None = No
 
 
 def make_repo(kind: str, repo_id: str, *, private: bool, sdk: str | None = None) -> bool:
-    """Make a repository; False if it is there already.
-
-    Raises:
-        AccessError, HubError.
-    """
+    """Make a repository; False if it is there already. Raises AccessError, HubError."""
     from huggingface_hub import create_repo
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -145,22 +133,11 @@ def put(
 
 
 def read_text(repo_id: str, path: str, kind: str, revision: str | None) -> str:
-    """A small file of the Hub.
-
-    Raises:
-        NotFoundError, AccessError, HubError.
-    """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    def get() -> str:
-        url = hf_hub_url(repo_id, path, repo_type=kind, revision=revision)
-        response = get_session().get(url, headers=build_hf_headers(), timeout=60)
-        hf_raise_for_status(response)
-        return response.text
-
-    with hub_errors(kind, repo_id, revision):
-        return with_retries(get, f"{kind} {repo_id}, {path}")
+    """A small file of the Hub. Raises NotFoundError, AccessError, HubError, IntegrityError."""
+    what = f"{kind} {repo_id}, {path}"
+    return with_retries(lambda: read_file(kind, repo_id, path, revision), what).decode(
+        "utf-8", "replace"
+    )
 
 
 def _commit(

@@ -37,8 +37,7 @@ class Reference:
 def parse_reference(text: str) -> Reference:
     """Parse ``hf:org/repo[/folder...][@revision]``.
 
-    Raises:
-        InputError: ``text`` does not read like this; says which part is wrong.
+    Raises InputError: ``text`` does not read like this; says which part is wrong.
     """
 
     def wrong(reason: str) -> InputError:
@@ -83,8 +82,7 @@ def is_pattern(text: str) -> bool:
 def collection_slug(source: str) -> str | None:
     """``namespace/slug`` of a collection's reference or address; None for any other source.
 
-    Raises:
-        InputError: it refers to a collection, but not in the right form.
+    Raises InputError: it refers to a collection, but not in the right form.
     """
     slug = source.removeprefix("hf:collections/")
     if source.startswith(("https://", "http://")):

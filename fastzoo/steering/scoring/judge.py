@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastzoo.hub.chat_model import ChatModel
 from fastzoo.steering.scoring.scores import harmonic_mean
@@ -68,30 +67,9 @@ class Verdict:
 
 
 class Judge(ChatModel):
-    """A chat model that rates.
+    """A chat model that rates. Arguments and errors are those of ``ChatModel``."""
 
-    Args:
-        model: its name on the Hub, or at the server.
-        base_url, cache, workers: as ``ChatModel`` has them.
-
-    Raises:
-        InputError, OutputError: as ``ChatModel`` raises them.
-    """
-
-    def __init__(
-        self,
-        model: str | None = None,
-        base_url: str | None = None,
-        cache: Path | None = None,
-        workers: int = 4,
-    ) -> None:
-        super().__init__(
-            *(model, base_url, cache, workers),
-            system=SYSTEM,
-            role="the judge",
-            option="--judge",
-            reply_tokens=REPLY_TOKENS,
-        )
+    role, option, system, reply_tokens = "the judge", "--judge", SYSTEM, REPLY_TOKENS
 
     def rate(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
         """Rate pairs of question and answer, with a progress bar.
