@@ -96,7 +96,7 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
         ours = _in_one_line(error, kind, repo_id, revision)
         if ours is None:
             raise
-        # What the connection did is worth a look at the cause.
+        # A failed connection keeps its cause, which decides whether it is tried again.
         raise ours from (error if type(ours) is HubError else None)
 
 
@@ -127,7 +127,8 @@ def _in_one_line(
         if base.__name__ == "HfHubHTTPError":
             if status_of(error) == 404:
                 return NotFoundError(f"no {what} on {hub}: {words['said']}")
-            return refusal(error, hub, f" for {what}", words["said"], LOGIN)
+            login = f"{LOGIN}, with a token that may do this"
+            return refusal(error, hub, f" for {what}", words["said"], login)
     return None
 
 

@@ -162,8 +162,9 @@ class Sources:
         """What the Hub's registry names by now for an SAE whose commit is gone."""
         if self.revision is not None:
             return None
-        for namespace, registry in [(n, r) for (n, _), r in self._registries.items()]:
-            for name, published in getattr(registry, "saes", {}).items():
+        known = [(n, r) for (n, _), r in self._registries.items() if isinstance(r, Registry)]
+        for namespace, registry in known:
+            for name, published in registry.saes.items():
                 if (published.repo_id, published.sha) == (sae.repo_id, sae.sha):
                     with suppress(HubError):
                         newest = self._registry(namespace, newest=True).saes.get(name)
