@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 from fastzoo.config.reading import load_recipe
-from fastzoo.hub.registry import FileFacts, Published, Registry, known_files
+from fastzoo.hub.files import HubFile
+from fastzoo.hub.registry import Published, Registry, known_files
 from fastzoo.results.figures import DEFINITIONS, SUBSETS
 from fastzoo.saes.names import parse_name
 
@@ -72,7 +73,7 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
 def published(text: str, namespace: str = "org", **figures: Any) -> Published:
     """One published SAE with made-up files."""
     name = parse_name(text)
-    files = {p: FileFacts(i + 1, f"{i:x}a" * 32) for i, p in enumerate(known_files(name))}
+    files = {p: HubFile(p, i + 1, f"{i:x}a" * 32) for i, p in enumerate(known_files(name))}
     return Published(name, f"{namespace}/{name}", "c" * 40, files, figures)
 
 

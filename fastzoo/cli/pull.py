@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastzoo.cli.app import (
-    Json,
-    Namespace,
-    complete_names,
-    print_hints,
-    print_json,
-)
+from fastzoo.cli.app import Json, Namespace, complete_names, print_hints, print_json
 
 
 def pull(

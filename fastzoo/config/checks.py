@@ -8,7 +8,7 @@ from fastzoo.config.recipe import Recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, trainable
-from fastzoo.saes.references import REPO
+from fastzoo.saes.references import is_namespace
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -87,7 +87,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 
 def _namespace(recipe: Recipe) -> Iterator[str]:
     name = recipe.push.namespace
-    if name is not None and not REPO.fullmatch(f"{name}/x"):
+    if name is not None and not is_namespace(name):
         yield (
             f"push.namespace: '{one_line(name, 60)}' is not the name of a Hub user or organisation"
         )

@@ -1,19 +1,74 @@
-"""CPU threads for work that is independent: packs of tokens, SAEs.
-
-Handing whole pieces of work to threads, each of which computes alone, beats dividing every operation
-among all threads: none waits for another before every piece is done. And operations that are small enough are
-done before a second thread has woken up.
-"""
+"""Threads for pieces of work that are independent: computing with torch, and requests to servers."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from queue import SimpleQueue
+from typing import TypeVar
 
-import torch
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run_daemons(
+    jobs: Sequence[Job],
+    work: Callable[[Job], Result],
+    then: Callable[[Result], None],
+    *,
+    workers: int,
+    stop: threading.Event,
+    grace: float = 0.0,
+) -> None:
+    """Do jobs in several threads, and call ``then`` in this one with each result as it is done.
+
+    The first job that raises ends the others, and its error is raised here. The threads are daemons
+    and not waited for, so that a server that hangs does not hold up Ctrl-C.
+
+    Args:
+        work: called with each job, in their order.
+        stop: set at the end, for work that can end early.
+        grace: seconds that the threads may take to end.
+    """
+    waiting = deque(jobs)
+    done: SimpleQueue[Future[Result]] = SimpleQueue()
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
+            outcome: Future[Result] = Future()
+            try:
+                outcome.set_result(work(job))
+            except BaseException as error:
+                stop.set()
+                outcome.set_exception(error)
+            done.put(outcome)
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in jobs[:workers]]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in jobs:
+            then(done.get().result())
+    finally:
+        stop.set()
+        until = time.monotonic() + grace
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+# --- torch ---------------------------------------------------------------------------------------
+# Handing whole pieces of work to threads, each of which computes alone, beats dividing every operation
+# among all threads: none waits for another before its piece is done, and small operations are done
+# before a second thread has woken up.
 
 
 @cache
@@ -22,6 +77,8 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
 
     In each of them ``torch.get_num_threads()`` is its share.
     """
+    import torch
+
     started = threading.Barrier(count)
 
     def start() -> None:
@@ -44,6 +101,8 @@ _alone = {"blocks": 0, "threads": 1}
 def one_thread() -> Iterator[None]:
     """Inside, torch computes in the calling thread alone; afterwards as before. Blocks of several
     threads may overlap."""
+    import torch
+
     with _ALONE:
         if not _alone["blocks"]:
             _alone["threads"] = torch.get_num_threads()

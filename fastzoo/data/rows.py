@@ -19,7 +19,7 @@ from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, TextSection
 from fastzoo.core.errors import AccessError, DataError, HubError, NotFoundError
 from fastzoo.core.files import sha256_of
 from fastzoo.core.text import one_line
-from fastzoo.hub.retries import TRIES, passes_by_itself, patiently, reason, wait
+from fastzoo.hub.retries import TRIES, is_transient, reason, wait, with_retries
 
 Row = tuple[int, Any]
 """Row number (from 0) and value. The number is the row's place in its file, the same in all epochs; in
@@ -156,14 +156,14 @@ class HubRows:
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:
-            revision = patiently(
+            revision = with_retries(
                 lambda: resolve_dataset(section.source, section.revision), self._where
             )
-            self._files, self._data = patiently(lambda: _stream(section, revision), self._where)
+            self._files, self._data = with_retries(lambda: _stream(section, revision), self._where)
         except HubError:
             raise
         except Exception as error:  # datasets raises many kinds: no such subset, split, format
-            if passes_by_itself(error):
+            if is_transient(error):
                 raise HubError(
                     f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the "
                     "network"
@@ -268,7 +268,7 @@ def _wait_or_end(error: Exception, where: str, failed: int) -> None:
     """After the ``failed``-th error in succession: wait for the next try, or raise FastzooError."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    if passes_by_itself(error):
+    if is_transient(error):
         if failed == TRIES:
             raise HubError(
                 f"{where}: {reason(error)}, after {failed} tries; the same command goes on from the "
@@ -290,7 +290,7 @@ def _generator(seed: int, salt: str) -> np.random.Generator:
 
 def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str], Any]:
     """The files of a Hub dataset's split, and the split as a stream of rows."""
-    from fastzoo.hub.streaming import use_patient_files
+    from fastzoo.hub.streaming import use_retrying_files
 
     datasets = _datasets()
     # What it logs is raised as well. Its own retries would take many minutes.
@@ -298,7 +298,7 @@ def _stream(section: DataSection | TextSection, revision: str) -> tuple[list[str
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
-    use_patient_files()
+    use_retrying_files()
     builder = datasets.load_dataset_builder(section.source, name=section.subset, revision=revision)
     files = (builder.config.data_files or {}).get(section.split, [])
     return [str(file) for file in files], builder.as_streaming_dataset(split=section.split)

@@ -1,33 +1,41 @@
-"""Asking the Hub: what a repository and revision resolve to, and its errors in one line."""
+"""Asking the Hub: which commit a revision is, and what goes wrong in one line each."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastzoo.core.errors import AccessError, HubError, InputError, NotFoundError
-from fastzoo.core.files import write_text
+from fastzoo.core.errors import (
+    AccessError,
+    FastzooError,
+    HubError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+)
+from fastzoo.core.files import MAX_JSON_BYTES, write_text
 from fastzoo.core.text import one_line
+from fastzoo.core.version import __version__
+
+LOGIN = "log in with 'hf auth login'"
+
+OFFLINE = "offline mode is on; unset HF_HUB_OFFLINE"
 
 
 def resolve_model(repo_id: str, revision: str | None = None) -> str:
     """Commit sha of a model repository's revision (by default its main branch).
 
-    Raises:
-        NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
+    Raises NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
     return _resolve("model", repo_id, revision)
 
 
 def resolve_dataset(repo_id: str, revision: str | None = None) -> str:
-    """Commit sha of a dataset repository's revision (by default its main branch).
-
-    Raises:
-        NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
-    """
+    """As ``resolve_model``, for a dataset repository."""
     return _resolve("dataset", repo_id, revision)
 
 
@@ -39,10 +47,38 @@ def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
         ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
         sha = ask(repo_id, revision=revision, timeout=30, expand=["sha"]).sha
     if not sha:
-        raise NotFoundError(
-            f"the Hub names no commit for {kind} repository {repo_id}; it may be empty"
-        )
+        raise NotFoundError(f"the Hub knows no commit of {kind} repository {repo_id}; is it empty?")
     return sha
+
+
+_UNREACHABLE = "cannot reach {hub} for {what} ({cause}); check the network{instead}"
+
+# huggingface_hub takes for granted that every answer is the JSON that it should be.
+_NOT_JSON = (
+    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); check HF_ENDPOINT, and "
+    "whether a proxy answers in its place"
+)
+
+_MEANINGS: dict[type[FastzooError], dict[str, str]] = {
+    NotFoundError: {
+        "RepositoryNotFoundError": "no {what} on {hub}; check the spelling, or {login} if it is private",
+        "RevisionNotFoundError": "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
+    },
+    AccessError: {
+        "GatedRepoError": "{what} is gated; accept its conditions at {page} and {login}",
+        # Raised by a header that cannot be encoded. It quotes the token itself.
+        "UnicodeEncodeError": "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
+    },
+    InputError: {"HFValidationError": "'{name}' is not a valid repository name, such as org/name"},
+    HubError: {
+        "OfflineModeIsEnabled": "{what} is needed from {hub}, but {offline}{instead}",
+        "LocalEntryNotFoundError": _UNREACHABLE,
+        "HTTPError": _UNREACHABLE,
+        "OSError": "{what} could not be fetched: {said}",
+        **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), _NOT_JSON),
+    },
+}
+"""What errors of huggingface_hub mean, by the name of their class or of its nearest base class."""
 
 
 @contextmanager
@@ -52,71 +88,105 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
     Args:
         kind: model, dataset, space, collection or namespace.
     """
-    from huggingface_hub import constants, errors
-
-    hub = constants.ENDPOINT
-    noun = kind if kind in ("collection", "namespace") else f"{kind} repository"
-    what = f"{noun} {one_line(repo_id, 100)}"
-    instead = "" if kind == "namespace" else ", or name a local folder instead"
-
-    def unreachable(error: Exception) -> HubError:
-        reason = one_line(error.__cause__ or error, 100)
-        return HubError(f"cannot reach {hub} for {what} ({reason}); check the network{instead}")
-
     try:
         yield
-    except errors.OfflineModeIsEnabled:
-        raise HubError(
-            f"{what} is needed from {hub}, but offline mode is on; unset HF_HUB_OFFLINE{instead}"
-        ) from None
-    except errors.GatedRepoError:
-        page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-        raise AccessError(
-            f"{what} is gated; accept its conditions at {page} and log in with 'hf auth login'"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise NotFoundError(
-            f"no {what} on {hub}; check the spelling, or log in with 'hf auth login' if it is "
-            "private"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise NotFoundError(
-            f"{what} has no revision '{one_line(revision, 60)}'; give a branch, a tag or a full "
-            "commit sha"
-        ) from None
-    except errors.LocalEntryNotFoundError as error:
-        raise unreachable(error) from error
-    except errors.HFValidationError:
-        raise InputError(
-            f"'{one_line(repo_id, 100)}' is no repository's name, as org/name is"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise AccessError(
-                f"{hub} refused {what} to this token ({status}); log in with 'hf auth login', with a "
-                "token that may do this"
-            ) from None
-        if status == 404:
-            raise NotFoundError(f"no {what} on {hub}: {one_line(error, 150)}") from None
-        if status == 429:
-            raise HubError(f"{hub} is rate limiting; wait some minutes and run again") from error
-        raise HubError(f"{hub} answered {status} for {what}: {one_line(error, 150)}") from error
-    except errors.HTTPError as error:
-        raise unreachable(error) from error
-    except OSError as error:
-        raise HubError(f"{what} could not be fetched: {one_line(error, 200)}") from error
-    except UnicodeEncodeError:  # of a header
-        raise AccessError(
-            "the access token (HF_TOKEN, or the one that 'hf auth login' saved) is none: it holds "
-            "characters that no token has; log in again with 'hf auth login'"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # huggingface_hub believes that every answer is the JSON that it should be.
-        raise HubError(
-            f"{hub} gave an answer for {what} that is no Hub's ({type(error).__name__}: "
-            f"{one_line(error, 100)}); check HF_ENDPOINT, and whether a proxy answers in its place"
-        ) from error
+    except FastzooError:
+        raise
+    except Exception as error:
+        ours = _in_one_line(error, kind, repo_id, revision)
+        if ours is None:
+            raise
+        # A failed connection keeps its cause, which decides whether it is tried again.
+        raise ours from (error if type(ours) is HubError else None)
+
+
+def _in_one_line(
+    error: Exception, kind: str, repo_id: str, revision: str | None
+) -> FastzooError | None:
+    from huggingface_hub import constants
+
+    hub, name = constants.ENDPOINT, one_line(repo_id, 100)
+    what = f"{kind if kind in ('collection', 'namespace') else f'{kind} repository'} {name}"
+    words = {
+        "hub": hub,
+        "name": name,
+        "what": what,
+        "kind": type(error).__name__,
+        "said": one_line(error, 150),
+        "cause": one_line(error.__cause__ or error, 100),
+        "revision": one_line(revision, 60),
+        "page": f"{hub}/{'datasets/' if kind == 'dataset' else ''}{repo_id}",
+        "instead": "" if kind == "namespace" else ", or name a local folder instead",
+        "login": LOGIN,
+        "offline": OFFLINE,
+    }
+    for base in type(error).__mro__:
+        for ours, texts in _MEANINGS.items():
+            if base.__name__ in texts:
+                return ours(texts[base.__name__].format(**words))
+        if base.__name__ == "HfHubHTTPError":
+            if status_of(error) == 404:
+                return NotFoundError(f"no {what} on {hub}: {words['said']}")
+            login = f"{LOGIN}, with a token that may do this"
+            return refusal(error, hub, f" for {what}", words["said"], login)
+    return None
+
+
+def refusal(error: Exception, server: str, what: str, said: str, login: str) -> HubError:
+    """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line.
+
+    Args:
+        server: who answered.
+        what: " for ..." what was asked for, or nothing.
+        said: the server's own words.
+        login: what to do if access was refused.
+    """
+    status = status_of(error)
+    if status in (401, 403):
+        return AccessError(f"{server} refused access{what} ({status}); {login}")
+    if status == 429:
+        return HubError(f"{server} is rate limiting; wait some minutes and run again")
+    kind = NotFoundError if status == 404 else HubError
+    return kind(f"{server} answered {status}{what}: {said}")
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status of an error that is a server's answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def read_file(
+    kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0
+) -> bytes:
+    """A small file of the Hub, in one request.
+
+    Args:
+        seconds: how long the Hub may be silent, and how long the whole answer may take.
+
+    Raises:
+        NotFoundError, AccessError, HubError.
+        IntegrityError: it is larger than such files are.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo_id, path, repo_type=kind, revision=revision)
+    headers = build_hf_headers(library_name="fastzoo", library_version=__version__)
+    content, until = bytearray(), time.monotonic() + seconds
+    with (
+        hub_errors(kind, repo_id, revision),
+        get_session().stream("GET", url, headers=headers, timeout=seconds) as response,
+    ):
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes(1 << 16):
+            content += piece
+            if len(content) > MAX_JSON_BYTES:
+                raise IntegrityError(f"{repo_id}: {path} has more than {MAX_JSON_BYTES} bytes")
+            if time.monotonic() > until:
+                raise HubError(f"{repo_id}: {path} took more than {seconds:.0f} s to come")
+    return bytes(content)
 
 
 def offline() -> bool:
@@ -133,8 +203,8 @@ def state_folder(namespace: str) -> Path:
     return Path(constants.HF_HOME) / "fastzoo" / host / namespace
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a file of ``state_folder``."""
-    with suppress(OSError):  # a cache that cannot be written is none
+def write_cached(path: Path, text: str) -> None:
+    """Write a file of ``state_folder``, or do without it where that cannot be written."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)

@@ -1,4 +1,4 @@
-"""Downloads the files of SAEs, several at once, and verifies every one of them.
+"""Second step of a pull: downloads the files of SAEs, several at once, and verifies every one.
 
 Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only,
 and trusts what it has in its cache; here the hash of every file is compared with the one published,
@@ -9,13 +9,11 @@ huggingface_hub.
 from __future__ import annotations
 
 import errno
-import queue
 import shutil
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,16 +21,18 @@ from fastzoo.core.errors import FastzooError, HubError, InputError, IntegrityErr
 from fastzoo.core.files import MAX_JSON_BYTES, partial_of, refused
 from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
+from fastzoo.core.threads import run_daemons
 from fastzoo.hub.client import hub_errors
-from fastzoo.hub.listing import TRIES, RemoteFile
-from fastzoo.hub.retries import patiently
+from fastzoo.hub.files import Content, HubFile
+from fastzoo.hub.listing import TRIES_OF_DOWNLOADS
+from fastzoo.hub.retries import with_retries
 from fastzoo.hub.sae_files import (
     Fetched,
     SAEFiles,
     copy_file,
-    here,
+    find,
     in_words,
-    publish_files,
+    place_files,
     remove_leftovers,
     verified,
 )
@@ -55,7 +55,7 @@ def fetch(
 ) -> list[Fetched | FastzooError]:
     """Fetch SAEs into the Hub's cache, or into ``local_dir``; each one's result, in order.
 
-    A failure ends only the SAE that it befalls; of the others all is fetched.
+    A failure ends only the SAE that it belongs to; all of the others is fetched.
 
     Args:
         shown: whether to tell on stderr how far it is.
@@ -64,29 +64,32 @@ def fetch(
         OutputError: not enough space; nothing was fetched.
         InputError: two SAEs would be written to the same place.
     """
-    refused_saes = {sae: error for sae in saes if (error := _unbearable(sae))}
-    bearable = [sae for sae in saes if sae not in refused_saes]
+    too_large = {sae: error for sae in saes if (error := _too_large(sae))}
+    wanted = [sae for sae in saes if sae not in too_large]
     if local_dir is not None:
-        _refuse_clashes(bearable)
-    missing = [f for sae in bearable for f in sae.files if here(sae, f, local_dir) is None]
+        _refuse_clashes(wanted)
+    missing = [f for sae in wanted for f in sae.files if find(sae, f, local_dir) is None]
     size = sum(file.size for file in missing)
     _check_space(size, local_dir)
     if shown and size:
-        _say(bearable, len(missing), size, local_dir)
-    lock = ExitStack()
-    if local_dir is not None and bearable:
-        try:
-            lock = folder_lock(local_dir, lambda line: print(line, file=sys.stderr))
-        except OSError as error:
-            raise refused(local_dir, error) from None
-    with lock:
-        total = sum(sae.size for sae in bearable)
-        with Progress("pulling", max(total, 1), shown=shown and size > 0) as bar:
-            results = iter(_Downloads(bearable, local_dir, bar).run())
-    return [refused_saes.get(sae) or next(results) for sae in saes]
+        _say(wanted, len(missing), size, local_dir)
+    total = max(1, sum(sae.size for sae in wanted))
+    with (
+        _locked(local_dir) if local_dir is not None and wanted else nullcontext(),
+        Progress("pulling", total, shown=shown and size > 0) as bar,
+    ):
+        results = iter(_Downloads(wanted, local_dir, bar).run())
+    return [too_large.get(sae) or next(results) for sae in saes]
 
 
-def _unbearable(sae: SAEFiles) -> HubError | None:
+def _locked(folder: Path) -> ExitStack:
+    try:
+        return folder_lock(folder, lambda line: print(line, file=sys.stderr))
+    except OSError as error:
+        raise refused(folder, error) from None
+
+
+def _too_large(sae: SAEFiles) -> HubError | None:
     for file in sae.files:
         if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
             return HubError(
@@ -103,7 +106,7 @@ def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None
     print(f"fetching {what}{source}{to}: {files} files, {in_words(size)}", file=sys.stderr)
 
 
-def _refuse_clashes(saes: Iterable[SAEFiles]) -> None:
+def _refuse_clashes(saes: Sequence[SAEFiles]) -> None:
     places: dict[str, SAEFiles] = {}
     for sae in saes:
         other = places.setdefault(sae.name.casefold(), sae)
@@ -138,63 +141,33 @@ class _Downloads:
     def __init__(self, saes: Sequence[SAEFiles], local_dir: Path | None, bar: Progress) -> None:
         self.saes, self.local_dir, self.bar = saes, local_dir, bar
         self.results: list[Fetched | BaseException] = [Fetched(sae, Path()) for sae in saes]
+        self.left = [len(sae.files) for sae in saes]
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.unreachable = 0
-        self.files = sum(len(sae.files) for sae in saes)
-        self.files_done = 0
+        self.files, self.files_done = sum(self.left), 0
 
     def run(self) -> list[Fetched | FastzooError]:
         jobs = [(i, file) for i, sae in enumerate(self.saes) for file in sae.files]
         jobs.sort(key=lambda job: -job[1].size)
-        waiting: queue.SimpleQueue[tuple[int, RemoteFile]] = queue.SimpleQueue()
-        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
-
-        def work() -> None:
-            while not self.stop.is_set():
-                try:
-                    index, file = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    self._one(index, file)
-                finally:
-                    ended.put(index)
-
-        # Daemons: after Ctrl-C nobody waits for a connection that says nothing.
-        threads = [
-            threading.Thread(target=work, daemon=True) for _ in range(min(THREADS, len(jobs)))
-        ]
-        for thread in threads:
-            thread.start()
-        left = [len(sae.files) for sae in self.saes]
+        run_daemons(
+            jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS
+        )
         results: list[Fetched | FastzooError] = []
-        try:
-            for _ in jobs:
-                index = ended.get()
-                left[index] -= 1
-                if left[index] == 0:
-                    self._complete(index)
-            for result in self.results:
-                if not isinstance(result, Fetched | FastzooError):
-                    raise result
-                results.append(result)
-            return results
-        finally:
-            self.stop.set()
-            until = time.monotonic() + STOP_SECONDS
-            for thread in threads:
-                thread.join(max(0.0, until - time.monotonic()))
+        for result in self.results:
+            if not isinstance(result, Fetched | FastzooError):
+                raise result
+            results.append(result)
+        return results
 
-    def _one(self, index: int, file: RemoteFile) -> None:
+    def _one(self, job: tuple[int, HubFile]) -> int:
+        index, file = job
         sae, result = self.saes[index], self.results[index]
-        if not isinstance(result, Fetched):
-            return
+        if not isinstance(result, Fetched):  # another file of it failed
+            return index
         try:
-            counted = _Counted(self, sae, file)
-            path, sha256, downloaded = self._get(sae, file, counted)
+            received = _Received(self, sae, file)
+            path, sha256, downloaded = self._get(sae, file, received)
             with self.lock:
                 result.sha256[file.path] = sha256
                 if downloaded:
@@ -204,114 +177,113 @@ class _Downloads:
                     depth = len(PurePosixPath(sae.inside(file.path)).parts)
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
-            counted.finish()
+            received.reach(file.size)
         except BaseException as error:
             with self.lock:
                 if isinstance(self.results[index], Fetched):
                     self.results[index] = error
                     # A plain one is of the connection; the others are of this SAE alone.
                     self.unreachable += type(error) is HubError
+        return index
 
-    def _get(self, sae: SAEFiles, file: RemoteFile, counted: _Counted) -> tuple[Path, str, bool]:
-        """A file's place, its sha256, and whether it was downloaded."""
-        from huggingface_hub import constants, hf_hub_download
+    def _done(self, index: int) -> None:
+        """One file of an SAE has been tried; after the last its files are put in place."""
+        self.left[index] -= 1
+        result = self.results[index]
+        if self.left[index] or self.local_dir is None or not isinstance(result, Fetched):
+            return
+        result.path = self.local_dir / result.sae.name
+        try:
+            place_files(result.sae, result.path)
+        except OSError as error:
+            self.results[index] = refused(result.path, error)
 
-        path = here(sae, file, self.local_dir)
-        staging: Path | None = None
+    def _get(self, sae: SAEFiles, file: HubFile, received: _Received) -> tuple[Path, str, bool]:
+        """A file's place in the cache or a folder, its sha256, and whether it was downloaded."""
+        path = find(sae, file, self.local_dir)
+        staging = target = None
         if self.local_dir is not None:
             final = self.local_dir / sae.name
             staging = partial_of(final)
             target = staging / file.path
             if path is not None and (path == target or path.is_relative_to(final)):
-                same, sha256 = file.hashes(path)
-                if same:
-                    return path, sha256, False
+                content = Content(path)
+                if file.holds(content):
+                    return path, content.sha256, False
                 if path != target:
                     print(f"'{path}' is not what was published and is replaced", file=sys.stderr)
                 target.unlink(missing_ok=True)
-                path = here(sae, file, None)
-            if path is not None:
-                verified(sae, file, path)
-                copy_file(path, target)
-                return target, verified(sae, file, target), False
-        if path is not None:
-            return path, verified(sae, file, path), False
+                path = find(sae, file, None)
+        downloaded = path is None
+        path = path or self._download(sae, file, staging, received)
+        sha256 = verified(sae, file, path)
+        if target is not None and not downloaded:
+            copy_file(path, target)
+            path, sha256 = target, verified(sae, file, target)
+        return path, sha256, downloaded
+
+    def _download(
+        self, sae: SAEFiles, file: HubFile, staging: Path | None, received: _Received
+    ) -> Path:
+        """Fetch a file into the cache, or into the folder ``staging``."""
+        from huggingface_hub import constants, hf_hub_download
 
         if self.unreachable >= UNREACHABLE:
             raise HubError(f"{sae.name} was given up, as the Hub could not be reached for others")
 
         def attempt() -> str:
-            counted.restart()
+            received.reach(0)
             try:
                 return hf_hub_download(
                     sae.repo_id,
                     file.path,
                     revision=sae.sha,
                     local_dir=staging,
-                    tqdm_class=_bar_class(counted.received),
+                    tqdm_class=_bar_class(received),
                 )
             except OSError as error:
                 if error.errno in DISK:  # others are of the connection
-                    place = staging or Path(constants.HF_HUB_CACHE)
-                    raise refused(place, error) from None
+                    raise refused(staging or Path(constants.HF_HUB_CACHE), error) from None
                 raise
 
         with hub_errors("model", sae.repo_id, sae.sha):
-            path = Path(patiently(attempt, f"{sae.name}: {file.path}", TRIES))
+            path = Path(with_retries(attempt, f"{sae.name}: {file.path}", TRIES_OF_DOWNLOADS))
         if staging is None:
             remove_leftovers(path)
-        return path, verified(sae, file, path), True
-
-    def _complete(self, index: int) -> None:
-        """All files of an SAE have been tried."""
-        result = self.results[index]
-        if self.local_dir is None or not isinstance(result, Fetched):
-            return
-        final = self.local_dir / result.sae.name
-        try:
-            publish_files(result.sae, final)
-        except OSError as error:
-            self.results[index] = refused(final, error)
-        result.path = final
+        return path
 
 
-class _Counted:
+class _Received:
     """Bytes of one file, for the bar and to notice a server that sends without end."""
 
-    def __init__(self, downloads: _Downloads, sae: SAEFiles, file: RemoteFile) -> None:
+    def __init__(self, downloads: _Downloads, sae: SAEFiles, file: HubFile) -> None:
         self.downloads, self.sae, self.file = downloads, sae, file
         self.now = self.most = 0
 
-    def restart(self) -> None:
-        self.now = 0
-
-    def received(self, count: int) -> None:
+    def add(self, count: int) -> None:
         """Raises _Abandoned after Ctrl-C, IntegrityError for more bytes than were published."""
         if self.downloads.stop.is_set():
             raise _Abandoned
-        self.now += count
-        if self.now > self.file.size:
+        if self.now + count > self.file.size:
             raise IntegrityError(
                 f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path} has {self.file.size} bytes, "
                 "and the server sends more; nothing of it was kept"
             )
-        self._show()
+        self.reach(self.now + count)
 
-    def finish(self) -> None:
-        self.now = self.file.size
-        self._show()
-
-    def _show(self) -> None:
-        if self.now > self.most:
+    def reach(self, now: int) -> None:
+        """So many bytes are here; fewer than before where a download begins again."""
+        self.now = now
+        if now > self.most:
             downloads = self.downloads
             with downloads.lock:
-                bar, by = downloads.bar, self.now - self.most
+                bar, by = downloads.bar, now - self.most
                 sizes = f"{in_words(bar.done + by)} of {in_words(bar.total)}"
                 bar.advance(by, f"{sizes}, {downloads.files_done} of {downloads.files} files")
-            self.most = self.now
+            self.most = now
 
 
-def _bar_class(received: Callable[[int], None]) -> type:
+def _bar_class(received: _Received) -> type:
     """What huggingface_hub takes for its progress bar: shows nothing, and tells ``received``."""
     from huggingface_hub.utils import tqdm
 
@@ -322,7 +294,7 @@ def _bar_class(received: Callable[[int], None]) -> type:
 
         def update(self, n: float | None = 1) -> None:
             try:
-                received(int(n or 0))
+                received.add(int(n or 0))
             except (_Abandoned, IntegrityError):
                 # Xet tells from a thread of its own, where it would only print what is raised.
                 if threading.get_ident() == self.thread:

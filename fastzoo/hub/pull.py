@@ -1,4 +1,5 @@
-"""Pulling SAEs from the Hub: ``plan`` tells which files a source means, ``fetch`` fetches them.
+"""Pulling SAEs from the Hub, in three steps: ``sources`` tells which files are meant, ``download``
+fetches them, ``sae_files`` verifies them and puts them in place.
 
 Importing this module does not load huggingface_hub.
 """
@@ -11,17 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastzoo.core.errors import FastzooError, InputError, NotFoundError
-from fastzoo.core.text import one_line
+from fastzoo.core.errors import FastzooError, NotFoundError
 from fastzoo.hub.download import fetch
 from fastzoo.hub.registry import default_namespace, last_seen
-from fastzoo.hub.sae_files import Fetched, SAEFiles, here
-from fastzoo.hub.sources import Planner, from_registry
-from fastzoo.saes.names import SAEName, parse_name
-from fastzoo.saes.references import collection_slug, parse_reference
+from fastzoo.hub.sae_files import Fetched, SAEFiles, find
+from fastzoo.hub.sources import Sources, from_registry
+from fastzoo.saes.names import SAEName
 
 NOT_LOADED = ("README.md", "training_log.csv", "training.png", "NOTICE")
-"""What is for people: pulled, but not fetched only to load an SAE."""
+"""Files for people: pulled, but not fetched only to load an SAE."""
 
 
 def pull(
@@ -31,7 +30,7 @@ def pull(
     revision: str | None = None,
     namespace: str | None = None,
 ) -> list[Path]:
-    """Fetch SAEs from the Hub and verify every file of them; what is here already costs no request.
+    """Fetch SAEs from the Hub and verify every file; those already here cost no request.
 
     Args:
         source: a zoo name (``qwen2.5-7b-L18-8x-jumprelu``), a wildcard over the published ones,
@@ -44,9 +43,9 @@ def pull(
         The folder of each SAE.
 
     Raises:
-        InputError: a source that is none; nothing was fetched.
-        NotFoundError, AccessError, IntegrityError, HubError, OutputError: what befell the first SAE
-            that could not be fetched, after the others were.
+        InputError: a source is not valid; nothing was fetched.
+        NotFoundError, AccessError, IntegrityError, HubError, OutputError: the first SAE that could
+            not be fetched, after all others were.
     """
     sources = [source] if isinstance(source, str) else source
     done, failures = pull_all(sources, revision=revision, namespace=namespace, local_dir=local_dir)
@@ -65,16 +64,19 @@ def pull_all(
     namespace: str | None = None,
     shown: bool = True,
 ) -> tuple[list[Fetched], list[FastzooError]]:
-    """As ``pull``: what was fetched, and what befell the others."""
-    planner = Planner(namespace or default_namespace(), revision)
-    saes = planner.plan(sources)
-    results = _fetch(planner, saes, Path(local_dir).expanduser() if local_dir else None, shown)
+    """As ``pull``: what was fetched, and the errors of the others."""
+    meant = Sources(namespace or default_namespace(), revision)
+    results = _fetch(meant, meant.read(sources), _folder(local_dir), shown)
     done = [result for result in results if isinstance(result, Fetched)]
-    return done, [*planner.failures, *(r for r in results if isinstance(r, FastzooError))]
+    return done, [*meant.failures, *(r for r in results if isinstance(r, FastzooError))]
+
+
+def _folder(local_dir: str | Path | None) -> Path | None:
+    return Path(local_dir).expanduser() if local_dir else None
 
 
 def _fetch(
-    planner: Planner,
+    sources: Sources,
     saes: Sequence[SAEFiles],
     folder: Path | None = None,
     shown: bool = True,
@@ -83,18 +85,17 @@ def _fetch(
     """As ``fetch``; what is gone since the registry was last read is fetched as it is published now.
 
     Args:
-        part: what of an SAE is to be fetched.
+        part: which of an SAE's files are to be fetched.
     """
     results = fetch([part(sae) for sae in saes], local_dir=folder, shown=shown)
     renewed = {
         i: now
         for i, (sae, result) in enumerate(zip(saes, results, strict=True))
-        if type(result) is NotFoundError and (now := planner.renewed(sae))
+        if type(result) is NotFoundError and (now := sources.renewed(sae))
     }
-    if renewed:
-        again = fetch([part(sae) for sae in renewed.values()], local_dir=folder, shown=shown)
-        for i, result in zip(renewed, again, strict=True):
-            results[i] = result
+    again = fetch([part(sae) for sae in renewed.values()], local_dir=folder, shown=shown)
+    for i, result in zip(renewed, again, strict=True):
+        results[i] = result
     return results
 
 
@@ -105,54 +106,26 @@ def dry_run(
     revision: str | None = None,
     namespace: str | None = None,
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
-    """What ``pull_all`` would fetch, with what is ``here`` already, and what it would fail for."""
-    planner = Planner(namespace or default_namespace(), revision)
-    folder = Path(local_dir).expanduser() if local_dir else None
+    """What ``pull_all`` would fetch, with what is ``here`` already, and the errors known before."""
+    meant = Sources(namespace or default_namespace(), revision)
+    folder = _folder(local_dir)
     rows = []
-    for sae in planner.plan(sources):
-        present = {file: here(sae, file, folder) is not None for file in sae.files}
-        rows.append(
-            {
-                "name": sae.name,
-                "repo": sae.repo_id,
-                "revision": sae.sha,
-                "files": [
-                    {
-                        "path": sae.inside(file.path),
-                        "size": file.size,
-                        "sha256": file.digest if len(file.digest) == 64 else None,
-                        "here": present[file],
-                    }
-                    for file in sae.files
-                ],
-                "bytes": sae.size,
-                "download_bytes": sum(file.size for file in sae.files if not present[file]),
-            }
-        )
-    return rows, planner.failures
+    for sae in meant.read(sources):
+        missing = {file for file in sae.files if find(sae, file, folder) is None}
+        facts = {f.path: {"sha256": f.sha256, "here": f not in missing} for f in sae.files}
+        rows.append(sae.report(facts) | {"download_bytes": sum(file.size for file in missing)})
+    return rows, meant.failures
 
 
 def fetch_to_load(source: str) -> Path:
     """The folder of an SAE given by name or ``hf:`` reference, with all that loading it needs.
 
     Raises:
-        InputError: several SAEs and none named, only pickles, or no name.
+        InputError: it names no SAE, or several, or one that has only pickles.
         IntegrityError, NotFoundError, AccessError, HubError.
     """
-    planner = Planner(default_namespace(), None)
-    if collection_slug(source) is not None:
-        raise InputError(
-            f"{one_line(source, 100)} is a collection; 'fastzoo pull' fetches all of its SAEs, and "
-            "each is given by its name"
-        )
-    if source.startswith("hf:"):
-        (sae,) = planner.from_reference(parse_reference(source))
-    else:
-        sae = planner.named(parse_name(source))
-    (result,) = _fetch(planner, [sae], part=_to_load)
-    if isinstance(result, FastzooError):
-        raise result
-    return result.path
+    sources = Sources(default_namespace(), None)
+    return _path(_fetch(sources, [sources.one(source)], part=_to_load))
 
 
 def find_pulled(name: SAEName) -> Path | None:
@@ -168,9 +141,13 @@ def find_pulled(name: SAEName) -> Path | None:
     if published is None:
         return None
     sae = _to_load(from_registry(published))
-    if any(here(sae, file, None) is None for file in sae.files):
+    if any(find(sae, file, None) is None for file in sae.files):
         return None
-    (result,) = fetch([sae], shown=False)
+    return _path(fetch([sae], shown=False))
+
+
+def _path(results: Sequence[Fetched | FastzooError]) -> Path:
+    (result,) = results
     if isinstance(result, FastzooError):
         raise result
     return result.path

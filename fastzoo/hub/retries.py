@@ -1,23 +1,24 @@
-"""Trying again where the connection to the Hub failed, and only there.
+"""Trying again where a connection or a server failed, and keeping to the Hub's rate limit.
 
-A failure that passes by itself (a dropped connection, a timeout, 5xx, 429) is tried again after
-1, 2, 4, ... seconds, at most a minute each time; every other one is left to the caller at once.
+Failures that can pass (a dropped connection, a timeout, 5xx, 429) are tried again after 1, 2, 4, ...
+seconds, at most a minute each time; every other one is left to the caller at once. huggingface_hub
+tries again by itself in some places, but its pauses do not end on Ctrl-C, and it logs several lines.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ssl import SSLCertVerificationError
 from typing import Any, TypeVar
 
 from fastzoo.core.processes import label, nap
 from fastzoo.core.text import one_line
+from fastzoo.hub.client import status_of
 
 TRIES = 12
 """Tries without any progress before giving up: some six minutes, longer than most outages."""
@@ -31,15 +32,15 @@ FIRST_PAUSE = float(os.environ.get("FASTZOO_RETRY_SECONDS", "1"))
 LONGEST_PAUSE = 60 * FIRST_PAUSE
 
 LONGEST_RETRY_AFTER = 300.0
-"""As long as the Hub counts requests for its rate limit; a server that names more is asked sooner."""
+"""Seconds: the window of the Hub's rate limit. A server that asks for more is asked sooner."""
 
 Result = TypeVar("Result")
 
 
-def patiently(
+def with_retries(
     call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf
 ) -> Result:
-    """``call()``, again after failures that pass by themselves.
+    """``call()``, again after failures that can pass.
 
     The last of ``tries`` failures is raised, and one that asks for a pause above ``longest`` seconds.
     """
@@ -49,7 +50,7 @@ def patiently(
             return call()
         except Exception as error:
             failed += 1
-            if failed == tries or not passes_by_itself(error) or _pause(error, failed) > longest:
+            if failed == tries or not is_transient(error) or _pause(error, failed) > longest:
                 raise
             wait(error, what, failed, tries)
 
@@ -65,7 +66,7 @@ def wait(error: BaseException, what: str, failed: int, tries: int = TRIES) -> No
     nap(seconds)
 
 
-def passes_by_itself(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error comes from a connection that failed or a server that is down or busy."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -73,14 +74,14 @@ def passes_by_itself(error: BaseException) -> bool:
     if any(isinstance(cause, final) for cause in _causes(error)):
         return False
     failure = _failure(error)
-    status = _status(failure)
+    status = status_of(failure)
     return failure is not None and (status is None or status in (408, 429) or status >= 500)
 
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words."""
     failure = _failure(error) or error
-    if (status := _status(failure)) is not None:
+    if (status := status_of(failure)) is not None:
         return f"the server answered {status}"
     while failure.__cause__ is not None:
         failure = failure.__cause__
@@ -106,18 +107,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException | None) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _pause(error: BaseException, failed: int) -> float:
     """Seconds to the next try: doubled with each failure, or what the server asks for if longer."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
     seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1))
-    response = getattr(_failure(error), "response", None)
-    headers: Mapping[str, str] = getattr(response, "headers", {})
-    # The Hub itself asks by, for example, RateLimit: "api";r=0;t=55
-    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
-    asked = limit[1] if limit else headers.get("Retry-After", "")
+    headers = getattr(getattr(_failure(error), "response", None), "headers", {})
+    limit, asked = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    if limit and limit.remaining == 0:
+        asked = str(limit.reset_in_seconds)
     return max(seconds, min(float(asked), LONGEST_RETRY_AFTER)) if asked.isdecimal() else seconds
 
 
@@ -128,22 +126,21 @@ SILENCE = 300.0
 """Seconds without a byte after which a connection counts as dropped; huggingface_hub has no limit."""
 
 
-class Pace:
-    """What the Hub's answers said is left, per kind of request."""
+class RateLimit:
+    """What the Hub's answers say is left, per kind of request, and until when."""
 
     def __init__(self) -> None:
         self._left: dict[str, tuple[int, float]] = {}
 
     def before(self, request: Any) -> None:
-        """Wait until the next window where this one's requests are used up, five minutes at most."""
+        """Wait for the next window if this one's requests are used up, five minutes at most."""
         limits = request.extensions.setdefault("timeout", {})
         for kind in ("connect", "read", "write", "pool"):
             if limits.get(kind) is None:
                 limits[kind] = SILENCE
         # The Hub counts reading of files apart from everything else.
-        left, until = self._left.get(
-            "resolvers" if "/resolve/" in request.url.path else "api", (0, 0)
-        )
+        kind = "resolvers" if "/resolve/" in request.url.path else "api"
+        left, until = self._left.get(kind, (0, 0))
         seconds = min(until - time.monotonic(), LONGEST_RETRY_AFTER)
         if left <= RESERVE and seconds > 0:
             print(f"the Hub's rate limit is reached; waiting {seconds:.0f} s", file=sys.stderr)
@@ -159,24 +156,19 @@ class Pace:
 
 
 @contextmanager
-def paced() -> Iterator[None]:
-    """Let huggingface_hub's requests of this process keep pace."""
+def rate_limited() -> Iterator[None]:
+    """Let huggingface_hub's requests of this process keep to the rate limit."""
     from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils import get_session
 
-    pace = Pace()
+    client, hooks, limit = type(get_session()), get_session().event_hooks, RateLimit()
 
-    def factory() -> Any:
-        client = default_client_factory()
-        hooks = client.event_hooks
-        client.event_hooks = {
-            "request": [*hooks["request"], pace.before],
-            "response": [*hooks["response"], pace.after],
-        }
-        return client
+    def use(hooks: dict[str, list[Any]]) -> None:
+        set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
-    set_client_factory(factory)
+    before, after = [*hooks["request"], limit.before], [*hooks["response"], limit.after]
+    use({"request": before, "response": after})
     try:
         yield
     finally:
-        set_client_factory(default_client_factory)
+        use(hooks)

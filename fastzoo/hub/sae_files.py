@@ -1,4 +1,4 @@
-"""The files of an SAE on this machine: where they are, whether they are right, how they get there.
+"""Third step of a pull: an SAE's files on this machine, where they are and whether they are right.
 
 Importing this module does not load huggingface_hub.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,10 @@ from fastzoo.core.errors import IntegrityError, OutputError
 from fastzoo.core.files import partial_of, put_in_place, refused, sync
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors
-from fastzoo.hub.listing import RemoteFile
+from fastzoo.hub.files import Content, HubFile
 
 LEFTOVER_SECONDS = 3600.0
-"""Without a byte written, after which a partial file belongs to no download any more."""
+"""A partial file that was not written to for so long belongs to no download any more."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class SAEFiles:
     sha: str
     folder: str
     """The folder of the repository that is the SAE's; '' is its root."""
-    files: tuple[RemoteFile, ...]
+    files: tuple[HubFile, ...]
     gone: tuple[str, ...] = ()
-    """Files that such an SAE can have and that this one has not, as paths in the repository."""
+    """Files that such an SAE can have and this one lacks, as paths in the repository."""
 
     def inside(self, path: str) -> str:
         """A path of the repository relative to ``folder``."""
@@ -44,6 +45,12 @@ class SAEFiles:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
+
+    def report(self, facts: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """For ``--json``, with more ``facts`` of each file, by path."""
+        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha, **more}
+        files = [{"path": self.inside(f.path), "size": f.size, **facts[f.path]} for f in self.files]
+        return {**about, "files": files, "bytes": self.size}
 
 
 @dataclass
@@ -58,19 +65,8 @@ class Fetched:
     """Bytes."""
 
     def report(self) -> dict[str, Any]:
-        sae = self.sae
-        return {
-            "name": sae.name,
-            "repo": sae.repo_id,
-            "revision": sae.sha,
-            "path": str(self.path),
-            "files": [
-                {"path": sae.inside(f.path), "size": f.size, "sha256": self.sha256[f.path]}
-                for f in sae.files
-            ],
-            "bytes": sae.size,
-            "downloaded_bytes": self.downloaded,
-        }
+        facts = {path: {"sha256": sha256} for path, sha256 in self.sha256.items()}
+        return self.sae.report(facts, path=str(self.path)) | {"downloaded_bytes": self.downloaded}
 
 
 def in_words(size: int) -> str:
@@ -81,33 +77,32 @@ def in_words(size: int) -> str:
     return f"{size} bytes"
 
 
-def here(sae: SAEFiles, file: RemoteFile, local_dir: Path | None) -> Path | None:
+def find(sae: SAEFiles, file: HubFile, local_dir: Path | None) -> Path | None:
     """Where a file already is, going by its name, commit and size; it still has to be verified."""
     from huggingface_hub import try_to_load_from_cache
 
-    places: list[str | Path] = []
+    places: list[Path] = []
     if local_dir is not None:
         places.append(local_dir / sae.name / sae.inside(file.path))
         places.append(partial_of(local_dir / sae.name) / file.path)
+    for place in places:
+        with suppress(OSError):
+            if place.stat().st_size == file.size:
+                return place
     with hub_errors("model", sae.repo_id):
         cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
-    if isinstance(cached, str):
-        places.append(cached)
-    for place in map(Path, places):
-        with suppress(OSError):
-            if place.stat().st_size == file.size or str(place) == cached:
-                return place
-    return None
+    # Of whatever size: one that is damaged must be found and deleted.
+    return Path(cached) if isinstance(cached, str) and os.path.exists(cached) else None
 
 
-def verified(sae: SAEFiles, file: RemoteFile, path: Path) -> str:
+def verified(sae: SAEFiles, file: HubFile, path: Path) -> str:
     """The sha256 of a file, which is as published. Raises IntegrityError, and deletes it, if not."""
     try:
-        same, sha256 = file.hashes(path)
+        content = Content(path)
+        if file.holds(content):
+            return content.sha256
     except OSError as error:
         raise OutputError(f"'{path}' cannot be read: {one_line(error.strerror)}") from None
-    if same:
-        return sha256
     # Left in place it would be served again for ever: the client trusts what it has.
     with suppress(OSError):
         blob = path.resolve()
@@ -136,8 +131,8 @@ def copy_file(path: Path, target: Path) -> None:
         raise refused(target, error) from None
 
 
-def publish_files(sae: SAEFiles, final: Path) -> None:
-    """Give files that are complete in the partial folder their place: the folder as a whole, or where
+def place_files(sae: SAEFiles, final: Path) -> None:
+    """Move files that are complete in the partial folder to ``final``: the folder as a whole, or where
     there is one already each file that differs. Raises OSError."""
     staging = partial_of(final)
     if staging.is_dir():
@@ -148,15 +143,13 @@ def publish_files(sae: SAEFiles, final: Path) -> None:
                 sync(path)
             final.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(content, final)
-        else:
-            for file in sae.files:
-                new = content / sae.inside(file.path)
-                if new.is_file():
-                    old = final / sae.inside(file.path)
-                    old.parent.mkdir(parents=True, exist_ok=True)
-                    sync(new)
-                    os.replace(new, old)
-                    sync(old.parent)
+        for file in sae.files:
+            new, old = content / sae.inside(file.path), final / sae.inside(file.path)
+            if new.is_file():
+                old.parent.mkdir(parents=True, exist_ok=True)
+                sync(new)
+                os.replace(new, old)
+                sync(old.parent)
         shutil.rmtree(staging, ignore_errors=True)
     for gone in sae.gone:
         (final / sae.inside(gone)).unlink(missing_ok=True)

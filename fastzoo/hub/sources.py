@@ -1,4 +1,4 @@
-"""What the sources that ``fastzoo pull`` takes mean: which files of which repositories.
+"""First step of a pull: what its sources mean, that is which files of which repositories.
 
 A source is a zoo name, a wildcard over the published names, ``hf:org/repo[/folder][@revision]`` with
 wildcards in the folder, or a collection. Nothing is fetched by pattern: a listing only tells which of
@@ -13,31 +13,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
 from typing import TypeVar
 
-from fastzoo.core.errors import FastzooError, HubError, InputError, IntegrityError, NotFoundError
+from fastzoo.core.errors import FastzooError, HubError, InputError, NotFoundError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
-from fastzoo.hub.listing import TRIES, RemoteFile, read_listing
-from fastzoo.hub.registry import (
-    NEEDED,
-    Published,
-    Registry,
-    known_files,
-    known_files_with,
-    last_seen,
-    read_registry,
-)
-from fastzoo.hub.retries import patiently
+from fastzoo.hub.listing import TRIES_OF_DOWNLOADS, Listing, read_listing
+from fastzoo.hub.registry import NEEDED, Published, Registry, known_files, last_seen, read_registry
+from fastzoo.hub.retries import with_retries
 from fastzoo.hub.sae_files import SAEFiles
-from fastzoo.saes.layouts import LAYOUTS, PICKLES, sae_folders
+from fastzoo.saes.layouts import PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
 from fastzoo.saes.references import (
-    _COLLECTION,
+    COLLECTION,
     Reference,
-    _is_pattern,
     collection_slug,
+    is_pattern,
     parse_reference,
 )
 
@@ -47,29 +38,25 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Planner:
+class Sources:
     """Finds out what sources mean; asks for each registry once."""
 
     namespace: str
     revision: str | None
     failures: list[FastzooError] = field(default_factory=list)
     """Of single SAEs of a source of several."""
-    registries: dict[str, Registry] = field(default_factory=dict)
-    newest: set[str] = field(default_factory=set)
-    """Namespaces whose registry the Hub was asked for."""
-    without: dict[str, HubError] = field(default_factory=dict)
-    """Namespaces of which there is no registry to be had, and why."""
+    _registries: dict[tuple[str, bool], Registry | HubError] = field(default_factory=dict)
+    """What reading a namespace's registry gave, and whether that was the newest."""
 
-    def plan(self, sources: Iterable[str]) -> list[SAEFiles]:
-        """The files that sources mean; ``failures`` has what befell those of which that cannot be told.
+    def read(self, sources: Iterable[str]) -> list[SAEFiles]:
+        """The files that sources mean; ``failures`` has the errors of those that could not be read.
 
-        Raises:
-            InputError: a source that is none.
+        Raises InputError: what one of them names is not a source.
         """
         saes: dict[tuple[str, str, str], SAEFiles] = {}
         for source in sources:
             try:
-                found = self.expand(source)
+                found = self._meaning(source)
             except HubError as error:
                 self.failures.append(error)
                 continue
@@ -77,148 +64,157 @@ class Planner:
                 saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
         return list(saes.values())
 
-    def expand(self, source: str) -> list[SAEFiles]:
+    def one(self, source: str) -> SAEFiles:
+        """The files of a single SAE, given by name or ``hf:`` reference.
+
+        Raises:
+            InputError: not one SAE.
+            NotFoundError, AccessError, HubError.
+        """
+        if collection_slug(source) is not None:
+            raise InputError(
+                f"{one_line(source, 100)} is a collection; 'fastzoo pull' fetches all of its SAEs, and "
+                "each is given by its name"
+            )
+        if source.startswith("hf:"):
+            return self._referred(parse_reference(source))[0]
+        return self._named(parse_name(source))
+
+    def _meaning(self, source: str) -> list[SAEFiles]:
         slug = collection_slug(source)
         if slug is not None:
-            return self.from_collection(slug)
+            return self._in_collection(slug)
         if source.startswith("hf:"):
             path, at, revision = source.partition("@")
             parts = path.split("/", 2)
-            pattern = parts[2] if len(parts) == 3 and _is_pattern(parts[2]) else None
+            pattern = parts[2] if len(parts) == 3 and is_pattern(parts[2]) else None
             reference = parse_reference("/".join(parts[:2]) + at + revision if pattern else source)
-            return self.from_reference(reference, pattern)
+            return self._referred(reference, pattern)
         if "/" in source or "\\" in source:
             raise InputError(
-                f"'{one_line(source, 100)}' is no SAE on the Hub, which is given by its name, or as "
-                "hf:org/repo[/folder][@revision]"
+                f"'{one_line(source, 100)}' does not name an SAE on the Hub; give its name, or write "
+                "it as hf:org/repo[/folder][@revision]"
             )
-        if _is_pattern(source):
-            return self.matching(source)
-        return [self.named(parse_name(source))]
+        if is_pattern(source):
+            return self._matching(source)
+        return [self._named(parse_name(source))]
 
     # --- names ---------------------------------------------------------------------------------
 
-    def registry(self, namespace: str, newest: bool = False) -> Registry:
-        if namespace in self.without:
-            raise self.without[namespace]
-        if namespace not in self.registries or (newest and namespace not in self.newest):
+    def _registry(self, namespace: str, newest: bool = False) -> Registry:
+        if (namespace, newest) not in self._registries:
             # Where nothing is known the Hub is asked, even if it has just refused: to another token.
             newest = newest or last_seen(namespace) is None
+            found: Registry | HubError
             try:
-                self.registries[namespace] = read_registry(namespace, newest=newest)
+                found = read_registry(namespace, newest=newest)
             except HubError as error:
-                self.without[namespace] = error
-                raise
-            if newest:
-                self.newest.add(namespace)
-        return self.registries[namespace]
+                found = error
+            self._registries |= {(namespace, False): found, (namespace, newest): found}
+        found = self._registries[namespace, newest]
+        if isinstance(found, HubError):
+            raise found
+        return found
 
-    def named(self, name: SAEName) -> SAEFiles:
-        published = self.registry(self.namespace).saes.get(name)
-        published = published or self.registry(self.namespace, newest=True).saes.get(name)
-        if published is not None:
-            return self.at_revision(published)
+    def _named(self, name: SAEName) -> SAEFiles:
+        for newest in (False, True):
+            saes = self._registry(self.namespace, newest).saes
+            if name in saes:
+                return self._at_revision(saes[name])
         if name in zoo_names():
             raise NotFoundError(
                 f"{name} is only in the paper's table: {self.namespace} has not published it; "
                 "'fastzoo list' shows what there is"
             )
-        hint = did_you_mean(str(name), map(str, self.registry(self.namespace).saes))
         raise NotFoundError(
             f"{name} is not published by {self.namespace}; 'fastzoo list' shows what is, and "
-            f"--namespace or FASTZOO_NAMESPACE says by whom.{hint}"
+            f"--namespace or FASTZOO_NAMESPACE says by whom.{did_you_mean(str(name), map(str, saes))}"
         )
 
-    def renewed(self, sae: SAEFiles) -> SAEFiles | None:
-        """What the Hub's registry pins for an SAE of which the one kept here pins what is gone."""
-        if self.revision is not None:
-            return None
-        for namespace, registry in list(self.registries.items()):
-            for name, published in registry.saes.items():
-                if (published.repo_id, published.sha) == (sae.repo_id, sae.sha):
-                    with suppress(HubError):
-                        newest = self.registry(namespace, newest=True).saes.get(name)
-                        if newest is not None and newest != published:
-                            return from_registry(newest)
-        return None
-
-    def matching(self, pattern: str) -> list[SAEFiles]:
+    def _matching(self, pattern: str) -> list[SAEFiles]:
         def matches(name: SAEName) -> bool:
             return fnmatchcase(str(name).lower(), pattern.lower())
 
         for newest in (False, True):
-            saes = self.registry(self.namespace, newest).saes
-            found = [published for name, published in sorted(saes.items()) if matches(name)]
-            if found:
-                break
-        else:
-            grid = sum(map(matches, zoo_names()))
-            raise NotFoundError(
-                f"none of the {len(saes)} SAEs that {self.namespace} has published matches "
-                f"'{one_line(pattern, 60)}'; {grid} of the {len(zoo_names())} of the paper's grid do"
-            )
-        return self.each(found, self.at_revision)
+            saes = self._registry(self.namespace, newest).saes
+            if found := [published for name, published in sorted(saes.items()) if matches(name)]:
+                return self._each(found, self._at_revision)
+        grid = sum(map(matches, zoo_names()))
+        raise NotFoundError(
+            f"none of the {len(saes)} SAEs that {self.namespace} has published matches "
+            f"'{one_line(pattern, 60)}'; {grid} of the {len(zoo_names())} of the paper's grid do"
+        )
 
-    def at_revision(self, published: Published) -> SAEFiles:
+    def _at_revision(self, published: Published) -> SAEFiles:
         """The files of a published SAE, at another revision if one was asked for."""
         if self.revision is None:
             return from_registry(published)
-        sha, listing = read_listing(published.repo_id, self.revision)
+        listing = read_listing(published.repo_id, self.revision)
         known = known_files(published.name)
-        if not set(known[:NEEDED]) <= set(listing):
+        if missing := [path for path in known[:NEEDED] if path not in listing.files]:
             raise NotFoundError(
                 f"{published.repo_id} at {one_line(self.revision, 60)} is not a published "
-                f"{published.name}: it lacks {next(p for p in known if p not in listing)}"
+                f"{published.name}: it lacks {missing[0]}"
             )
-        return _of_listing(str(published.name), published.repo_id, sha, "", known, listing)
+        return _sae_files(str(published.name), listing, known)
 
-    # --- repositories --------------------------------------------------------------------------
+    def renewed(self, sae: SAEFiles) -> SAEFiles | None:
+        """What the Hub's registry names by now for an SAE whose commit is gone."""
+        if self.revision is not None:
+            return None
+        known = [(n, r) for (n, _), r in self._registries.items() if isinstance(r, Registry)]
+        for namespace, registry in known:
+            for name, published in registry.saes.items():
+                if (published.repo_id, published.sha) == (sae.repo_id, sae.sha):
+                    with suppress(HubError):
+                        newest = self._registry(namespace, newest=True).saes.get(name)
+                        if newest is not None and newest != published:
+                            return from_registry(newest)
+        return None
 
-    def from_reference(self, ref: Reference, pattern: str | None = None) -> list[SAEFiles]:
+    # --- repositories and collections ----------------------------------------------------------
+
+    def _referred(self, ref: Reference, pattern: str | None = None) -> list[SAEFiles]:
         if ref.revision and self.revision and ref.revision != self.revision:
             raise InputError(f"{ref} and --revision name different revisions; give one of them")
-        sha, listing = read_listing(ref.repo_id, ref.revision or self.revision)
-        return _of_repository(ref, pattern, sha, listing)
+        listing = read_listing(ref.repo_id, ref.revision or self.revision)
+        return _in_repository(ref, pattern, listing)
 
-    # --- collections ---------------------------------------------------------------------------
-
-    def from_collection(self, slug: str) -> list[SAEFiles]:
+    def _in_collection(self, slug: str) -> list[SAEFiles]:
         """The SAEs of a collection, and of collections in it."""
         items = _collection_items(slug)
         for kind, nested in list(items):
-            if kind == "collection" and _COLLECTION.fullmatch(nested):
+            if kind == "collection" and COLLECTION.fullmatch(nested):
                 items += _collection_items(nested)
         repos = list(dict.fromkeys(item for kind, item in items if kind == "model"))
         if not repos:
             raise NotFoundError(f"collection {slug} holds no model repository")
         failed = len(self.failures)
-        found = self.each(repos, self.of_collection)
+        found = self._each(repos, self._of_collection)
         if not found and len(self.failures) == failed:
             raise NotFoundError(f"collection {slug} holds no SAE")
         return found
 
-    def of_collection(self, repo_id: str) -> SAEFiles | None:
-        """What the registry pins, which costs no request; else what the repository has, if that is an
-        SAE."""
+    def _of_collection(self, repo_id: str) -> SAEFiles | None:
+        """What the registry names, which costs no request; else what the repository has, if that is
+        an SAE."""
         reference = parse_reference(f"hf:{repo_id}")
         owner, _, name = reference.repo_id.partition("/")
-        try:
-            published = self.registry(owner).saes.get(parse_name(name))
-        except (InputError, NotFoundError):
-            published = None
+        published = None
+        with suppress(InputError, NotFoundError):
+            published = self._registry(owner).saes.get(parse_name(name))
         if published is not None and published.repo_id == repo_id:
-            return self.at_revision(published)
-        sha, listing = read_listing(repo_id, self.revision)
+            return self._at_revision(published)
+        listing = read_listing(repo_id, self.revision)
         try:
-            (sae,) = _of_repository(reference, None, sha, listing)
+            return _in_repository(reference, None, listing)[0]
         except (InputError, NotFoundError) as error:
-            if sae_folders(listing):
+            if sae_folders(listing.files):
                 raise
             print(f"note: left out: {error}", file=sys.stderr)
             return None
-        return sae
 
-    def each(
+    def _each(
         self, items: Iterable[Item], meaning: Callable[[Item], SAEFiles | None]
     ) -> list[SAEFiles]:
         found = []
@@ -233,12 +229,10 @@ class Planner:
         return found
 
 
-def _of_repository(
-    ref: Reference, pattern: str | None, sha: str, listing: Mapping[str, RemoteFile]
-) -> list[SAEFiles]:
-    saes = sae_folders(listing)
+def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> list[SAEFiles]:
+    saes = sae_folders(listing.files)
     if pattern is None:
-        folders = [_choose(ref, saes, listing)]
+        folders = [_choose(ref, saes, listing.files)]
     else:
         folders = [f for f in saes if f == pattern or fnmatchcase(f, pattern)]
         if not folders:
@@ -246,51 +240,30 @@ def _of_repository(
                 f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches "
                 f"'{one_line(pattern, 60)}'"
             )
-    return [_in_folder(ref.repo_id, sha, folder, saes, listing) for folder in folders]
+    name = ref.repo_id.partition("/")[2]
+    found = []
+    for folder in folders:
+        ours = known_files(folder)
+        alone = list(saes) == [folder] and _HOOK_FOLDER.fullmatch(folder)
+        if alone and listing.files.keys() >= set(ours[:NEEDED]):
+            found.append(_sae_files(name, listing, ours))  # laid out as ours are
+        else:
+            folder_name = f"{name}/{folder}" if folder else name
+            found.append(_sae_files(folder_name, listing, saes[folder], folder))
+    return found
 
 
 def from_registry(published: Published) -> SAEFiles:
-    files = tuple(
-        RemoteFile(path, facts.size, facts.sha256) for path, facts in published.files.items()
-    )
-    gone = tuple(path for path in known_files(published.name) if path not in published.files)
-    return SAEFiles(str(published.name), published.repo_id, published.sha, "", files, gone)
+    """The files of a published SAE."""
+    listing = Listing(published.repo_id, published.sha, published.files)
+    return _sae_files(str(published.name), listing, known_files(published.name))
 
 
-def _in_folder(
-    repo_id: str,
-    sha: str,
-    folder: str,
-    saes: Mapping[str, Sequence[str]],
-    listing: Mapping[str, RemoteFile],
-) -> SAEFiles:
-    """The SAE in a folder of a repository; one that is laid out as ours are has all files of ours."""
-    repo_name = repo_id.partition("/")[2]
-    ours = known_files_with(folder)
-    alone = list(saes) == [folder] and _HOOK_FOLDER.fullmatch(folder)
-    if alone and set(ours[:NEEDED]) <= set(listing):
-        return _of_listing(repo_name, repo_id, sha, "", ours, listing)
-    required = next(
-        r for r, _ in LAYOUTS if {PurePosixPath(p).name for p in saes[folder]} >= set(r)
-    )
-    known = [name for r, optional in LAYOUTS if r == required for name in (*r, *optional)]
-    paths = [f"{folder}/{name}" if folder else name for name in known]
-    name = f"{repo_name}/{folder}" if folder else repo_name
-    return _of_listing(name, repo_id, sha, folder, paths, listing)
-
-
-def _of_listing(
-    name: str,
-    repo_id: str,
-    sha: str,
-    folder: str,
-    known: Iterable[str],
-    listing: Mapping[str, RemoteFile],
-) -> SAEFiles:
-    known = tuple(known)
-    files = tuple(listing[path] for path in known if path in listing)
-    gone = tuple(path for path in known if path not in listing)
-    return SAEFiles(name, repo_id, sha, folder, files, gone)
+def _sae_files(name: str, listing: Listing, known: Sequence[str], folder: str = "") -> SAEFiles:
+    """Of the files that an SAE in ``folder`` can have, those it has."""
+    files = tuple(listing.files[path] for path in known if path in listing.files)
+    gone = tuple(path for path in known if path not in listing.files)
+    return SAEFiles(name, listing.repo_id, listing.sha, folder, files, gone)
 
 
 def _collection_items(slug: str) -> list[tuple[str, str]]:
@@ -299,19 +272,14 @@ def _collection_items(slug: str) -> list[tuple[str, str]]:
 
     def ask() -> list[tuple[str, str]]:
         with hub_errors("collection", slug):
-            collection = HfApi().get_collection(slug)
-        return [(str(item.item_type), str(item.item_id)) for item in collection.items]
+            items = HfApi().get_collection(slug).items
+            return [(str(item.item_type), str(item.item_id)) for item in items]
 
-    try:
-        return patiently(ask, f"collection {slug}", TRIES)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(
-            f"what the Hub answers for collection {slug} is none ({one_line(error, 100)})"
-        ) from None
+    return with_retries(ask, f"collection {slug}", TRIES_OF_DOWNLOADS)
 
 
 def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str]) -> str:
-    """The SAE folder ``ref`` means: the one named, else the only one. Raises InputError, NotFoundError."""
+    """The SAE folder that ``ref`` names, else the only one. Raises InputError, NotFoundError."""
     if (ref.folder or "") in saes:
         return ref.folder or ""
     inside = f"{ref.folder}/" if ref.folder else ""
@@ -329,7 +297,7 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
     if pickles:
         raise InputError(
             f"{place} has its weights only as {one_line(sorted(pickles)[0], 80)}, a pickle, which "
-            "can run code when loaded and is never read; safetensors or a params.npz can be"
+            "can run code when loaded and is never read; safetensors and params.npz can be read"
         )
     if ref.folder and saes:
         hint = did_you_mean(ref.folder, saes) or f" There is {next(iter(saes))}."

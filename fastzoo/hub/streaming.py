@@ -1,8 +1,9 @@
 """Files on the Hub, read piece by piece over connections that may fail.
 
 A piece that failed is soon asked for again, so a dropped connection costs one piece and not what was
-read of the file before it. Longer failures are left to those who read: pyarrow calls from a thread
-of its own and is deaf to Ctrl-C while that waits.
+read of the file before it. Longer failures are left to the reader: pyarrow calls from a thread of its
+own, where Ctrl-C does not end a pause. huggingface_hub's own retries would pause there for 23 seconds,
+log several lines, and take a short answer for a whole one.
 
 This module loads huggingface_hub; import it where it is needed.
 """
@@ -17,27 +18,21 @@ from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.hf_file_system import HfFileSystemFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from fastzoo.hub.retries import patiently
+from fastzoo.hub.retries import with_retries
 
-TRIES = 3
+TRIES_OF_PIECES = 3
 
 LONGEST_PAUSE = 5.0
-"""For one piece, before the file is given up: some seconds."""
+"""Seconds before a further try of one piece; after that the file is given up."""
 
 
-class PatientFile(HfFileSystemFile):
-    """A file whose pieces are asked for as ``retries`` has it, instead of as huggingface_hub has."""
-
+class RetryingFile(HfFileSystemFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
+        headers = build_hf_headers(token=self.fs.token) | {"range": f"bytes={start}-{end - 1}"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+
         def fetch() -> bytes:
-            response = get_session().get(
-                self.url(),
-                headers={
-                    "range": f"bytes={start}-{end - 1}",
-                    **build_hf_headers(token=self.fs.token),
-                },
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            )
+            response = get_session().get(self.url(), headers=headers, timeout=timeout)
             hf_raise_for_status(response)
             if len(response.content) != end - start:
                 raise ConnectionError(f"{len(response.content)} of {end - start} bytes came")
@@ -45,10 +40,11 @@ class PatientFile(HfFileSystemFile):
 
         # datasets/org/name/path, the commit left out
         file = re.sub("@[^/]*", "", self.path, count=1)
-        return patiently(fetch, f"{file}, bytes {start} to {end}", TRIES, LONGEST_PAUSE)
+        what = f"{file}, bytes {start} to {end}"
+        return with_retries(fetch, what, TRIES_OF_PIECES, LONGEST_PAUSE)
 
 
-class PatientFileSystem(HfFileSystem):
+class RetryingFileSystem(HfFileSystem):
     def _open(
         self,
         path: str,
@@ -59,17 +55,17 @@ class PatientFileSystem(HfFileSystem):
     ) -> Any:
         if mode != "rb" or block_size == 0:  # written, or read as one stream
             return super()._open(path, mode, block_size, revision, **kwargs)
-        return PatientFile(self, path, revision, mode=mode, block_size=block_size, **kwargs)
+        return RetryingFile(self, path, revision, mode=mode, block_size=block_size, **kwargs)
 
 
-def use_patient_files() -> None:
+def use_retrying_files() -> None:
     """Let all of this process read hf:// addresses so, datasets above all."""
-    fsspec.register_implementation("hf", PatientFileSystem, clobber=True)
+    fsspec.register_implementation("hf", RetryingFileSystem, clobber=True)
 
 
 def parquet_rows(url: str) -> int:
     """Number of rows of a Parquet file, of which only the end is read."""
     from pyarrow.parquet import read_metadata
 
-    with PatientFileSystem(endpoint=constants.ENDPOINT).open(url, "rb") as file:
+    with RetryingFileSystem(endpoint=constants.ENDPOINT).open(url, "rb") as file:
         return read_metadata(file).num_rows

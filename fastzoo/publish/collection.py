@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fastzoo.core.errors import HubError, NotFoundError
 from fastzoo.core.progress import Progress
 from fastzoo.hub.client import hub_errors
-from fastzoo.hub.retries import TRIES, TRIES_OF_LISTS, passes_by_itself, patiently, wait
+from fastzoo.hub.retries import TRIES, TRIES_OF_LISTS, is_transient, wait, with_retries
 
 TITLE = "fastzoo: SAEs of instruct models"
 
@@ -82,7 +82,7 @@ def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private
                 return _first_made(str(made.slug), namespace, title)
             except Exception as error:
                 failed += 1
-                if failed == TRIES or not passes_by_itself(error):
+                if failed == TRIES or not is_transient(error):
                     raise
                 wait(error, f"collection {title}", failed)
 
@@ -285,7 +285,7 @@ def _owned(namespace: str) -> dict[str, str]:
     from huggingface_hub import HfApi
 
     with hub_errors("collection", namespace):
-        listed = patiently(
+        listed = with_retries(
             lambda: [
                 (str(found.slug), found.title)
                 for found in HfApi().list_collections(owner=namespace)
@@ -303,7 +303,7 @@ def _is_of(slug: str, namespace: str) -> bool:
 
 
 def _try(call: Callable[[], Result], slug: str) -> Result:
-    return patiently(call, f"collection {slug}")
+    return with_retries(call, f"collection {slug}")
 
 
 def _key(item: Any) -> tuple[str, str]:

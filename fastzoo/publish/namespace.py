@@ -13,7 +13,7 @@ from fastzoo.core.progress import Progress
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.registry import DATASET, FILE, Registry, parse_registry
-from fastzoo.hub.retries import patiently
+from fastzoo.hub.retries import with_retries
 from fastzoo.publish.collection import TITLE, Item, arrange, find_or_create, make_public
 from fastzoo.publish.ledger import Ledger
 from fastzoo.publish.report import Options, Report
@@ -128,7 +128,7 @@ def show_all(repos: Sequence[tuple[str, str]], report: Report) -> None:
     with Progress("making public", len(repos), shown=len(repos) > 10) as bar:
         for kind, repo_id in repos:
             with hub_errors(kind, repo_id):
-                patiently(
+                with_retries(
                     lambda kind=kind, repo_id=repo_id: update_repo_settings(  # type: ignore[misc]
                         repo_id, repo_type=kind, private=False
                     ),

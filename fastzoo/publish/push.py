@@ -26,7 +26,7 @@ from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors, state_folder
 from fastzoo.hub.registry import Published, Registry, forget_age
-from fastzoo.hub.retries import TRIES_OF_LISTS, paced, patiently
+from fastzoo.hub.retries import TRIES_OF_LISTS, rate_limited, with_retries
 from fastzoo.publish.candidates import Candidate, candidates, check, read_card, readable
 from fastzoo.publish.ledger import Ledger
 from fastzoo.publish.namespace import publish_around, show_all
@@ -36,7 +36,7 @@ from fastzoo.results.card import render_card
 from fastzoo.results.card_sections import merge_cards
 from fastzoo.results.licences import notice
 from fastzoo.results.table import result_row
-from fastzoo.saes.references import REPO
+from fastzoo.saes.references import is_namespace
 
 
 def push(saes: Sequence[Candidate], options: Options) -> Report:
@@ -55,7 +55,7 @@ def push(saes: Sequence[Candidate], options: Options) -> Report:
         print(line, file=sys.stderr)
 
     try:
-        with _alone(options.namespace, say), paced(), _quiet(len(saes) > 1):
+        with _alone(options.namespace, say), rate_limited(), _quiet(len(saes) > 1):
             _push(saes, options, Ledger(options.namespace), report, say)
     except FastzooError as error:
         report.first_error = report.first_error or error
@@ -190,7 +190,7 @@ def publish(
         contents["README.md"] = Content(card.encode())
         if (text := notice(sae.record["base_model"]["name"])) is not None:
             contents["NOTICE"] = Content(text.encode())
-        facts = {path: content.facts for path, content in contents.items()}
+        facts = {path: content.at(path) for path, content in contents.items()}
 
     known, remote = ledger.known.saes.get(sae.name), listed.get(repo_id)
     if known and remote:
@@ -217,7 +217,7 @@ def publish(
         sae.name,
         repo_id,
         end.sha,
-        {path: content.facts for path, content in files.items()},
+        {path: content.at(path) for path, content in files.items()},
         result_row(sae.record, sae.figures),
     )
     ledger.published(published)
@@ -227,7 +227,7 @@ def publish(
 def _check_access(namespace: str) -> None:
     from huggingface_hub import get_token
 
-    if not REPO.fullmatch(f"{namespace}/x"):
+    if not is_namespace(namespace):
         raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
     if get_token() is None:
         raise AccessError("no token to publish with; log in with 'hf auth login'")
@@ -238,7 +238,7 @@ def _listed(namespace: str) -> dict[str, Remote]:
     from huggingface_hub import HfApi
 
     with hub_errors("namespace", namespace):
-        found = patiently(
+        found = with_retries(
             lambda: list(HfApi().list_models(author=namespace, expand=["sha", "private"])),
             f"models of {namespace}",
             TRIES_OF_LISTS,

@@ -19,7 +19,8 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The folders among ``paths`` that hold an SAE (the root is ''), each with its files."""
+    """The folders among ``paths`` that hold an SAE (the root is ''), each with all files that its
+    layout can have."""
     names: dict[str, set[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -28,8 +29,8 @@ def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
     for folder, present in sorted(names.items()):
         for required, optional in LAYOUTS:
             if present.issuperset(required):
-                chosen = [*required, *(name for name in optional if name in present)]
-                found[folder] = [f"{folder}/{name}" if folder else name for name in chosen]
+                prefix = f"{folder}/" if folder else ""
+                found[folder] = [prefix + name for name in (*required, *optional)]
                 break
     return found
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fastzoo.core.errors import (
-    InputError,
-)
+from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 
 FORM = "hf:org/repo[/folder][@revision]"
 
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 
-REPO = re.compile(rf"{_NAME}/{_NAME}")
+REPO = re.compile(rf"{NAME}/{NAME}")
+
+COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
 
 # What git allows in the name of a ref, less '@', which separates it here.
 _REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
@@ -37,8 +37,7 @@ class Reference:
 def parse_reference(text: str) -> Reference:
     """Parse ``hf:org/repo[/folder...][@revision]``.
 
-    Raises:
-        InputError: ``text`` does not read like this; says which part is wrong.
+    Raises InputError: ``text`` does not read like this; says which part is wrong.
     """
 
     def wrong(reason: str) -> InputError:
@@ -54,15 +53,15 @@ def parse_reference(text: str) -> Reference:
         raise wrong(f"'{one_line(repo_id, 60)}' is not a repository's name")
     if slash and not is_plain(folder):
         raise wrong(f"'{one_line(folder, 60)}' is not a folder inside a repository")
-    ref = revision.isprintable() and _REVISION.fullmatch(revision)  # invisible ones are no name
+    ref = revision.isprintable() and _REVISION.fullmatch(revision)
     if at and (not ref or ".." in revision or "//" in revision):
         raise wrong(f"'{one_line(revision, 60)}' is not a branch, tag or commit sha")
     return Reference(repo_id, folder or None, revision or None)
 
 
 def is_plain(path: str) -> bool:
-    """Whether every part of a path is an ordinary name, that every system has for a file: no '..',
-    no drive, no dot file, nothing endless."""
+    """Whether every part of a path is an ordinary name of at most 200 characters: no '..', no hidden
+    file, no character that means something in a reference, in a pattern or to some file system."""
     bad = set('\\:*?"<>|@')
     return path.isprintable() and all(
         part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
@@ -70,18 +69,20 @@ def is_plain(path: str) -> bool:
     )
 
 
-_COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
+def is_namespace(text: str) -> bool:
+    """Whether a user or an organisation can have this name."""
+    return REPO.fullmatch(f"{text}/x") is not None
 
 
-def _is_pattern(text: str) -> bool:
+def is_pattern(text: str) -> bool:
+    """Whether a name holds wildcards."""
     return any(sign in text for sign in "*?[")
 
 
 def collection_slug(source: str) -> str | None:
     """``namespace/slug`` of a collection's reference or address; None for any other source.
 
-    Raises:
-        InputError: a collection's, but not a proper one.
+    Raises InputError: it refers to a collection, but not in the right form.
     """
     slug = source.removeprefix("hf:collections/")
     if source.startswith(("https://", "http://")):
@@ -92,12 +93,12 @@ def collection_slug(source: str) -> str | None:
         slug = slug.partition("?")[0].rstrip("/")
         if slug.startswith("http"):
             raise InputError(
-                f"'{one_line(source, 100)}' is no address of a collection; a repository is given as "
+                f"'{one_line(source, 100)}' is not the address of a collection; write a repository as "
                 "hf:org/repo"
             )
     elif slug == source:
         return None
-    if not _COLLECTION.fullmatch(slug):
+    if not COLLECTION.fullmatch(slug):
         raise InputError(
             f"'{one_line(source, 100)}': a collection reads hf:collections/<namespace>/<slug>"
         )

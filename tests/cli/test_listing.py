@@ -237,8 +237,7 @@ def test_info_of_what_is_published(workplace: Path) -> None:
 def test_info_compares_what_is_here_with_what_is_published(workplace: Path) -> None:
     import torch
 
-    from fastzoo.core.files import sha256_of
-    from fastzoo.hub.registry import FileFacts
+    from fastzoo.hub.files import Content
     from fastzoo.saes import architecture
     from fastzoo.saes.formats import save_sae
     from fastzoo.saes.names import parse_name
@@ -253,12 +252,12 @@ def test_info_compares_what_is_here_with_what_is_published(workplace: Path) -> N
 
     sae = PUBLISHED.saes[parse_name(HERE)]
     weights = hook / "sae_weights.safetensors"
-    right = FileFacts(weights.stat().st_size, sha256_of(weights))
+    right = Content(weights).at(f"{hook.name}/{weights.name}")
     same = type(sae)(
         sae.name,
         sae.repo_id,
         sae.sha,
-        {**sae.files, f"{hook.name}/{weights.name}": right},
+        {**sae.files, right.path: right},
         result_row({}, {}),
     )
     seen = state_folder("org") / FILE

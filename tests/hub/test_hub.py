@@ -278,7 +278,7 @@ def test_resolve_datasets_and_models(hub: LoopbackHub, tmp_path: Path) -> None:
     assert shas == [new, new, old, old, side, model]
     assert "no dataset repository org/nothing" in repo
     assert "org/data has no revision 'v2'" in revision
-    assert "'not a name' is no repository's name" in name
+    assert "'not a name' is not a valid repository name" in name
 
 
 # --- the other clients -------------------------------------------------------------------------

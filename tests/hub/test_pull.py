@@ -17,7 +17,8 @@ from forked import run_python
 from hub_server import PRELUDE, ROOT, LoopbackHub, Request, Response, sha256
 from hub_server.collections import Collection, Item, new_id
 
-from fastzoo.hub.registry import DATASET, FILE, FileFacts, Published, Registry
+from fastzoo.hub.files import HubFile
+from fastzoo.hub.registry import DATASET, FILE, Published, Registry
 from fastzoo.saes.names import SAEName, parse_name
 
 NAME = "qwen2.5-7b-L18-8x-jumprelu"
@@ -88,7 +89,7 @@ def register(hub: LoopbackHub, files: Mapping[str, Mapping[str, bytes]]) -> None
     for text, content in files.items():
         name, repo_id = parse_name(text), f"org/{text}"
         sha = hub.add("model", repo_id, {**content, "evil.pkl": b"x", "extra/x.txt": b"x"})
-        facts = {path: FileFacts(len(data), sha256(data)) for path, data in content.items()}
+        facts = {path: HubFile(path, len(data), sha256(data)) for path, data in content.items()}
         saes[name] = Published(name, repo_id, sha, facts, {})
     text = Registry("org", "org/zoo-0123456789abcdef01234567", saes).to_text()
     hub.add("dataset", f"org/{DATASET}", {FILE: text.encode()})
@@ -210,8 +211,8 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
         "hf:org/old": (3, "no SAE in org/old"),
         "hf:org/gated": (4, "is gated"),
         "hf:org/huge": (5, "16777217 bytes"),
-        f"org/{NAME}": (2, "or as hf:org/repo"),
-        "https://example.com/x": (2, "no address of a collection"),
+        f"org/{NAME}": (2, "or write it as hf:org/repo"),
+        "https://example.com/x": (2, "not the address of a collection"),
         "hf:collections/org": (2, "hf:collections/<namespace>/<slug>"),
         f"{NAME} --namespace ../x": (2, "not the name of a user"),
         f"{NAME} --namespace other": (
@@ -294,8 +295,8 @@ def test_a_disk_that_is_full_or_refuses(hub: LoopbackHub, tmp_path: Path) -> Non
     (tmp_path / "zoo" / NAME).write_bytes(b"in the way")
     # More than any disk has: nothing is asked for.
     name = f"{NAME}-bt-f"
-    facts = {path: FileFacts(1 << 60, "0" * 64) for path in ours(parse_name(name))}
-    facts = {p: FileFacts(9, f.sha256) if p.endswith(".json") else f for p, f in facts.items()}
+    facts = {path: HubFile(path, 1 << 60, "0" * 64) for path in ours(parse_name(name))}
+    facts = {p: HubFile(p, 9, f.digest) if p.endswith(".json") else f for p, f in facts.items()}
     huge = Published(parse_name(name), f"org/{name}", "1" * 40, facts, {})
     text = Registry("other", None, {huge.name: huge}).to_text()
     hub.add("dataset", f"other/{DATASET}", {FILE: text.encode()})

@@ -264,10 +264,10 @@ def test_hostile_registries_are_refused_or_the_last_good_one_used(
     code = 'forget_age("turned"); [read(n) for n in sys.argv[1:]]'
     hub.requests.clear()
     turned, big, latin, climbs, default = run(hub, tmp_path, READ + code, *bad)
-    assert turned[:2] == ["turned", [NAME]] and "NaN is no JSON" in turned[2][0]
+    assert turned[:2] == ["turned", [NAME]] and "figures: the value of l0" in turned[2][0]
     for refused, reason in (
         (big, "more than 16777216 bytes"),
-        (latin, "not text in UTF-8"),
+        (latin, "Invalid JSON"),
         (climbs, "the file ../../.bashrc"),
     ):
         assert refused[:2] == ["IntegrityError", 6] and reason in refused[2]

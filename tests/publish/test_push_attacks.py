@@ -17,7 +17,8 @@ from publisher import NAMES, Person
 from zoo_folders import make_zoo
 
 from fastzoo.core.errors import InputError
-from fastzoo.hub.registry import DATASET, FILE, FileFacts, Published, Registry, known_files
+from fastzoo.hub.files import HubFile
+from fastzoo.hub.registry import DATASET, FILE, Published, Registry, known_files
 from fastzoo.publish.candidates import check
 from fastzoo.publish.collection import TITLE
 
@@ -121,7 +122,9 @@ def test_a_hub_that_answers_nonsense_or_not_at_all(person: Person) -> None:
     assert answers[-1] == ["NoneType", "None"]
     failures = answers[:-1]
     assert len(failures) == len(once)
-    assert all(kind == "HubError" and "no Hub's" in text for kind, text in failures), failures
+    assert all(
+        kind == "HubError" and "does not come from a Hub" in text for kind, text in failures
+    ), failures
     assert person.items()[-1] == ("model", f"org/{NAMES[0]}") and person.commits("model") == 1
     assert len(hub.collections) == 1
 
@@ -129,7 +132,7 @@ def test_a_hub_that_answers_nonsense_or_not_at_all(person: Person) -> None:
 def test_what_other_machines_do_in_the_same_moment(person: Person) -> None:
     """Another one fills the results dataset just made, and makes the collection of the same title."""
     hub, theirs = person.hub, NAMES[3]
-    files = {path: FileFacts(1, "0" * 64) for path in known_files(theirs)}
+    files = {path: HubFile(path, 1, "0" * 64) for path in known_files(theirs)}
     entry = Published(theirs, f"org/{theirs}", "1" * 40, files, {"mse": 1.0})
     elsewhere = "evil/fastzoo-" + "a" * 24
     registry = Registry("org", elsewhere, {theirs: entry}).to_text().encode()
@@ -215,12 +218,12 @@ def test_a_rate_limit_of_an_hour_is_not_waited_for(
     from httpx2 import Request as Asked
     from httpx2 import Response as Answer
 
-    from fastzoo.hub.retries import SILENCE, Pace
+    from fastzoo.hub.retries import SILENCE, RateLimit
 
     naps: list[float] = []
     monkeypatch.setattr("fastzoo.hub.retries.nap", naps.append)
-    pace, asked = Pace(), Asked("POST", "https://huggingface.co/api/repos/create")
-    pace.after(Answer(200, headers={"RateLimit": '"api";r=0;t=3600'}))
-    pace.before(asked)
+    limit, asked = RateLimit(), Asked("POST", "https://huggingface.co/api/repos/create")
+    limit.after(Answer(200, headers={"RateLimit": '"api";r=0;t=3600'}))
+    limit.before(asked)
     assert naps == [300]
     assert set(asked.extensions["timeout"].values()) == {SILENCE}

@@ -21,7 +21,7 @@ from fastzoo.core.errors import (
     OutputError,
 )
 from fastzoo.hub import retries
-from fastzoo.hub.chat_model import KEY_VARIABLE, TRIES
+from fastzoo.hub.chat_model import KEY_VARIABLE, TRIES_OF_REPLIES
 from fastzoo.steering.scoring.judge import LONGEST_TEXT, RUBRICS, Judge, Verdict, parse_score
 
 SECRET = "hf_" + "x" * 30
@@ -88,7 +88,7 @@ def test_what_stands_twice_is_asked_once_and_never_again(server: Server, tmp_pat
     # A process was killed in the middle of its last line.
     other = tmp_path / "report.json"
     other.write_text('{"cells": []}\n')
-    with pytest.raises(InputError, match="does not hold a judge's replies"):
+    with pytest.raises(InputError, match="does not hold replies of the judge"):
         Judge("m", server.url, other)
     cache.write_bytes(cache.read_bytes()[:-20])
     assert Judge("another", server.url, cache).rate(ITEMS) == found[:2]
@@ -131,7 +131,7 @@ def test_a_busy_server_is_asked_again(
 @pytest.mark.parametrize(
     ("answer", "kind", "mentions", "requests"),
     [
-        ((500, "broken", {}), HubError, "answered 500", TRIES),
+        ((500, "broken", {}), HubError, "answered 500", TRIES_OF_REPLIES),
         ((401, "who are you", {}), AccessError, KEY_VARIABLE, 1),
         ((403, "no", {}), AccessError, KEY_VARIABLE, 1),
         ((404, "no such model", {}), NotFoundError, "answered 404", 1),
@@ -202,8 +202,8 @@ def test_what_fails_ends_all_and_keeps_what_was_rated(
     ratings = [r for v in judge.so_far(items) for r in (v.instruction, v.fluency)]
     assert ratings.count(1) == judge.asked == 5 and ratings.count(None) == 75
     # Of the four requests that failed at a time, one was tried again.
-    assert capsys.readouterr().err.count("trying again") == TRIES - 1
-    assert 5 + TRIES <= len(server.requests) <= 5 + TRIES + 3
+    assert capsys.readouterr().err.count("trying again") == TRIES_OF_REPLIES - 1
+    assert 5 + TRIES_OF_REPLIES <= len(server.requests) <= 5 + TRIES_OF_REPLIES + 3
 
 
 def test_ctrl_c_waits_for_no_server(server: Server) -> None:
