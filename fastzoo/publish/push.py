@@ -33,7 +33,7 @@ from fastzoo.publish.namespace import publish_around, show_all
 from fastzoo.publish.report import Options, Report
 from fastzoo.publish.upload import Content, Remote, look_or_make, make_repo, put, read_text
 from fastzoo.results.card import render_card
-from fastzoo.results.card_sections import merge_cards
+from fastzoo.results.card_merge import merge_cards
 from fastzoo.results.licences import notice
 from fastzoo.results.table import result_row
 from fastzoo.saes.references import REPO

@@ -1,0 +1,240 @@
+"""Renewing a card while keeping what people wrote into it.
+
+Everything generated in the body is one block between two comments; people write above or below it:
+
+    <!-- fastzoo:card 3fa2b1c49d: ... -->
+    ...
+    <!-- /fastzoo:card library_name=a941a3b84c tags=a7069aeb23,7784b60c69 -->
+
+The first comment holds a hash of the block's text, which shows whether someone edited the block. The
+last holds a hash of every generated metadata entry, which shows what people added or removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+CARD, FALLBACK = "card", "fallback"
+"""Kinds of blocks: from the template, and for a card whose template could not be rendered."""
+
+NOTE = "fastzoo renews this block, unless it was edited; write above or below it"
+
+_BLOCK = re.compile(
+    rf"^(?P<start><!-- fastzoo:(?P<kind>{CARD}|{FALLBACK}) (?P<hash>[0-9a-f]{{10}})\b[^\n]*-->[ \t]*\n)"
+    r"(?P<text>.*?)^<!-- /fastzoo:(?P=kind)(?P<record>[^\n]*)-->[ \t]*(?:\n|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+# What earlier versions wrote instead of one block: a pair of comments for each section, and a comment
+# at the end that lists the sections and the hashes of the metadata.
+_SECTION = re.compile(
+    r"^<!-- fastzoo:([a-z-]+)(?: ([0-9a-f]{10}))? -->[ \t]*\n(.*?)^<!-- /fastzoo:\1 -->[ \t]*\n*",
+    re.MULTILINE | re.DOTALL,
+)
+_SECTIONS_RECORD = re.compile(
+    r"^<!-- fastzoo:card[ \t]*\n(.*?)-->[ \t]*\n*", re.MULTILINE | re.DOTALL
+)
+
+# The Hub's idea of a header, and blanks after its first line, which the Hub would not take.
+_HEADER = re.compile(r"(\s*---[ \t]*\n)([\s\S]*?)(\n---[ \t]*(?:\n|$))")
+
+_LONGEST_HEADER = 1 << 18  # characters; PyYAML is slow
+
+
+def mark_card(metadata: Mapping[str, Any], body: str, kind: str = CARD) -> str:
+    """A generated card: header, and ``body`` as a block of this kind."""
+    record = " ".join(
+        f"{key}={','.join(_hash_entry(x) for x in _entries(value))}"
+        for key, value in metadata.items()
+    )
+    block = _block(kind, f"{body.strip()}\n\n", record)
+    return f"---\n{_dump(metadata)}---\n\n{block}"
+
+
+def merge_cards(existing: str, generated: str) -> str:
+    """``existing`` with its generated parts as they are in ``generated``, and people's as they are.
+
+    - The block is replaced, unless it was edited (see ``was_edited``). Text outside of it stays.
+    - Metadata that people added, changed or removed stays so, entry by entry in lists; the
+      model-index is always renewed.
+    - A card without a block keeps its body, and gets the metadata it lacks.
+
+    Merging the same again changes nothing. Line ends become those of ``existing``'s first line.
+    """
+    line_end = "\r\n" if re.match(r"[^\n]*\r\n", existing) else "\n"
+    header, theirs, body = _read_header(_plain(existing))
+    _, ours, new_body = _read_header(_plain(generated))
+    body = _upgraded(body)
+    new, old = _BLOCK.search(new_body), _BLOCK.search(body)
+    assert new is not None
+    if new["kind"] == FALLBACK and body.strip():
+        return existing  # the template failed this time; what is there says more
+    if header is None:
+        header = _dump(ours)
+    else:
+        merged = _merge_metadata(theirs, ours, old and _read_record(old["record"]))
+        header = _rewritten(header, theirs, merged)
+    if not body.strip():
+        body = new_body
+    body = _BLOCK.sub(lambda block: _renewed(block, new), body)
+    return f"---\n{header}---\n{body}".replace("\n", line_end)
+
+
+def was_edited(card: str) -> bool:
+    """Whether someone changed the text of a card's generated block, which is then kept."""
+    return any(block["hash"] != _hash(block["text"]) for block in _BLOCK.finditer(_plain(card)))
+
+
+# --- body --------------------------------------------------------------------------------------
+
+
+def _block(kind: str, text: str, record: str, digest: str | None = None) -> str:
+    start = f"<!-- fastzoo:{kind} {digest or _hash(text)}: {NOTE} -->\n"
+    return f"{start}{text}<!-- /fastzoo:{kind} {record.strip()} -->\n"
+
+
+def _renewed(old: re.Match[str], new: re.Match[str]) -> str:
+    if old["hash"] == _hash(old["text"]):
+        return new[0]
+    # The metadata beside an edited block is renewed all the same, and so is the record of it.
+    return f"{old['start']}{old['text']}<!-- /fastzoo:{old['kind']}{new['record']}-->\n"
+
+
+def _upgraded(body: str) -> str:
+    """A body with marked sections as one with a block: what people wrote between the sections goes
+    below the block. If sections were edited, moved or removed, all of it is one edited block."""
+    sections, listed = list(_SECTION.finditer(body)), _SECTIONS_RECORD.search(body)
+    if not sections or _BLOCK.search(body):
+        return body
+    lines = dict(re.findall(r"(?m)^(sections|metadata): (.*\S)", listed[1] if listed else ""))
+    record = lines.get("metadata", "")
+    start, end = sections[0].start(), sections[-1].end()
+    untouched = all(section[2] == _hash(section[3]) for section in sections)
+    if untouched and lines.get("sections") == " ".join(section[1] for section in sections):
+        between = _SECTIONS_RECORD.sub("", _SECTION.sub("", body[start:]))
+        block = _block(CARD, "".join(section[3] for section in sections), record)
+        return f"{body[:start]}{block}\n{between}" if between.strip() else body[:start] + block
+    after = _SECTIONS_RECORD.sub("", body[end:])
+    return f"{body[:start]}{_block(CARD, body[start:end], record, '0' * 10)}{after}"
+
+
+def _hash(text: str) -> str:
+    """Ten hex digits; blanks at the ends of lines and of the text make no difference."""
+    plain = "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+
+
+def _plain(text: str) -> str:
+    """``text`` without byte order mark and with plain line ends."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+# --- metadata ----------------------------------------------------------------------------------
+
+
+def _read_header(text: str) -> tuple[str | None, dict[str, Any], str]:
+    """A card's header, its values, and the body. A header that cannot be read belongs to the body."""
+    found = _HEADER.match(text)
+    if found is None or len(found[2]) > _LONGEST_HEADER:
+        return None, {}, text
+    header = f"{found[2]}\n"
+    with suppress(Exception):  # PyYAML raises many kinds; any of them says the same
+        # A few aliases could make a text of any size.
+        events = yaml.parse(header, yaml.SafeLoader)
+        if not any(isinstance(event, yaml.AliasEvent) for event in events):
+            values = yaml.safe_load(header)
+            # Keys that stand twice or are not words are not metadata.
+            if values and [key.value for key in _keys(header)] == list(values):
+                return header, values, text[found.end() :]
+    return None, {}, text
+
+
+def _keys(header: str) -> list[Any]:
+    """The nodes of the keys of a header that is a mapping."""
+    mapping: Any = yaml.compose(header, yaml.SafeLoader)
+    return [key for key, _ in mapping.value]
+
+
+def _merge_metadata(
+    theirs: dict[str, Any], ours: dict[str, Any], record: dict[str, set[str]] | None
+) -> dict[str, Any]:
+    """The values of a merged card.
+
+    Args:
+        record: key to the hashes of the entries that were generated last time; None for a card
+            without a block.
+    """
+    merged, generated = dict(theirs), record or {}
+    for key in {**ours, **generated}:
+        if key == "model-index":  # figures, which programs write in several forms
+            if key in ours and (record is not None or key not in theirs):
+                merged[key] = ours[key]
+            continue
+        there, new = _entries(theirs.get(key)), _entries(ours.get(key))
+        known = generated.get(key, set())
+        kept = [x for x in there if x in new or _hash_entry(x) not in known]
+        # One that fastzoo wrote before and is not there was removed by hand.
+        added = [x for x in new if x not in there and _hash_entry(x) not in known]
+        is_list = isinstance(ours.get(key, theirs.get(key)), list)
+        entries = kept + added if is_list else kept or added
+        if entries and entries != there:
+            merged[key] = entries if is_list or len(entries) > 1 else entries[0]
+        elif not entries and there:
+            del merged[key]
+    return merged
+
+
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
+
+
+def _hash_entry(entry: Any) -> str:
+    return _hash(json.dumps(str(entry)))
+
+
+def _read_record(record: str) -> dict[str, set[str]]:
+    """Key to hashes, of ``key=hash,hash key=hash``."""
+    found = re.findall(r"([\w-]+)=([0-9a-f,]*)", record)
+    return {key: set(hashes.split(",")) for key, hashes in found}
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def _rewritten(header: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """``header`` with the values of ``after``; what did not change keeps its form."""
+    if not after or after == before:
+        return header  # a card without any metadata is no better
+    starts = [key.start_mark.index for key in _keys(header)]
+    text = header[: starts[0]]
+    for name, start, end in zip(before, starts, [*starts[1:], len(header)], strict=True):
+        if name in after and after[name] == before[name]:
+            text += header[start:end]
+        else:
+            text += _comments(header, start, end)
+            text += _dump({name: after[name]}) if name in after else ""
+    if added := {key: value for key, value in after.items() if key not in before}:
+        text += _dump(added)
+    if _read_header(f"---\n{text}---\n")[1] == after:
+        return text
+    # Keys that do not each begin a line, as in '{a: 1, b: 2}'.
+    return _comments(header, 0, len(header)) + _dump(after)
+
+
+def _comments(header: str, start: int, end: int) -> str:
+    """The YAML comments in a part of a header, each on a line of its own."""
+    tokens = [x for x in yaml.scan(header, yaml.SafeLoader) if isinstance(x, yaml.ScalarToken)]
+    scalars = [range(x.start_mark.index, x.end_mark.index) for x in tokens]
+    found = re.compile(r"(?:^|(?<=[ \t]))#[^\n]*", re.MULTILINE).finditer(header, start, end)
+    comments = [x for x in found if not any(x.start() in scalar for scalar in scalars)]
+    return "".join(f"{comment[0].rstrip()}\n" for comment in comments)
