@@ -20,6 +20,11 @@ REPO = re.compile(rf"{_NAME}/{_NAME}")
 _REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
 
 
+def is_namespace(text: str) -> bool:
+    """Whether a user or organisation of the Hub can have this name."""
+    return REPO.fullmatch(f"{text}/x") is not None
+
+
 @dataclass(frozen=True)
 class Reference:
     """One SAE on the Hub. ``str()`` gives the ``hf:`` form back."""
