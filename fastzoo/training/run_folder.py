@@ -32,10 +32,10 @@ from fastzoo.results.folder import (
     CARD,
     RECORD,
     RunFacts,
-    _write_log,
-    _write_weights,
     public_name,
     versions,
+    write_log,
+    write_weights,
 )
 from fastzoo.training.checkpoints import FOLDER as CHECKPOINTS
 from fastzoo.training.checkpoints import Checkpoint, differing, find_checkpoint, set_aside_newer
@@ -195,8 +195,8 @@ def keep_interrupted(
         for learner in unsaved:
 
             def fill(target: Path, learner: Learner = learner) -> None:
-                _write_weights(target, learner, learner.finished(), facts, batch_size)
-                _write_log(target / "training_log.csv", learner.log)
+                write_weights(target, learner, learner.finished(), facts, batch_size)
+                write_log(target / "training_log.csv", learner.log)
 
             write_folder(folder / str(learner.name), fill)
         if unsaved:
