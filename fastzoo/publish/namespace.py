@@ -81,7 +81,7 @@ def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
 
 
 def headline(figures: Mapping[str, Any]) -> str:
-    """An SAE's main figures, for the note of its item."""
+    """The note of an SAE's item: its main figures."""
     shown = {"L0": "l0", "FVU": "fvu", "log2 MSE": "log2_mse"}
     shown |= {"log2 MSE of special tokens": "log2_mse_special", "CE recovered": "ce_recovered"}
     parts = [

@@ -40,11 +40,11 @@ class Architecture(NamedTuple):
     card_line: str
     encode_snippet: str
     """What ``encode`` returns for the pre-activations ``pre``, in plain torch."""
-    options: Callable[[Mapping[str, Any]], Mapping[str, str]]
+    card_rows: Callable[[Mapping[str, Any]], Mapping[str, str]]
     """From a recipe's training section to rows of the table of hyperparameters."""
 
 
-def _jumprelu_options(training: Mapping[str, Any]) -> dict[str, str]:
+def _jumprelu_rows(training: Mapping[str, Any]) -> dict[str, str]:
     log = training["jumprelu_threshold"] == "log"
     learned = "their logarithms are learned" if log else "learned directly"
     start = training["jumprelu_initial_threshold"]
@@ -57,7 +57,7 @@ ARCHITECTURES = {
     "jumprelu": Architecture(
         "JumpReLU (a threshold for each latent)",
         'torch.relu(pre) * (pre > weights["threshold"])',
-        _jumprelu_options,
+        _jumprelu_rows,
     ),
 }
 
