@@ -117,12 +117,9 @@ def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
     """The card's metadata: base model, licence, data sets, tags and the model-index."""
     from huggingface_hub import ModelCardData
 
-    sae, base, licence = (
-        record["sae"],
-        record["base_model"],
-        base_licence(record["base_model"]["name"]),
-    )
-    # What lies on this machine has no place in the Hub's lists, even if a repository has its name.
+    sae, base = record["sae"], record["base_model"]
+    licence = base_licence(base["name"])
+    # A folder of this machine does not belong in the Hub's lists, even if a repository has its name.
     data = (record["training_data"], record["evaluation_data"])
     datasets = [x["name"] for x in data if x["kind"] == "hub" and HUB_ID.fullmatch(x["name"])]
     on_hub = HUB_ID.fullmatch(base["name"])
