@@ -268,16 +268,13 @@ def _owned(namespace: str) -> dict[str, str]:
 
     with hub_errors("collection", namespace):
         listed = patiently(
-            lambda: [
-                (str(found.slug), found.title)
-                for found in HfApi().list_collections(owner=namespace)
-            ],
+            lambda: list(HfApi().list_collections(owner=namespace)),
             f"collections of {namespace}",
             TRIES_OF_LISTS,
         )
     # The ids begin with the time.
-    own = sorted((x for x in listed if _is_of(x[0], namespace)), key=lambda x: x[0][-24:])
-    return {title: slug for slug, title in reversed(own)}
+    own = sorted((x for x in listed if _is_of(x.slug, namespace)), key=lambda x: x.slug[-24:])
+    return {found.title: str(found.slug) for found in reversed(own)}
 
 
 def _is_of(slug: str, namespace: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,9 @@ def make_all_public(models: Sequence[str], report: PushReport) -> None:
     repos += [("space", report.space)] if report.space else []
     with Progress("making public", len(repos), shown=len(repos) > 10) as bar:
         for kind, repo_id in repos:
+            show = partial(update_repo_settings, repo_id, repo_type=kind, private=False)
             with hub_errors(kind, repo_id):
-                patiently(
-                    lambda kind=kind, repo_id=repo_id: update_repo_settings(  # type: ignore[misc]
-                        repo_id, repo_type=kind, private=False
-                    ),
-                    f"{kind} {repo_id}",
-                )
+                patiently(show, f"{kind} {repo_id}")
             bar.advance(note=repo_id)
     for slug in filter(None, (*report.children, report.collection)):
         make_public(slug)

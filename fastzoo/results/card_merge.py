@@ -63,7 +63,7 @@ def merge_cards(existing: str, generated: str) -> str:
 
     - The block is replaced, unless it was edited (see ``was_edited``). Text outside of it stays.
     - Metadata that people added, changed or removed stays so, entry by entry in lists; the
-      model-index is always renewed.
+      model-index is always renewed. A header that changes is written anew, below people's comments.
     - A card without a block keeps its body, and gets the metadata it lacks.
 
     Merging the same again changes nothing. Line ends become those of ``existing``'s first line.
@@ -80,7 +80,8 @@ def merge_cards(existing: str, generated: str) -> str:
         header = _dump(ours)
     else:
         merged = _merge_metadata(theirs, ours, old and _read_record(old["record"]))
-        header = _rewritten(header, theirs, merged)
+        if merged and merged != theirs:  # a card without any metadata is no better
+            header = _comments(header) + _dump(merged)
     if not body.strip():
         body = new_body
     body = _BLOCK.sub(lambda block: _renewed(block, new), body)
@@ -149,17 +150,11 @@ def _read_header(text: str) -> tuple[str | None, dict[str, Any], str]:
         # A few aliases could make a text of any size.
         events = yaml.parse(header, yaml.SafeLoader)
         if not any(isinstance(event, yaml.AliasEvent) for event in events):
-            values = yaml.safe_load(header)
+            values, node = yaml.safe_load(header), yaml.compose(header, yaml.SafeLoader)
             # Keys that stand twice or are not words are not metadata.
-            if values and [key.value for key in _keys(header)] == list(values):
+            if values and node and [key.value for key, _ in node.value] == list(values):
                 return header, values, text[found.end() :]
     return None, {}, text
-
-
-def _keys(header: str) -> list[Any]:
-    """The nodes of the keys of a header that is a mapping."""
-    mapping: Any = yaml.compose(header, yaml.SafeLoader)
-    return [key for key, _ in mapping.value]
 
 
 def _merge_metadata(
@@ -211,30 +206,10 @@ def _dump(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
-def _rewritten(header: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    """``header`` with the values of ``after``; what did not change keeps its form."""
-    if not after or after == before:
-        return header  # a card without any metadata is no better
-    starts = [key.start_mark.index for key in _keys(header)]
-    text = header[: starts[0]]
-    for name, start, end in zip(before, starts, [*starts[1:], len(header)], strict=True):
-        if name in after and after[name] == before[name]:
-            text += header[start:end]
-        else:
-            text += _comments(header, start, end)
-            text += _dump({name: after[name]}) if name in after else ""
-    if added := {key: value for key, value in after.items() if key not in before}:
-        text += _dump(added)
-    if _read_header(f"---\n{text}---\n")[1] == after:
-        return text
-    # Keys that do not each begin a line, as in '{a: 1, b: 2}'.
-    return _comments(header, 0, len(header)) + _dump(after)
-
-
-def _comments(header: str, start: int, end: int) -> str:
-    """The YAML comments in a part of a header, each on a line of its own."""
+def _comments(header: str) -> str:
+    """The YAML comments of a header, each on a line of its own."""
     tokens = [x for x in yaml.scan(header, yaml.SafeLoader) if isinstance(x, yaml.ScalarToken)]
     scalars = [range(x.start_mark.index, x.end_mark.index) for x in tokens]
-    found = re.compile(r"(?:^|(?<=[ \t]))#[^\n]*", re.MULTILINE).finditer(header, start, end)
+    found = re.finditer(r"(?m)(?:^|(?<=[ \t]))#[^\n]*", header)
     comments = [x for x in found if not any(x.start() in scalar for scalar in scalars)]
     return "".join(f"{comment[0].rstrip()}\n" for comment in comments)

@@ -112,7 +112,7 @@ def test_metadata() -> None:
         "model-index": [{"name": "n", "value": 0.5}],
         "datasets": ["my/b", "org/c"],
     }
-    assert "license: mit  # ours\n# a remark\nlanguage: en\n" in merged and "# my tag" in merged
+    assert merged.startswith("---\n# my tag\n# ours\n# a remark\n")
     assert merge_cards(merged, generated(2, datasets=["org/c"])) == merged
     # An entry of ours that someone removed stays away; data sets that are all stale go.
     fewer = generated(1, datasets=["org/a"]).replace("- sae\n", "")
@@ -205,7 +205,7 @@ def test_a_card_that_is_all_hand_written_only_gets_the_metadata_it_lacks(
     assert merged.endswith(body if readable else card)
     assert set(front(merged)) == set(front(generated()))
     if readable:
-        assert front(merged)["tags"] == ["mine", "sae", "v1"] and "license: mit # so" in merged
+        assert front(merged)["tags"] == ["mine", "sae", "v1"] and "# so\nlicense: mit\n" in merged
     assert merge_cards(merged, generated()) == merged and not was_edited(merged)
 
 
