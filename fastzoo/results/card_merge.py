@@ -39,7 +39,9 @@ _SECTION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _SECTIONS_RECORD = re.compile(
-    r"^<!-- fastzoo:card[ \t]*\n(.*?)-->[ \t]*\n*", re.MULTILINE | re.DOTALL
+    r"^<!-- fastzoo:card[ \t]*\nfastzoo renews [^\n]* stays\.[ \t]*\nsections: ([a-z -]+)\n"
+    r"metadata: ((?:[\w-]+=[0-9a-f,]*[ \t]*)+)\n-->[ \t]*\n*",
+    re.MULTILINE,
 )
 
 # The Hub's idea of a header, and blanks after its first line, which the Hub would not take.
@@ -114,16 +116,15 @@ def _upgraded(body: str) -> str:
     sections, listed = list(_SECTION.finditer(body)), _SECTIONS_RECORD.search(body)
     if not sections or _BLOCK.search(body):
         return body
-    lines = dict(re.findall(r"(?m)^(sections|metadata): (.*\S)", listed[1] if listed else ""))
-    record = lines.get("metadata", "")
-    start, end = sections[0].start(), sections[-1].end()
+    start, record = sections[0].start(), listed[2].rstrip() if listed else ""
     untouched = all(section[2] == _hash(section[3]) for section in sections)
-    if untouched and lines.get("sections") == " ".join(section[1] for section in sections):
+    if listed and untouched and listed[1].split() == [section[1] for section in sections]:
         between = _SECTIONS_RECORD.sub("", _SECTION.sub("", body[start:]))
         block = _block(CARD, "".join(section[3] for section in sections), record)
         return f"{body[:start]}{block}\n{between}" if between.strip() else body[:start] + block
-    after = _SECTIONS_RECORD.sub("", body[end:])
-    return f"{body[:start]}{_block(CARD, body[start:end], record, '0' * 10)}{after}"
+    end = max(found.end() for found in [*sections, listed] if found)
+    text = body[start:end] if body[:end].endswith("\n") else f"{body[start:end]}\n"
+    return body[:start] + _block(CARD, text, record, "0" * 10) + body[end:]
 
 
 def _hash(text: str) -> str:

@@ -291,7 +291,7 @@ LINES = st.one_of(
 @st.composite
 def edited_cards(draw: st.DrawFn) -> tuple[str, set[str]]:
     """A card after some lines of it were removed, doubled or written, and the words written."""
-    lines = generated(1, datasets=["org/a"]).split("\n")
+    lines = draw(st.sampled_from([generated(1, datasets=["org/a"]), OF_BEFORE])).split("\n")
     if draw(st.integers(0, 9)) == 0:
         lines = []
     for _ in range(draw(st.integers(0, 6))):
