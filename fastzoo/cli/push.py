@@ -25,7 +25,7 @@ def push_saes(
         typer.Option("--public-at-end", help="Private, then public once everything is there."),
     ] = False,
     collection: Annotated[
-        bool, typer.Option(help="Bring collection and results dataset up to date, too.")
+        bool, typer.Option(help="Also bring the collection and the results dataset up to date.")
     ] = True,
     space: Annotated[
         str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")
@@ -33,7 +33,9 @@ def push_saes(
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be sent.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Publish SAEs with cards and figures.
