@@ -33,9 +33,7 @@ def push_saes(
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be sent.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent.")] = False,
     as_json: Json = False,
 ) -> None:
     """Publish SAEs with cards and figures.
