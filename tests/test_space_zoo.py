@@ -26,10 +26,10 @@ from hub_server import LoopbackHub, hang_up
 
 from fastzoo.core.errors import NotFoundError
 from fastzoo.core.version import __version__
-from fastzoo.publish.namespace import space_folder
+from fastzoo.publish.namespace import find_space
 from fastzoo.saes.paper import paper_figures
 
-FOLDER = space_folder("zoo")
+FOLDER = find_space("zoo")
 ROOT = Path(__file__).parents[1]
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -107,7 +107,7 @@ def test_folder_is_a_space_with_the_tested_versions() -> None:
 
 def test_an_unknown_space() -> None:
     with pytest.raises(NotFoundError, match=r"no Space 'zo'\. Did you mean zoo\?"):
-        space_folder("zo")
+        find_space("zo")
 
 
 def test_it_reads_the_columns_of_the_dataset_and_loads_no_torch() -> None:

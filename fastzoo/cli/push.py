@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fastzoo.cli.app import (
-    Json,
-    print_json,
-)
+from fastzoo.cli.app import Json, print_json
 
 
 def push_saes(
@@ -29,7 +25,7 @@ def push_saes(
         typer.Option("--public-at-end", help="Private, then public once everything is there."),
     ] = False,
     collection: Annotated[
-        bool, typer.Option(help="Bring collection and results dataset up to date, too.")
+        bool, typer.Option(help="Also bring the collection and the results dataset up to date.")
     ] = True,
     space: Annotated[
         str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")
@@ -37,7 +33,7 @@ def push_saes(
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent.")] = False,
     as_json: Json = False,
 ) -> None:
     """Publish SAEs with cards and figures.
@@ -48,29 +44,37 @@ def push_saes(
     from fastzoo.publish.candidates import candidates
     from fastzoo.publish.namespace import find_space
     from fastzoo.publish.push import push
-    from fastzoo.publish.report import Options
+    from fastzoo.publish.report import PushOptions, say
 
-    folder = find_space(space) if space is not None else None
+    options = PushOptions(
+        namespace=namespace,
+        private=private,
+        public_at_end=public_at_end,
+        collection=collection,
+        space=None if space is None else find_space(space),
+        overwrite_cards=overwrite_cards,
+    )
     saes = candidates(sources)
     if dry_run:
         rows = [{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes]
-        if as_json:
-            print_json(rows)
-        for row in rows if not as_json else ():
-            size = f"{len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB"
-            print(f"{row['folder']} -> {row['repo_id']}  ({size})")
+        _print_plan(rows, as_json)
         return
-    options = Options(
-        namespace, private, public_at_end, collection, folder, overwrite_cards=overwrite_cards
-    )
     with obeying_signals():
         report = push(saes, options)
     if as_json:
         print_json(report.to_value())
     else:
-        for entry in report.saes.values():
-            if "repo_id" in entry:
-                print(entry["repo_id"])
-        print(report.summary(), file=sys.stderr)
+        for repo_id in (x["repo_id"] for x in report.saes.values() if "repo_id" in x):
+            print(repo_id)
+        say(report.summary())
     if report.first_error is not None:
         raise report.first_error
+
+
+def _print_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        size = f"{len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB"
+        print(f"{row['folder']} -> {row['repo_id']}  ({size})")

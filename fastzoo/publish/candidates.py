@@ -41,7 +41,7 @@ class Candidate:
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
-    """The SAEs in folders, runs' folders or under names, in the zoo's order.
+    """The SAEs in folders, in runs' folders or of names, in the order of the paper's grid.
 
     Raises:
         InputError: nothing there, two of one name, or one that cannot be published; says why.
@@ -69,40 +69,39 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
 
 
 def check(folder: Path) -> Candidate:
-    """An SAE's folder as it can be published, without a look at its weights.
+    """An SAE's folder as it can be published; its weights are not read.
 
     Raises:
-        InputError: a file or figure is missing, the name is another one, or a text holds a secret.
+        InputError: a file or figure is missing, config.json is another SAE's, or a text holds a secret.
     """
     from huggingface_hub import get_token
 
     name = parse_name(folder.resolve().name)
-    for path in known_files(name)[:NEEDED]:
+    paths = known_files(name)
+    for path in paths[:NEEDED]:
         if not (folder / path).is_file():
-            raise InputError(f"'{folder}' cannot be published: {path} is missing")
+            raise _refusal(folder, f"{path} is missing")
     record, figures = read_json(folder / "config.json"), read_json(folder / "metrics.json")
     if record.get("library") != "fastzoo" or record.get("name") != str(name):
-        raise InputError(f"'{folder}' cannot be published: config.json is not the record of {name}")
+        raise _refusal(folder, f"config.json is not the record of {name}")
     if text_at(record, "base_model", "name") is None:
-        raise InputError(f"'{folder}' cannot be published: config.json names no base model")
+        raise _refusal(folder, "config.json names no base model")
     for path, value in (("config.json", record), ("metrics.json", figures)):
         try:
             json.dumps(value, allow_nan=False)
         except ValueError:
-            raise InputError(
-                f"'{folder}' cannot be published: {path} holds NaN or infinity, which JSON lacks"
-            ) from None
+            raise _refusal(folder, f"{path} holds NaN or infinity, which JSON lacks") from None
     row = result_row(record, figures)
-    if any(row.get(metric) is None for metric in ("mse", "l0")):
-        raise InputError(f"'{folder}' cannot be published: metrics.json has no MSE or no L0")
+    if row.get("mse") is None or row.get("l0") is None:
+        raise _refusal(folder, "metrics.json has no MSE or no L0")
     read_card(folder)
-    for path in known_files(name):
+    for path in paths:
         if path.endswith((".safetensors", ".png")) or not (folder / path).is_file():
             continue
         if (secret := _secret_in(folder / path, get_token())) is not None:
-            raise InputError(
-                f"'{folder}' cannot be published: {path} holds {secret}; remove it, and revoke it "
-                "if others have seen it"
+            raise _refusal(
+                folder,
+                f"{path} holds {secret}; remove it, and revoke it if others have seen it",
             )
     return Candidate(name, folder, record, figures)
 
@@ -111,21 +110,18 @@ def read_card(folder: Path) -> str:
     """The text of an SAE's card.
 
     Raises:
-        InputError: it is too long, no text in UTF-8, or cannot be read.
+        InputError: it is too long, not text in UTF-8, or cannot be read.
     """
     path = folder / "README.md"
     with readable(folder):
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(
-                f"'{folder}' cannot be published: README.md has more than {MAX_JSON_BYTES} bytes, "
-                "which is no card"
+            raise _refusal(
+                folder, f"README.md has more than {MAX_JSON_BYTES} bytes, too many for a card"
             )
         try:
             return path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            raise InputError(
-                f"'{folder}' cannot be published: README.md is not text in UTF-8"
-            ) from None
+            raise _refusal(folder, "README.md is not text in UTF-8") from None
 
 
 @contextmanager
@@ -134,11 +130,15 @@ def readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"'{folder}' cannot be published: {one_line(error, 200)}") from None
+        raise _refusal(folder, one_line(error, 200)) from None
+
+
+def _refusal(folder: Path, reason: str) -> InputError:
+    return InputError(f"'{folder}' cannot be published: {reason}")
 
 
 def _secret_in(path: Path, token: str | None) -> str | None:
-    """The kind of the first secret in a text file, of which a part at a time is in memory."""
+    """The kind of the first secret in a text file, which is read a part at a time."""
     with readable(path.parent), path.open(encoding="utf-8", errors="replace") as file:
         while lines := file.readlines(1 << 22):
             if (secret := find_secret("".join(lines), token)) is not None:

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastzoo.core.errors import HubError, NotFoundError
 from fastzoo.core.progress import Progress
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.retries import TRIES, TRIES_OF_LISTS, is_transient, wait, with_retries
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 TITLE = "fastzoo: SAEs of instruct models"
 
@@ -33,27 +36,28 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Item:
-    """What an item should be. ``kind``: model, dataset, space, paper or collection."""
+    """An item that a collection should have."""
 
     kind: str
+    """model, dataset, space, paper or collection."""
     id: str
     note: str | None = None
     group: str | None = None
-    """The base model of an SAE: the child collection it goes to where one collection is too small."""
+    """The base model of an SAE: its child collection, where one collection is too small for all."""
 
     @property
     def key(self) -> tuple[str, str]:
-        # A collection's slug changes with its title, the end of it never does. Names of repositories
-        # are found in upper or lower case.
+        """What the Hub finds it by. A collection's slug changes with its title, but not the end of
+        it; names of repositories are found in upper or lower case."""
         return self.kind, self.id[-24:] if self.kind == "collection" else self.id.lower()
 
 
 class Full(Exception):
-    """A collection that takes no more items."""
+    """A collection takes no more items."""
 
 
 def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private: bool) -> str:
-    """The slug of a collection: the first of ``stored`` that is there, else one of this title, else
+    """The slug of a collection: the first of ``stored`` that exists, else one of this title, else
     a new one.
 
     Raises:
@@ -88,12 +92,10 @@ def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private
 
 
 def _first_made(slug: str, namespace: str, title: str) -> str:
-    """The one just made, or that of another machine that made one in the same moment."""
+    """The collection just made, or another machine's if that made one in the same moment."""
     first = _owned(namespace).get(title, slug)
     if first[-24:] < slug[-24:]:
-        from huggingface_hub import HfApi
-
-        _try(lambda: HfApi().delete_collection(slug, missing_ok=True), slug)
+        _ask(slug, lambda api: api.delete_collection(slug, missing_ok=True))
         return first
     return slug
 
@@ -103,8 +105,8 @@ def arrange(
 ) -> list[str]:
     """Give a collection these items in this order, and their notes.
 
-    Where the Hub takes no more of them, the SAEs of each model go into a child collection, and these
-    into the collection itself.
+    Where the Hub takes no more of them, the SAEs of each model go into a child collection, and the
+    children into the collection itself.
 
     Args:
         bar: counts the items that are there.
@@ -121,11 +123,11 @@ def arrange(
     titles = {group: f"{title}: {group}"[:LONGEST_TITLE] for group in groups}
     children: dict[str, str] = {}
     if any(item.item_type == "collection" for item in held.items):
-        inside = {_key(item) for item in held.items}
+        inside, owned = {_key(item) for item in held.items}, _owned(namespace)
         children = {
             group: child
             for group, name in titles.items()
-            if (child := _owned(namespace).get(name)) and Item("collection", child).key in inside
+            if (child := owned.get(name)) and Item("collection", child).key in inside
         }
     if not children:
         with suppress(Full):
@@ -135,47 +137,40 @@ def arrange(
     for group, name in titles.items():
         members = [item for item in wanted if item.group == group]
         stored = [children[group]] if group in children else []
-        child = find_or_create(namespace, name, stored, private=private)
-        children[group] = child
-        try:
-            _fill(child, members, _get(child), bar)
-        except Full:
-            raise HubError(f"collection {child} takes no more than a part of its SAEs") from None
-        # Only what stands in the child by now leaves its parent.
+        children[group] = child = find_or_create(namespace, name, stored, private=private)
+        _fill_all(child, members, bar)
+        # An SAE leaves the parent only once it is in the child.
         keys = {item.key for item in members}
         for item in _get(slug).items:
             if _key(item) in keys:
                 _delete(slug, item)
     own = [item for item in wanted if item.group is None]
-    own += [Item("collection", children[group]) for group in titles]
-    try:
-        _fill(slug, own, _get(slug), bar)
-    except Full:
-        raise HubError(f"collection {slug} takes no more than a part of its items") from None
+    _fill_all(slug, [*own, *(Item("collection", children[group]) for group in titles)], bar)
     return [children[group] for group in titles]
 
 
 def make_public(slug: str) -> None:
     """Let everybody see a collection."""
-    from huggingface_hub import HfApi
+    _ask(slug, lambda api: api.update_collection_metadata(slug, private=False))
 
-    with hub_errors("collection", slug):
-        _try(lambda: HfApi().update_collection_metadata(slug, private=False), slug)
+
+def _fill_all(slug: str, wanted: Sequence[Item], bar: Progress) -> None:
+    try:
+        _fill(slug, wanted, _get(slug), bar)
+    except Full:
+        raise HubError(f"collection {slug} takes only a part of its items") from None
 
 
 def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
     """Add what is missing, then change notes and places that differ. Raises Full."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     there = {_key(item): item for item in held.items}
     order = [_key(item) for item in held.items]
-    # What stands twice was added by hand, or by a Hub that allows it.
+    # An item can stand twice if it was added by hand.
     for item in held.items:
         if there[_key(item)] is not item:
             _delete(slug, item)
             order.remove(_key(item))
-    left_out = []
+    found = []
     for item in wanted:
         if item.key not in there:
             with suppress(NotFoundError):
@@ -186,40 +181,27 @@ def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
                     f"{item.kind} {item.id} is not on the Hub under this name; left out of the collection",
                     file=sys.stderr,
                 )
-                left_out.append(item)
                 continue
             order.append(item.key)
+        found.append(item)
         bar.advance(note="items of the collection")
-    wanted = [item for item in wanted if item not in left_out]
-    with hub_errors("collection", slug):
-        for item in wanted:
-            found = there[item.key]
-            if item.note is not None and found.note != item.note:
-                _try(
-                    lambda item=item, found=found: api.update_collection_item(  # type: ignore[misc]
-                        slug, found.item_object_id, note=item.note
-                    ),
-                    slug,
-                )
-        for key, place in moves(order, [item.key for item in wanted]):
-            _try(
-                lambda key=key, place=place: api.update_collection_item(  # type: ignore[misc]
-                    slug, there[key].item_object_id, position=place
-                ),
-                slug,
-            )
+    for item in found:
+        if item.note not in (None, there[item.key].note):
+            _update(slug, there[item.key], note=item.note)
+    for key, place in moves(order, [item.key for item in found]):
+        _update(slug, there[key], position=place)
 
 
 def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
     """The fewest moves (which, to what place) that bring ``wanted`` into its order.
 
-    Others keep their places among themselves. Each place counts after the moves before it, with the
-    one that moves taken out.
+    Others keep their order among themselves. Each place is counted after the moves before it, without
+    the one that moves.
     """
     order = list(order)
     rank = {key: i for i, key in enumerate(wanted)}
     ranks = [rank[key] for key in order if key in rank]
-    # The longest run of those that stand right to each other already stays.
+    # The longest run of those that are in the right order already stays.
     runs: list[list[int]] = [[]]
     for value in ranks:
         before = [run for run in runs if not run or run[-1] < value]
@@ -239,45 +221,45 @@ def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
 
 
 def _first(order: Sequence[Any], rank: dict[Any, int]) -> int:
-    """Where the first of those wanted stands."""
+    """The place of the first that is wanted."""
     return next((i for i, key in enumerate(order) if key in rank), len(order))
 
 
 def _add(slug: str, item: Item, held: int) -> Any:
     """Add one item; the collection with it. Raises Full."""
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    kind: Any = item.kind
-    with hub_errors("collection", slug):
+    def add(api: HfApi) -> Any:
+        kind: Any = item.kind
         try:
-            return _try(
-                lambda: HfApi().add_collection_item(
-                    slug, item.id, kind, note=item.note, exists_ok=True
-                ),
-                slug,
-            )
+            return api.add_collection_item(slug, item.id, kind, note=item.note, exists_ok=True)
         except HfHubHTTPError as error:
-            # Which status and how many items the Hub has for this is not documented.
+            # The Hub does not document with which status, and at how many items, it refuses.
             if held and error.response.status_code in (400, 403, 413, 422):
                 raise Full from error
             raise
 
+    return _ask(slug, add)
+
+
+def _update(slug: str, item: Any, **changes: Any) -> None:
+    _ask(slug, lambda api: api.update_collection_item(slug, item.item_object_id, **changes))
+
 
 def _delete(slug: str, item: Any) -> None:
-    from huggingface_hub import HfApi
-
-    with hub_errors("collection", slug):
-        _try(
-            lambda: HfApi().delete_collection_item(slug, item.item_object_id, missing_ok=True), slug
-        )
+    _ask(slug, lambda api: api.delete_collection_item(slug, item.item_object_id, missing_ok=True))
 
 
 def _get(slug: str) -> Any:
+    return _ask(slug, lambda api: api.get_collection(slug))
+
+
+def _ask(slug: str, request: Callable[[HfApi], Result]) -> Result:
+    """Make a request about a collection, again after failures that pass by themselves."""
     from huggingface_hub import HfApi
 
     with hub_errors("collection", slug):
-        return _try(lambda: HfApi().get_collection(slug), slug)
+        return with_retries(lambda: request(HfApi()), f"collection {slug}")
 
 
 def _owned(namespace: str) -> dict[str, str]:
@@ -286,24 +268,17 @@ def _owned(namespace: str) -> dict[str, str]:
 
     with hub_errors("collection", namespace):
         listed = with_retries(
-            lambda: [
-                (str(found.slug), found.title)
-                for found in HfApi().list_collections(owner=namespace)
-            ],
+            lambda: list(HfApi().list_collections(owner=namespace)),
             f"collections of {namespace}",
             TRIES_OF_LISTS,
         )
     # The ids begin with the time.
-    own = sorted((x for x in listed if _is_of(x[0], namespace)), key=lambda x: x[0][-24:])
-    return {title: slug for slug, title in reversed(own)}
+    own = sorted((x for x in listed if _is_of(x.slug, namespace)), key=lambda x: x.slug[-24:])
+    return {found.title: str(found.slug) for found in reversed(own)}
 
 
 def _is_of(slug: str, namespace: str) -> bool:
     return slug.partition("/")[0].lower() == namespace.lower()
-
-
-def _try(call: Callable[[], Result], slug: str) -> Result:
-    return with_retries(call, f"collection {slug}")
 
 
 def _key(item: Any) -> tuple[str, str]:

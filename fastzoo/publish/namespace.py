@@ -1,9 +1,10 @@
-"""What stands around published SAEs: the results dataset, the collection, a Space."""
+"""What a namespace has besides its SAEs: the results dataset, the collection, a Space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from fastzoo.hub.client import hub_errors
 from fastzoo.hub.registry import DATASET, FILE, Registry, parse_registry
 from fastzoo.hub.retries import with_retries
 from fastzoo.publish.collection import TITLE, Item, arrange, find_or_create, make_public
-from fastzoo.publish.ledger import Ledger
-from fastzoo.publish.report import Options, Report
+from fastzoo.publish.journal import Journal
+from fastzoo.publish.report import PushOptions, PushReport, say
 from fastzoo.publish.results_dataset import dataset_files
 from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
 from fastzoo.results.figures import show, shown
@@ -28,30 +29,25 @@ SPACE = "fastzoo"
 """Name of the Space's repository."""
 
 
-def publish_around(
-    options: Options,
-    ours: Registry,
-    ledger: Ledger,
-    report: Report,
-    say: Callable[[str], None],
-    *,
-    private: bool,
+def update_namespace(
+    options: PushOptions, ours: Registry, journal: Journal, report: PushReport
 ) -> None:
-    """The collection, the results dataset and the Space.
+    """Bring the results dataset, the Space and the collection up to date.
 
     Args:
-        ours: SAEs that are known to be on the Hub as this says.
+        ours: the SAEs that are known to be on the Hub, as they are there.
+        report: is told what was done.
     """
     namespace = options.namespace
     repo_id = f"{namespace}/{DATASET}"
-    remote = look_or_make("dataset", repo_id, private=private)
+    remote = look_or_make("dataset", repo_id, private=options.starts_private)
     on_hub = _registry(repo_id, namespace, remote)
-    # What all machines see comes first, so that they agree on one.
-    stored = [slug for slug in (on_hub.collection, ledger.known.collection) if slug]
-    report.collection = find_or_create(namespace, TITLE, stored, private=private)
-    ledger.collection(report.collection)
-
-    ours = replace(ours, collection=report.collection)
+    # What all machines see comes first, so that they agree on one collection.
+    stored = [slug for slug in (on_hub.collection, journal.known.collection) if slug]
+    slug = find_or_create(namespace, TITLE, stored, private=options.starts_private)
+    report.collection = slug
+    journal.collection(slug)
+    ours = replace(ours, collection=slug)
 
     def wanted(now: Remote) -> Mapping[str, Content]:
         # Somebody else may publish into the same namespace meanwhile.
@@ -62,25 +58,28 @@ def publish_around(
     end, files = put("dataset", repo_id, wanted, remote, "Update the results")
     report.commits += int(end.sha != remote.sha)
     report.dataset = repo_id
-    registry = parse_registry(bytes(files[FILE]), FILE)
-
-    items = [
-        Item("dataset", repo_id, "Every figure of every SAE as a table, with the paper's beside.")
-    ]
     if options.space is not None:
-        report.space = _publish_space(options.space, options, report, say, private=private)
-        if report.space:
-            items.insert(0, Item("space", report.space, "Look through the SAEs and their figures."))
-    items.append(Item("paper", PAPER, "The method."))
-    items += [
-        Item("model", sae.repo_id, headline(sae.figures), sae.name.model)
-        for name in with_grid(registry.saes)
-        if (sae := registry.saes.get(name))
-    ]
+        report.space = _publish_space(options.space, options, report)
+    items = _items(parse_registry(bytes(files[FILE]), FILE), repo_id, report.space)
     with Progress("collecting", len(items), shown=len(items) > 10) as bar:
-        report.children = arrange(report.collection, items, TITLE, private=private, bar=bar)
+        report.children = arrange(slug, items, TITLE, private=options.starts_private, bar=bar)
     if report.children:
-        say(f"the collection is full: {len(report.children)} collections, one per model, in it")
+        say(f"the collection is full: it holds {len(report.children)} collections, one per model")
+
+
+def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
+    """What the collection should hold, in its order."""
+    items = [Item("space", space, "Look through the SAEs and their figures.")] if space else []
+    return [
+        *items,
+        Item("dataset", dataset, "Every figure of every SAE as a table, with the paper's beside."),
+        Item("paper", PAPER, "The method."),
+        *(
+            Item("model", sae.repo_id, headline(sae.figures), sae.name.model)
+            for name in with_grid(registry.saes)
+            if (sae := registry.saes.get(name))
+        ),
+    ]
 
 
 def headline(figures: Mapping[str, Any]) -> str:
@@ -93,19 +92,17 @@ def headline(figures: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _publish_space(
-    folder: Path, options: Options, report: Report, say: Callable[[str], None], *, private: bool
-) -> str | None:
+def _publish_space(folder: Path, options: PushOptions, report: PushReport) -> str | None:
     """The Space's repository; None where the Hub refuses one, as it does to some accounts."""
     repo_id = f"{options.namespace}/{SPACE}"
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
     contents = {
-        path.relative_to(folder).as_posix(): Content(path)
-        for path in paths
-        if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+        inside.as_posix(): Content(path)
+        for inside, path in paths.items()
+        if path.is_file() and not any(part.startswith((".", "__")) for part in inside.parts)
     }
     try:
-        remote = look_or_make("space", repo_id, private=private, sdk="gradio")
+        remote = look_or_make("space", repo_id, private=options.starts_private, sdk="gradio")
         end, _ = put("space", repo_id, lambda _: contents, remote, "Update the Space")
     except (HubError, InputError) as error:
         say(f"the Space is left out: {error}")
@@ -114,68 +111,51 @@ def _publish_space(
     return repo_id
 
 
-def show_all(repos: Sequence[tuple[str, str]], report: Report) -> None:
-    """Let everybody see what a push made private.
-
-    Args:
-        repos: kind and id of those besides the ones that ``report`` names.
-    """
+def make_all_public(models: Sequence[str], report: PushReport) -> None:
+    """Let everybody see what a push made private: these models, and what ``report`` names."""
     from huggingface_hub import update_repo_settings
 
-    repos = list(repos)
+    repos = [("model", repo_id) for repo_id in models]
     repos += [("dataset", report.dataset)] if report.dataset else []
     repos += [("space", report.space)] if report.space else []
     with Progress("making public", len(repos), shown=len(repos) > 10) as bar:
         for kind, repo_id in repos:
+            show = partial(update_repo_settings, repo_id, repo_type=kind, private=False)
             with hub_errors(kind, repo_id):
-                with_retries(
-                    lambda kind=kind, repo_id=repo_id: update_repo_settings(  # type: ignore[misc]
-                        repo_id, repo_type=kind, private=False
-                    ),
-                    f"{kind} {repo_id}",
-                )
+                with_retries(show, f"{kind} {repo_id}")
             bar.advance(note=repo_id)
     for slug in filter(None, (*report.children, report.collection)):
         make_public(slug)
 
 
 def _registry(repo_id: str, namespace: str, remote: Remote) -> Registry:
-    """What the results dataset says is published; nothing where it does not say."""
+    """What the results dataset says is published; nothing where it has no registry yet."""
     if FILE not in remote.files:
         return Registry(namespace)
     try:
         found = parse_registry(read_text(repo_id, FILE, "dataset", remote.sha), f"{repo_id}/{FILE}")
     except IntegrityError as error:
         raise IntegrityError(
-            f"{error}; bring back an older version of it on the Hub (or update fastzoo, if a newer one "
+            f"{error}; restore an older version of it on the Hub (or update fastzoo, if a newer one "
             "wrote it), or delete it there and push every SAE again"
         ) from None
     return replace(found, namespace=namespace)
-
-
-def space_folder(name: str) -> Path:
-    """Where a Space of fastzoo is.
-
-    Raises:
-        NotFoundError: fastzoo has no Space of this name.
-    """
-    spaces = resource("spaces")
-    names = sorted(path.parent.name for path in spaces.glob("*/app.py"))
-    if name not in names:
-        hint = did_you_mean(name, names)
-        raise NotFoundError(f"fastzoo has no Space '{one_line(name, 100)}'.{hint}")
-    return spaces / name
 
 
 def find_space(text: str) -> Path:
     """The folder of a Space given by fastzoo's name for it or, with a slash in it, by its own path.
 
     Raises:
-        NotFoundError: no such name.
+        NotFoundError: fastzoo has no Space of this name.
         InputError: no Space in that folder.
     """
-    if "/" not in text and "\\" not in text:
-        return space_folder(text)
-    if not (Path(text) / "README.md").is_file():
-        raise InputError(f"'{one_line(text)}' is no folder with a Space's README.md")
-    return Path(text)
+    if "/" in text or "\\" in text:
+        if not (Path(text) / "README.md").is_file():
+            raise InputError(f"'{one_line(text)}' is not a folder with a Space's README.md")
+        return Path(text)
+    spaces = resource("spaces")
+    names = sorted(path.parent.name for path in spaces.glob("*/app.py"))
+    if text not in names:
+        hint = did_you_mean(text, names)
+        raise NotFoundError(f"fastzoo has no Space '{one_line(text, 100)}'.{hint}")
+    return spaces / text

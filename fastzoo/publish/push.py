@@ -7,7 +7,6 @@ was killed or refused goes on, and one of the same bytes makes no commit.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,42 +24,40 @@ from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors, state_folder
+from fastzoo.hub.files import HubFile
 from fastzoo.hub.registry import Published, Registry, forget_age
 from fastzoo.hub.retries import TRIES_OF_LISTS, rate_limited, with_retries
 from fastzoo.publish.candidates import Candidate, candidates, check, read_card, readable
-from fastzoo.publish.ledger import Ledger
-from fastzoo.publish.namespace import publish_around, show_all
-from fastzoo.publish.report import Options, Report
+from fastzoo.publish.journal import Journal
+from fastzoo.publish.namespace import make_all_public, update_namespace
+from fastzoo.publish.report import PushOptions, PushReport, say
 from fastzoo.publish.upload import Content, Remote, look_or_make, make_repo, put, read_text
 from fastzoo.results.card import render_card
-from fastzoo.results.card_sections import merge_cards
+from fastzoo.results.card_merge import merge_cards, was_edited
 from fastzoo.results.licences import notice
 from fastzoo.results.table import result_row
 from fastzoo.saes.references import is_namespace
 
 
-def push(saes: Sequence[Candidate], options: Options) -> Report:
+def push(saes: Sequence[Candidate], options: PushOptions) -> PushReport:
     """Publish SAEs and what belongs to them.
 
-    A failure of one SAE is reported and the others go on; one of the Hub, of access or of this machine's
-    disk ends it all. In both cases the same call goes on later.
+    If one SAE fails, that is reported and the others go on. If the Hub fails, refuses access, or this
+    machine's disk does, all ends. In both cases the same call goes on later.
 
     Returns:
         What was done; ``first_error`` says whether all was.
     """
-    report = Report(options.namespace, {str(sae.name): {"status": "not reached"} for sae in saes})
-    _check_access(options.namespace)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
+    namespace = options.namespace
+    report = PushReport(namespace, {str(sae.name): {"status": "not reached"} for sae in saes})
+    _check_access(namespace)
     try:
-        with _alone(options.namespace, say), rate_limited(), _quiet(len(saes) > 1):
-            _push(saes, options, Ledger(options.namespace), report, say)
+        with _alone(namespace, say), rate_limited(), _quiet(len(saes) > 1):
+            _push(saes, options, Journal(namespace), report)
     except FastzooError as error:
         report.first_error = report.first_error or error
     finally:
-        forget_age(options.namespace)
+        forget_age(namespace)
     return report
 
 
@@ -69,39 +66,34 @@ def _alone(namespace: str, say: Callable[[str], None]) -> Iterator[None]:
     """Keep other pushes of this machine out of a namespace.
 
     Raises:
-        OutputError: another one runs, or there can be no ledger.
+        OutputError: another one runs, or the journal cannot be written.
     """
     folder = state_folder(namespace)
     try:
         lock = folder_lock(folder, say, f"another push into {namespace}; let it end")
     except OSError as error:
         raise OutputError(
-            f"'{folder}' cannot be written ({one_line(error.strerror or error)}), and the ledger "
-            "belongs there; set HF_HOME to a folder that can be"
+            f"'{folder}' cannot be written ({one_line(error.strerror or error)}), and the journal "
+            "of what is published belongs there; set HF_HOME to a folder that can be written"
         ) from None
     with lock:
         yield
 
 
 def _push(
-    saes: Sequence[Candidate],
-    options: Options,
-    ledger: Ledger,
-    report: Report,
-    say: Callable[[str], None],
+    saes: Sequence[Candidate], options: PushOptions, journal: Journal, report: PushReport
 ) -> None:
-    private = options.private or options.public_at_end
     listed = _listed(options.namespace)
     there = {
         name: sae
-        for name, sae in ledger.known.saes.items()
+        for name, sae in journal.known.saes.items()
         if sae.repo_id in listed and sae.sha == listed[sae.repo_id].sha
     }
     with Progress("publishing", len(saes), shown=len(saes) > 1) as bar:
         for sae in saes:
             entry = report.saes[str(sae.name)]
             try:
-                published, commits = publish(sae, options, ledger, listed, private=private)
+                published, commits = publish(sae, options, journal, listed)
             except (InputError, IntegrityError, NotFoundError) as error:
                 entry |= {"status": "failed", "error": str(error)}
                 report.first_error = report.first_error or error
@@ -114,14 +106,12 @@ def _push(
                 entry["status"] = "published" if commits else "unchanged"
             bar.advance(note=str(sae.name))
     if options.collection and there:
-        ours = Registry(options.namespace, saes=there)
-        publish_around(options, ours, ledger, report, say, private=private)
+        update_namespace(options, Registry(options.namespace, saes=there), journal, report)
     if options.public_at_end and report.first_error is None:
         there_now = _listed(options.namespace)
         ids = [f"{options.namespace}/{sae.name}" for sae in saes]
-        # What the listing does not have yet was made a moment ago.
-        private_ones = [id for id in ids if there_now.get(id, Remote(private=True)).private]
-        show_all([("model", id) for id in private_ones], report)
+        # A repository that the listing lacks was made a moment ago.
+        make_all_public([x for x in ids if x not in there_now or there_now[x].private], report)
 
 
 def push_run(folder: Path, section: PushSection) -> None:
@@ -132,18 +122,17 @@ def push_run(folder: Path, section: PushSection) -> None:
     command = ["fastzoo", "push", str(folder), "--namespace", section.namespace]
     command += [switch for switch, given in switches.items() if given]
     try:
-        report = push(candidates([str(folder)]), Options(**section.model_dump()))
+        report = push(candidates([str(folder)]), PushOptions(**section.model_dump()))
         if report.first_error is not None:
             raise report.first_error
     except Exception as error:  # the training is done, and stays done
         what = str(error) if isinstance(error, FastzooError) else repr(error)
-        print(
+        say(
             f"the SAEs are complete but not all published: {what}; finish it with: "
-            f"{shlex.join(command)}",
-            file=sys.stderr,
+            f"{shlex.join(command)}"
         )
     else:
-        print(f"published: {report.summary()}", file=sys.stderr)
+        say(f"published: {report.summary()}")
 
 
 def warn_without_token() -> None:
@@ -151,22 +140,16 @@ def warn_without_token() -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        print(
+        say(
             "push.namespace: there is no token to publish with yet; log in with 'hf auth login' before "
-            "the run ends",
-            file=sys.stderr,
+            "the run ends"
         )
 
 
 def publish(
-    sae: Candidate,
-    options: Options,
-    ledger: Ledger,
-    listed: Mapping[str, Remote],
-    *,
-    private: bool,
+    sae: Candidate, options: PushOptions, journal: Journal, listed: Mapping[str, Remote]
 ) -> tuple[Published, int]:
-    """Have the Hub hold one SAE, and read back that it does.
+    """Send one SAE to the Hub, and read back that the Hub holds it.
 
     Args:
         listed: commit of each repository of the namespace, as ``Remote`` without files.
@@ -183,45 +166,52 @@ def publish(
 
     sae = check(sae.folder)  # which may have changed since the push began
     repo_id = f"{options.namespace}/{sae.name}"
-    with readable(sae.folder):
-        contents = {path: Content(sae.folder / path) for path in sae.paths()}
-        generated = render_card(sae.record, sae.figures, repo_id)
-        card = merge_cards(read_card(sae.folder), generated)
-        contents["README.md"] = Content(card.encode())
-        if (text := notice(sae.record["base_model"]["name"])) is not None:
-            contents["NOTICE"] = Content(text.encode())
-        facts = {path: content.at(path) for path, content in contents.items()}
-
-    known, remote = ledger.known.saes.get(sae.name), listed.get(repo_id)
-    if known and remote:
-        as_left = (known.repo_id, known.sha) == (repo_id, remote.sha)
-        if as_left and known.files == facts:
-            return known, 0
+    generated = render_card(sae.record, sae.figures, repo_id)
+    contents = _contents(sae, generated)
+    known, remote = journal.known.saes.get(sae.name), listed.get(repo_id)
+    as_left = known and remote and (known.repo_id, known.sha) == (repo_id, remote.sha)
+    if known and as_left and known.files == _facts(contents):
+        return known, 0
     open_sae(sae.folder)  # raises where weights are not what they should be
-    if remote is None and make_repo("model", repo_id, private=private):
+    if remote is None and make_repo("model", repo_id, private=options.starts_private):
         remote = Remote()
     else:
-        remote = look_or_make("model", repo_id, private=private)
+        remote = look_or_make("model", repo_id, private=options.starts_private)
 
     def wanted(remote: Remote) -> Mapping[str, Content]:
         there = remote.files.get("README.md")
         if options.overwrite_cards or there is None or there.holds(contents["README.md"]):
             return contents
-        # The Hub's card is the one that people read and write; this one may be an old copy of it.
+        # People read and write the Hub's card; the one here may be an old copy of it.
         on_hub = read_text(repo_id, "README.md", "model", remote.sha)
         return {**contents, "README.md": Content(merge_cards(on_hub, generated).encode())}
 
     end, files = put("model", repo_id, wanted, remote, f"Publish {sae.name} with fastzoo")
     assert end.sha is not None
-    published = Published(
-        sae.name,
-        repo_id,
-        end.sha,
-        {path: content.at(path) for path, content in files.items()},
-        result_row(sae.record, sae.figures),
-    )
-    ledger.published(published)
+    if not options.overwrite_cards and was_edited(bytes(files["README.md"]).decode()):
+        say(
+            f"{repo_id}: the generated part of its card was edited, so it was kept as it is; "
+            f"--overwrite-cards sends the card of '{sae.folder}' instead"
+        )
+    row = result_row(sae.record, sae.figures)
+    published = Published(sae.name, repo_id, end.sha, _facts(files), row)
+    journal.published(published)
     return published, int(end.sha != remote.sha)
+
+
+def _contents(sae: Candidate, generated: str) -> dict[str, Content]:
+    """The files of an SAE as they are to be published."""
+    with readable(sae.folder):
+        contents = {path: Content(sae.folder / path) for path in sae.paths()}
+        contents["README.md"] = Content(merge_cards(read_card(sae.folder), generated).encode())
+        if (text := notice(sae.record["base_model"]["name"])) is not None:
+            contents["NOTICE"] = Content(text.encode())
+        _facts(contents)  # which reads the files
+    return contents
+
+
+def _facts(contents: Mapping[str, Content]) -> dict[str, HubFile]:
+    return {path: content.at(path) for path, content in contents.items()}
 
 
 def _check_access(namespace: str) -> None:

@@ -1,34 +1,35 @@
-"""What is asked of a push, and what it did."""
+"""What a push is asked to do, and what it did."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastzoo.config.recipe import PushSection
 from fastzoo.core.errors import FastzooError, HubError
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a push besides its SAEs."""
+class PushOptions(PushSection):
+    """What a push is asked to do besides sending its SAEs."""
 
     namespace: str
-    private: bool = False
-    public_at_end: bool = False
-    """Make the repositories private, and all of them public once everything is there."""
-    collection: bool = True
-    """Bring the collection, the results dataset and the Space up to date, too."""
+    """Hub user or organisation to publish under."""
     space: Path | None = None
-    """A Space's folder."""
+    """Folder of a Space to publish with them."""
     overwrite_cards: bool = False
     """Send cards as they are here, whatever was written into them on the Hub."""
 
+    @property
+    def starts_private(self) -> bool:
+        return self.private or self.public_at_end
+
 
 @dataclass
-class Report:
+class PushReport:
     """What a push did."""
 
     namespace: str
@@ -39,7 +40,7 @@ class Report:
     dataset: str | None = None
     space: str | None = None
     children: Sequence[str] = ()
-    """Collections in the collection, where it is too small."""
+    """Collections in the collection, where one is too small for all SAEs."""
     first_error: FastzooError | None = None
 
     def summary(self) -> str:
@@ -51,5 +52,11 @@ class Report:
         return f"{done} ({self.commits} commits) under {self.namespace}{place}{more}"
 
     def to_value(self) -> dict[str, Any]:
+        """For JSON."""
         error = self.first_error and str(self.first_error)
         return {**vars(self), "first_error": error}
+
+
+def say(line: str) -> None:
+    """Tell people what a push does, or cannot do."""
+    print(line, file=sys.stderr)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
-from fastzoo.results.card_sections import PLAIN, mark_card
+from fastzoo.results.card_merge import FALLBACK, mark_card
+from fastzoo.results.figures import ROWS, count, show, shown
 from fastzoo.results.licences import base_licence
 from fastzoo.saes import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
     from jinja2 import Template
-from fastzoo.results.figures import ROWS, count, show, shown
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,8 @@ def render_card(
         return mark_card(front_matter(record, figures), _body(record, figures, repo_id))
     except Exception as error:  # a card must never cost a trained SAE
         logger.warning("the card could not be rendered from its template: %r", error)
-        title = escape(record.get("name", "SAE"))
-        body = f"# {title}\n\nSee config.json, metrics.json.\n"
-        body = f"<!-- fastzoo:{PLAIN} -->\n{body}<!-- /fastzoo:{PLAIN} -->\n"
-        return mark_card({"tags": ["sparse-autoencoder"]}, body)
+        body = f"# {escape(record.get('name', 'SAE'))}\n\nSee config.json, metrics.json.\n"
+        return mark_card({"tags": ["sparse-autoencoder"]}, body, FALLBACK)
 
 
 def template(name: str) -> Template:
@@ -82,54 +81,52 @@ def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | 
 
 def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
     """The card's metadata: base model, licence, data sets, tags and the model-index."""
+    from huggingface_hub import ModelCardData
+
     sae, base = record["sae"], record["base_model"]
-    front: dict[str, Any] = {
-        "library_name": "saelens",
-        "tags": ["sparse-autoencoder", "sae", "fastzoo", sae["architecture"], sae["method"]],
-    }
-    if licence := base_licence(base["name"]):
-        front |= licence.metadata
-    if HUB_ID.fullmatch(base["name"]):
+    licence = base_licence(base["name"])
+    # A folder of this machine does not belong in the Hub's lists, even if a repository has its name.
+    data = (record["training_data"], record["evaluation_data"])
+    datasets = [x["name"] for x in data if x["kind"] == "hub" and HUB_ID.fullmatch(x["name"])]
+    on_hub = HUB_ID.fullmatch(base["name"])
+    return ModelCardData(
+        library_name="saelens",
+        tags=["sparse-autoencoder", "sae", "fastzoo", sae["architecture"], sae["method"]],
+        **(licence.metadata if licence else {}),
+        base_model=base["name"] if on_hub else None,
         # Of the Hub's four relations the least wrong: without one it is listed as a finetune.
-        front |= {"base_model": base["name"], "base_model_relation": "adapter"}
-    evaluation = record["evaluation_data"]
-    # What lies on this machine has no place in the Hub's list, even if a repository has its name.
-    sources = (record["training_data"], evaluation)
-    on_hub = [x["name"] for x in sources if x["kind"] == "hub" and HUB_ID.fullmatch(x["name"])]
-    if on_hub:
-        front["datasets"] = list(dict.fromkeys(on_hub))
-    front["model-index"] = [
-        {
-            "name": record["name"],
-            "results": [
-                {
-                    "task": {"type": "feature-extraction", "name": "Reconstruction"},
-                    "dataset": {
-                        "type": evaluation["name"],
-                        "name": f"held-out dialogues of {evaluation['name']}",
-                    },
-                    "metrics": _index(figures["metrics"]),
-                }
-            ],
-        }
-    ]
-    return front
+        base_model_relation="adapter" if on_hub else None,
+        datasets=list(dict.fromkeys(datasets)) or None,
+        model_name=record["name"],
+        eval_results=_eval_results(figures["metrics"], record["evaluation_data"]["name"]),
+    ).to_dict()
 
 
-def _index(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _eval_results(metrics: Mapping[str, Any], dataset: str) -> list[EvalResult]:
     """Every figure of the card's table that there is, as the Hub's model-index has them."""
-    found = []
-    for figure, subset in shown("subsets"):
-        value = metrics.get(figure.key, {}).get(subset, {}).get("value")
-        if value is not None and not figure.counts:
-            name = figure.name(subset)
-            found.append({"type": figure.column(subset), "name": name, "value": value})
+    from huggingface_hub import EvalResult
+
+    cells = [
+        (f.column(s), f.name(s), metrics.get(f.key, {}).get(s, {}).get("value"))
+        for f, s in shown("subsets")
+        if not f.counts
+    ]
     dead = metrics["dead_latents"]["all"]
-    found.append({"type": "dead_latents", "name": "Dead latents", "value": dead["value"]})
-    found.append(
-        {"type": "dead_latents_share", "name": "Share of dead latents", "value": dead["share"]}
-    )
-    return found
+    cells += [("dead_latents", "Dead latents", dead["value"])]
+    cells += [("dead_latents_share", "Share of dead latents", dead["share"])]
+    return [
+        EvalResult(
+            task_type="feature-extraction",
+            task_name="Reconstruction",
+            dataset_type=dataset,
+            dataset_name=f"held-out dialogues of {dataset}",
+            metric_type=kind,
+            metric_name=label,
+            metric_value=value,
+        )
+        for kind, label, value in cells
+        if value is not None
+    ]
 
 
 def escape(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The run's folder and, in it, one complete folder per SAE."""
+"""The complete folder of one SAE: weights, record, figures, training log and card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,15 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fastzoo.config.recipe import (
-    EMBEDDED_DATA,
-    EMBEDDED_MODEL,
-    Recipe,
-)
-from fastzoo.core.files import (
-    write_folder,
-    write_json,
-)
+from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe
+from fastzoo.core.files import write_folder, write_json
 from fastzoo.core.version import __version__
 from fastzoo.results.card import render_card
 from fastzoo.results.evaluate import Evaluation
@@ -38,9 +32,17 @@ PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datas
 
 RECORD, CARD, NOTICE = "config.json", "README.md", "NOTICE"
 
+LOG_COLUMNS = (
+    *("step", "tokens", "lr", "sparsity_coefficient"),
+    *("loss", "squared_error", "penalty", "l0", "fvu", "grad_norm", "dead_latents"),
+    *("seconds", "tokens_per_second"),
+)
+"""Columns of training_log.csv; those of the second line are means since the row before, in the scaled
+units that training sees."""
+
 
 class Learner(Protocol):
-    """What of a trained SAE goes into its folder."""
+    """A trained SAE, as far as its folder needs it."""
 
     name: SAEName
     scale: float
@@ -96,6 +98,7 @@ def save_result(
 def write_weights(
     target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int
 ) -> None:
+    """Write the SAE in SAELens' format into the folder that is named after its hook."""
     data = facts.recipe.data
     save_sae(
         sae,
@@ -144,6 +147,9 @@ def _figures(
 ) -> dict[str, Any]:
     paper = paper_figures().get(learner.name)
     last = learner.log[-1]
+    # Over the last window in which firing was counted.
+    frequency_F = 10.0 ** learner.log_sparsity(batch_size) - 1e-10
+    rare = frequency_F < facts.recipe.training.dead_threshold
     return {
         "name": str(learner.name),
         "split": facts.evaluation_data,
@@ -155,19 +161,14 @@ def _figures(
             "tokens": int(last["tokens"]),
             "dead_latents": int(last["dead_latents"]),
             "dead_window_steps": facts.recipe.training.dead_window,
-            "latents_below_dead_threshold": _rare(learner, facts, batch_size),
+            "latents_below_dead_threshold": int(rare.sum().item()),
         },
         "paper": None if paper is None else vars(paper),
     }
 
 
-def _rare(learner: Learner, facts: RunFacts, batch_size: int) -> int:
-    """Latents whose firing frequency over the last feature-sampling window is below the threshold."""
-    frequency: Tensor = 10.0 ** learner.log_sparsity(batch_size) - 1e-10
-    return int((frequency < facts.recipe.training.dead_threshold).sum().item())
-
-
 def write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write training_log.csv."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -178,10 +179,10 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe without the folders of the machine it ran on."""
     values = recipe.model_dump()
     values["output"]["folder"] = None
-    for section, key in (("model", "name"), ("data", "source"), ("text", "source")):
-        values[section][key] = public_name(values[section][key])
-    if values["evaluation"]["source"]:
-        values["evaluation"]["source"] = public_name(values["evaluation"]["source"])
+    names = (("model", "name"), ("data", "source"), ("text", "source"), ("evaluation", "source"))
+    for section, key in names:
+        if values[section][key]:
+            values[section][key] = public_name(values[section][key])
     return values
 
 
@@ -193,30 +194,9 @@ def public_name(source: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, fastzoo and ``PACKAGES``."""
+    """The versions of Python, fastzoo and ``PACKAGES``."""
     found = {"fastzoo": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            pass
     return found
-
-
-LOG_COLUMNS = (
-    "step",
-    "tokens",
-    "lr",
-    "sparsity_coefficient",
-    "loss",
-    "squared_error",
-    "penalty",
-    "l0",
-    "fvu",
-    "grad_norm",
-    "dead_latents",
-    "seconds",
-    "tokens_per_second",
-)
-"""Columns of training_log.csv; all but the first four and the last two are means since the row
-before, in the scaled units that training sees."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 
@@ -13,7 +14,7 @@ class Licence:
     """A base model's licence as a card states it."""
 
     title: str
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
     """``license`` and, where the Hub has no word for it, ``license_name`` and ``license_link``."""
     link: str
     built_with: str | None = None
@@ -22,25 +23,29 @@ class Licence:
     """What must stand in a NOTICE file beside it."""
 
 
+_APACHE = Licence(
+    "Apache License 2.0",
+    {"license": "apache-2.0"},
+    "https://www.apache.org/licenses/LICENSE-2.0",
+)
+
 _LLAMA = re.compile(r"(?:meta-)?llama-(3\.[123])(?![0-9.])")
 
 _QWEN = re.compile(r"qwen/qwen(?:2\.5|3)-")
+
+_QWENS_OWN = (("3b", "Qwen Research License", "qwen-research"), ("72b", "Qwen License", "qwen"))
+"""Sizes of Qwen2.5 that are not under Apache's licence: title of their licence, its name on the Hub."""
 
 
 def base_licence(base_model: str) -> Licence | None:
     """The licence of a base model; None where it is not known here.
 
-    Llama's binds whatever is made with Llama, whose names it wants to begin with that word: here it
-    is told by the name alone, whoever's the model is and wherever it lies.
+    Llama's licence binds whatever is made with Llama, and wants its name to begin with that word. So
+    the name alone decides here, whoever published the model and wherever it lies.
     """
     name = base_model.lower()
-    apache = Licence(
-        "Apache License 2.0",
-        {"license": "apache-2.0"},
-        "https://www.apache.org/licenses/LICENSE-2.0",
-    )
     if base_model == EMBEDDED_MODEL:
-        return apache
+        return _APACHE
     if found := _LLAMA.match(name.rpartition("/")[2]):
         title = f"Llama {found[1]} Community License"
         return Licence(
@@ -53,26 +58,18 @@ def base_licence(base_model: str) -> Licence | None:
         )
     if not _QWEN.match(name):
         return None
-    link = f"https://huggingface.co/{base_model}/blob/main/LICENSE"
-    if re.search(r"qwen2\.5-(.*-)?3b(-|$)", name):
-        return Licence(
-            "Qwen Research License",
-            {"license": "other", "license_name": "qwen-research", "license_link": link},
-            link,
-            "Built with Qwen",
-            "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, "
-            "Copyright (c) Alibaba Cloud. All Rights Reserved.",
-        )
-    if re.search(r"qwen2\.5-(.*-)?72b(-|$)", name):
-        return Licence(
-            "Qwen License",
-            {"license": "other", "license_name": "qwen", "license_link": link},
-            link,
-            "Built with Qwen",
-            "Qwen is licensed under the Qwen LICENSE AGREEMENT, "
-            "Copyright (c) Alibaba Cloud. All Rights Reserved.",
-        )
-    return apache
+    for size, title, hub_name in _QWENS_OWN:
+        if re.search(rf"qwen2\.5-(.*-)?{size}(-|$)", name):
+            link = f"https://huggingface.co/{base_model}/blob/main/LICENSE"
+            return Licence(
+                title,
+                {"license": "other", "license_name": hub_name, "license_link": link},
+                link,
+                "Built with Qwen",
+                f"Qwen is licensed under the {title.upper().replace('QWEN', 'Qwen')} AGREEMENT, "
+                "Copyright (c) Alibaba Cloud. All Rights Reserved.",
+            )
+    return _APACHE
 
 
 def notice(base_model: str) -> str | None:

@@ -20,6 +20,11 @@ COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re
 _REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
 
 
+def is_namespace(text: str) -> bool:
+    """Whether a user or organisation of the Hub can have this name."""
+    return REPO.fullmatch(f"{text}/x") is not None
+
+
 @dataclass(frozen=True)
 class Reference:
     """One SAE on the Hub. ``str()`` gives the ``hf:`` form back."""
@@ -67,11 +72,6 @@ def is_plain(path: str) -> bool:
         part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
         for part in path.split("/")
     )
-
-
-def is_namespace(text: str) -> bool:
-    """Whether a user or an organisation can have this name."""
-    return REPO.fullmatch(f"{text}/x") is not None
 
 
 def is_pattern(text: str) -> bool:

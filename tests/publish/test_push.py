@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,29 +76,53 @@ def test_at_most_eight_requests_for_an_sae(person: Person, xet: bool) -> None:
     assert len(api) - shared - sum(any(str(n) in text for n in NAMES) for text in api) <= 16
 
 
+def measure_anew(person: Person, name: SAEName, l0: float) -> None:
+    path = person.where / "zoo" / str(name) / "metrics.json"
+    figures = json.loads(path.read_text())
+    figures["metrics"]["l0"]["all"]["value"] = l0
+    path.write_text(json.dumps(figures))
+
+
 def test_a_card_edited_on_the_hub_keeps_what_people_wrote(person: Person) -> None:
     name = NAMES[0]
     person.push(f"zoo/{name}")
-    person.edit(
-        name, "## Limitations", "## Our own notes\n\nLatent 3 likes dots.\n\n## Limitations"
-    )
+    notes = "## Our own notes\n\nLatent 3 likes dots.\n\n"
+    person.edit(name, "<!-- fastzoo:card", f"{notes}<!-- fastzoo:card")
+    person.edit(name, "- fastzoo\n", "- fastzoo\n- ours\n")
     person.push(f"zoo/{name}")
     assert person.commits("model") == 1, "there was nothing new to publish"
-    # A new figure renews the table around it.
-    path = person.where / "zoo" / str(name) / "metrics.json"
-    figures = json.loads(path.read_text())
-    figures["metrics"]["l0"]["all"]["value"] = 1234.5
-    path.write_text(json.dumps(figures))
+    # A new figure renews the table below it.
+    measure_anew(person, name, 1234.5)
     before = person.commits("model")
     report = person.push(f"zoo/{name}")
     assert (
         person.commits("model") == before + 1 and report["saes"][str(name)]["status"] == "published"
     )
     card = person.held("model", str(name))["README.md"].decode()
-    assert "Latent 3 likes dots." in card and ("1234" in card or "1235" in card)
+    front, body = card.split("---\n", 2)[1:]
+    assert body.startswith(f"\n{notes}<!-- fastzoo:card") and "- ours\n" in front
+    assert "1234.5" in front and re.search(r"\| L0 \| 123[45] \|", body)
     assert b"1234.5" in person.held("model", str(name))["metrics.json"]
+    assert "edited" not in person.stderr
     person.push(f"zoo/{name}", "--overwrite-cards")
     assert b"likes dots" not in person.held("model", str(name))["README.md"]
+
+
+def test_a_card_edited_in_its_generated_part_is_kept_and_that_is_said(person: Person) -> None:
+    name = NAMES[0]
+    person.push(f"zoo/{name}")
+    person.edit(name, "## Limitations", "## Our own notes\n\nLikes dots.\n\n## Limitations")
+    measure_anew(person, name, 1234.5)
+    report = person.push(f"zoo/{name}")
+    assert report["saes"][str(name)]["status"] == "published"
+    front, body = person.held("model", str(name))["README.md"].decode().split("---\n", 2)[1:]
+    assert "Likes dots." in body and not re.search(r"123[45]", body) and "1234.5" in front
+    said = [line for line in person.stderr.splitlines() if "edited" in line]
+    assert len(said) == 1 and f"org/{name}" in said[0] and "--overwrite-cards" in said[0]
+    person.push(f"zoo/{name}", "--overwrite-cards")
+    card = person.held("model", str(name))["README.md"].decode()
+    assert "Likes dots." not in card and re.search(r"\| L0 \| 123[45] \|", card)
+    assert "edited" not in person.stderr
 
 
 def test_the_collection_is_found_kept_and_put_in_order(person: Person, model_run: Path) -> None:
@@ -211,7 +236,7 @@ def test_two_machines_publish_into_one_namespace(person: Person) -> None:
     person.push(*rest)
     registry = json.loads(person.held("dataset", DATASET)["registry.json"])
     assert set(registry["saes"]) == set(map(str, NAMES))
-    # The first machine's ledger is old by now and must not bring back what it remembers.
+    # The first machine's journal is old by now and must not bring back what it remembers.
     newer = registry["saes"][str(NAMES[2])]["sha"]
     person.home = "home"
     person.push(*half)

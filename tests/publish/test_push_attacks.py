@@ -25,11 +25,11 @@ from fastzoo.publish.collection import TITLE
 PUSH_UNTIL_DONE = """
 import fastzoo.hub.retries
 from fastzoo.publish.candidates import candidates
-from fastzoo.publish.report import Options
+from fastzoo.publish.report import PushOptions
 from fastzoo.publish.push import push
 fastzoo.hub.retries.SILENCE = 0.4
 for _ in range(20):
-    error = push(candidates(sys.argv[1:]), Options("org")).first_error
+    error = push(candidates(sys.argv[1:]), PushOptions(namespace="org")).first_error
     print(json.dumps([type(error).__name__, str(error)]))
     if error is None:
         break
@@ -186,7 +186,7 @@ def test_a_damaged_registry_stops_only_itself(person: Person) -> None:
     assert person.held("dataset", DATASET)[FILE] == b'{"format": 1, "saes'
 
 
-def test_interrupted_offline_and_without_a_place_for_the_ledger(person: Person) -> None:
+def test_interrupted_offline_and_without_a_place_for_the_journal(person: Person) -> None:
     person.hub.slow(0.2)
     process = subprocess.Popen(
         [sys.executable, "-m", "fastzoo.cli.main", "push", "zoo", "--namespace", "org", "--json"],

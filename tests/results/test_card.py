@@ -16,7 +16,7 @@ from examples import HOSTILE, example
 
 from fastzoo import tiny
 from fastzoo.results.card import escape, render_card
-from fastzoo.results.card_sections import merge_cards
+from fastzoo.results.card_merge import merge_cards
 from fastzoo.results.figures import DEFINITIONS, ROWS, SUBSETS
 from fastzoo.results.licences import base_licence, notice
 

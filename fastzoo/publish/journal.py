@@ -1,7 +1,7 @@
-"""What this machine has published, so that a push goes on where it ended.
+"""What this machine has published, so that a push goes on where the last one ended.
 
-One file per namespace, to which a line is appended for each thing done: a registry of that one
-thing. It saves requests; without it, everything is found again on the Hub.
+One file per namespace; each thing done appends a line, a registry of that one thing. It saves
+requests: without it, everything is found again on the Hub.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from fastzoo.hub.client import state_folder
 from fastzoo.hub.registry import Published, Registry, parse_registry
 
 
-class Ledger:
-    """``known`` is all that was noted, the last line about a thing being the one that counts."""
+class Journal:
+    """``known`` is all that was noted; of several lines about a thing the last one counts."""
 
     def __init__(self, namespace: str) -> None:
-        self.folder = state_folder(namespace)
-        self.path = self.folder / "ledger.jsonl"
+        self.path = state_folder(namespace) / "ledger.jsonl"  # its name since the first version
         self.known = Registry(namespace)
         try:
             lines = self.path.read_bytes().splitlines()
@@ -45,9 +44,9 @@ class Ledger:
     def _append(self, entry: Registry) -> None:
         self.known = self.known.updated(entry)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                # What a killed process left without its end must not swallow this line.
+                # A killed process may have left its line without an end, which must not swallow this.
                 file.write(b"\n" + entry.to_text(indent=None).encode())
                 file.flush()
                 os.fsync(file.fileno())
