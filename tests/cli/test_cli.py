@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -287,13 +286,10 @@ def test_commands_and_options_are_suggested() -> None:
         assert failed.exit_code == 2 and failed.stdout == "" and said in failed.stderr
 
 
-def test_exit_codes_are_told_alike() -> None:
+def test_exit_codes_are_all_told() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
-    said = re.search(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert said
     for code, what in EXIT_CODES.items():
         assert f"{code:>5}  {what}\n" in shown
-        assert re.search(rf"\b{code}\b", said[1])
     stack = [FastzooError]
     while stack:
         kind = stack.pop()
