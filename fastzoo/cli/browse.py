@@ -87,10 +87,7 @@ def list_saes(
 
 
 def info(
-    source: Source,
-    namespace: Namespace = None,
-    refresh: Refresh = False,
-    as_json: Json = False,
+    source: Source, namespace: Namespace = None, refresh: Refresh = False, as_json: Json = False
 ) -> None:
     """What is known about one SAE.
 

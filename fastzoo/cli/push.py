@@ -21,8 +21,7 @@ def push_saes(
     ],
     private: Annotated[bool, typer.Option("--private", help="Make private repositories.")] = False,
     public_at_end: Annotated[
-        bool,
-        typer.Option("--public-at-end", help="Private, then public once everything is there."),
+        bool, typer.Option("--public-at-end", help="Private, then public once everything is there.")
     ] = False,
     collection: Annotated[
         bool, typer.Option(help="Also bring the collection and the results dataset up to date.")

@@ -100,8 +100,7 @@ def check(folder: Path) -> Candidate:
             continue
         if (secret := _secret_in(folder / path, get_token())) is not None:
             raise _refusal(
-                folder,
-                f"{path} holds {secret}; remove it, and revoke it if others have seen it",
+                folder, f"{path} holds {secret}; remove it, and revoke it if others have seen it"
             )
     return Candidate(name, folder, record, figures)
 

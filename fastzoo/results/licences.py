@@ -24,9 +24,7 @@ class Licence:
 
 
 _APACHE = Licence(
-    "Apache License 2.0",
-    {"license": "apache-2.0"},
-    "https://www.apache.org/licenses/LICENSE-2.0",
+    "Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0"
 )
 
 _LLAMA = re.compile(r"(?:meta-)?llama-(3\.[123])(?![0-9.])")

@@ -26,12 +26,7 @@ class JumpReLUSAE(TrainableSAE):
     width_power = 1.0  # a count does not grow, the squared norm does
 
     def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        bandwidth: float = 0.001,
-        dtype: torch.dtype = torch.float32,
+        self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(d_in, d_sae, dtype=dtype)
         self.threshold = nn.Parameter(torch.full((d_sae,), 0.001, dtype=dtype))

@@ -47,10 +47,7 @@ def run_steer(
     """
     settings.check()
     assembly = assemble(
-        [settings.source],
-        model_name=settings.model,
-        revision=settings.revision,
-        data=settings.data,
+        [settings.source], model_name=settings.model, revision=settings.revision, data=settings.data
     )
     # Whatever cannot work is refused before latents are measured and answers written.
     questions, concept = questions_of(settings, assembly), concept_of(settings)
@@ -92,10 +89,7 @@ def run_steer(
 def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentStatistics:
     with Progress("measuring latents", sum(map(len, sequences))) as bar:
         (known,) = statistics(
-            assembly.reader,
-            assembly.saes,
-            sequences,
-            lambda tokens: bar.advance(tokens, "tokens"),
+            assembly.reader, assembly.saes, sequences, lambda tokens: bar.advance(tokens, "tokens")
         ).values()
     return known
 

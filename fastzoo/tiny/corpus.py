@@ -552,8 +552,7 @@ def about_sum(r: Random) -> list[Turn]:
     x, y = max(x, y), min(x, y)
     return [
         Turn(
-            (f"What is {x} minus {y}?", f"Combien font {x} moins {y} ?"),
-            said("minus", x, y, x - y),
+            (f"What is {x} minus {y}?", f"Combien font {x} moins {y} ?"), said("minus", x, y, x - y)
         )
     ]
 

@@ -14,12 +14,7 @@ from fastzoo.config.recipe import CheckpointSection
 from fastzoo.core.files import REFUSALS, partial_of, put_in_place, refused, remove_folder
 from fastzoo.core.processes import Stopped, asked_to_stop, board
 from fastzoo.saes.names import SAEName
-from fastzoo.training.checkpoints import (
-    CHECKPOINT_FOLDER,
-    InTraining,
-    write_files,
-    write_manifest,
-)
+from fastzoo.training.checkpoints import CHECKPOINT_FOLDER, InTraining, write_files, write_manifest
 
 SHARE = 0.02
 """Of the time, what checkpoints may take where ``checkpoint.minutes`` is not given."""

@@ -210,10 +210,7 @@ def write_files(
 
     def note(name: str) -> None:
         sync(folder / name)
-        written[name] = {
-            "size": (folder / name).stat().st_size,
-            "sha256": sha256_of(folder / name),
-        }
+        written[name] = {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
 
     def save(name: str, tensors: Mapping[str, Tensor]) -> None:
         path = folder / f"{name}.safetensors"

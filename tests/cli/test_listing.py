@@ -254,11 +254,7 @@ def test_info_compares_what_is_here_with_what_is_published(workplace: Path) -> N
     weights = hook / "sae_weights.safetensors"
     right = Content(weights).at(f"{hook.name}/{weights.name}")
     same = type(sae)(
-        sae.name,
-        sae.repo_id,
-        sae.sha,
-        {**sae.files, right.path: right},
-        result_row({}, {}),
+        sae.name, sae.repo_id, sae.sha, {**sae.files, right.path: right}, result_row({}, {})
     )
     seen = state_folder("org") / FILE
     seen.write_text(registry("org", same).to_text(), encoding="utf-8")

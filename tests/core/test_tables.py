@@ -39,9 +39,7 @@ def test_no_figure_is_cut(
 LINES = [["甲乙", "1", "first second third fourth"], ["c", "-10.5", "x"]]
 
 
-def test_columns_are_aligned_by_what_the_terminal_shows(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_columns_are_aligned_by_what_the_terminal_shows(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["token", "value", "words"], LINES, left=(0, 2))
     print_table(["token", "value", "words"], LINES, left=(0, 2), wrapped=True, gap=1)
     assert capsys.readouterr().out.splitlines() == [

@@ -163,12 +163,7 @@ def test_parquet_files_passed_by_are_not_read(tmp_path: Path) -> None:
         files = {f"data/train-{i}.parquet": as_parquet(rows) for i in range(3)}
         hub.add("dataset", "lab/chats", files)
         done = run(
-            hub,
-            tmp_path,
-            epochs=0,
-            held_out=1,
-            section={"shuffle": False},
-            starts=[(0, 20)],
+            hub, tmp_path, epochs=0, held_out=1, section={"shuffle": False}, starts=[(0, 20)]
         )
         assert numbers(rows_of(done)[1]) == [2 * SHARD_NUMBERS + i for i in range(5, 8)]
         # held_out() of the first rows and the two starts read the last file; only held_out() the others

@@ -18,17 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import (
-    READ_TOKEN,
-    ROOT,
-    TOKEN,
-    LoopbackHub,
-    failing,
-    hang_up,
-    run,
-    sha256,
-    too_many,
-)
+from hub_server import READ_TOKEN, ROOT, TOKEN, LoopbackHub, failing, hang_up, run, sha256, too_many
 from hub_server.cards import check_card
 
 # What every client below starts with.

@@ -15,11 +15,7 @@ from examples import NAME, OUTSIDE, published, registry
 from hub_server import ROOT, LoopbackHub, Response, run
 
 from fastzoo.core.errors import IntegrityError
-from fastzoo.hub.registry import (
-    Registry,
-    parse_registry,
-    snapshot,
-)
+from fastzoo.hub.registry import Registry, parse_registry, snapshot
 from fastzoo.saes.names import parse_name
 
 EXAMPLE = registry(

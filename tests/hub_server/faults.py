@@ -14,15 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hub_server.messages import (
-    Fault,
-    Request,
-    Response,
-    failing,
-    hang_up,
-    rate_headers,
-    too_many,
-)
+from hub_server.messages import Fault, Request, Response, failing, hang_up, rate_headers, too_many
 
 
 class Faults:

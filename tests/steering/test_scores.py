@@ -529,14 +529,7 @@ def test_special_tokens_that_the_text_does_not_show_are_a_fault(
         cells.append(Cell(0, 5.0, ids, ids[-1] == end, text))
 
     def faults(unsteered: list[Cell]) -> list[str | None]:
-        found = score_cells(
-            cells,
-            unsteered,
-            model,
-            prompts,
-            end_ids=[end],
-            tokenizer=tokenizer,
-        )
+        found = score_cells(cells, unsteered, model, prompts, end_ids=[end], tokenizer=tokenizer)
         return [score.fault for score in found]
 
     assert cells[0].text == unsteered[0].text

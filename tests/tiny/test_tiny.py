@@ -178,10 +178,7 @@ def test_targets_never_cross_documents():
 
 
 def test_questions_weigh_less_than_answers(tokenizer):
-    chat = [
-        {"role": "user", "content": "Hi assistant"},
-        {"role": "assistant", "content": "Yes"},
-    ]
+    chat = [{"role": "user", "content": "Hi assistant"}, {"role": "assistant", "content": "Yes"}]
     documents = [
         tokenizer.apply_chat_template(chat, return_dict=False),
         tokenizer.encode("The cat."),

@@ -179,12 +179,7 @@ def buffer_of(
             raise Ended
 
     return MixingBuffer(
-        counted(chunks, skip, given),
-        capacity,
-        batch,
-        seed=3,
-        position=lambda: given[0],
-        idle=end,
+        counted(chunks, skip, given), capacity, batch, seed=3, position=lambda: given[0], idle=end
     )
 
 
