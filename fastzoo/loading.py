@@ -77,9 +77,7 @@ class Assembly:
             skipped = counts.skipped.total()
             changed.append(f"{skipped} of {counts.rows} rows skipped ({counts.reasons()})")
         if counts.truncated:
-            changed.append(
-                f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens"
-            )
+            changed.append(f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens")
         if changed:
             print(f"{rows.info.name}: {'; '.join(changed)}", file=sys.stderr)
         return sequences, described(rows.info, counts)
@@ -126,20 +124,14 @@ def assemble(
         if section.name in said:
             raise ModelError(f"{error}; give the SAE's model with --model") from None
         raise
-    saes = {
-        name: (_checked_layer(name, x, source), x.sae)
-        for name, x in zip(names, loaded, strict=True)
-    }
+    saes = {name: (_checked_layer(name, x, source), x.sae) for name, x in zip(names, loaded, strict=True)}
     longest = source.max_positions or max_tokens or 8192
     limit = max_tokens or min(8192, longest)
     if limit > longest:
         raise InputError(
-            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most "
-            f"{longest}"
+            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most {longest}"
         )
-    dialogues = make_section(
-        DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False
-    )
+    dialogues = make_section(DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False)
     chat = ChatTokenizer(load_tokenizer(source), dialogues, model_name, source.embeddings)
     return Assembly(saes, source, section, chat)
 
@@ -151,10 +143,7 @@ def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
     refuse_unfit(source.config, name, loaded.layer, loaded.sae.d_in)
     trained_on = text_at(loaded.record, "base_model", "sha")
     if trained_on and source.sha and trained_on != source.sha:
-        print(
-            f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
-            file=sys.stderr,
-        )
+        print(f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)", file=sys.stderr)
     return loaded.layer
 
 

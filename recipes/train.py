@@ -198,9 +198,7 @@ def stream(this: Run) -> None:
     reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
     rank, width = accelerator.process_index, this.source.d_model
     owners = assign(recipe.names(), width, accelerator.num_processes)
-    this.checkpoints = CheckpointSchedule(
-        recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank
-    )
+    this.checkpoints = CheckpointSchedule(recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank)
     this.forward = SharedForward(reader, owners, rank, this.checkpoints.idle)
     checkpoint = this.start.checkpoint
     if checkpoint:
@@ -266,22 +264,14 @@ def finish(this: Run) -> None:
     from fastzoo.training.run_record import run_facts
 
     recipe, data, accelerator = this.recipe, this.data, this.accelerator
-    trainer, reader, main_process = (
-        this.parts.trainer,
-        this.parts.reader,
-        accelerator.is_main_process,
-    )
+    trainer, reader, main_process = (this.parts.trainer, this.parts.reader, accelerator.is_main_process)
     facts = run_facts(data, recipe, this.source, reader)
     saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
     found = {}
     if saes:  # with more processes than SAEs some own none
         with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
             found = evaluate(
-                reader,
-                saes,
-                data.held_out,
-                SpecialTokens.of(data.chat),
-                lambda n: bar.advance(n, "held-out tokens"),
+                reader, saes, data.held_out, SpecialTokens.of(data.chat), lambda n: bar.advance(n, "held-out tokens")
             )
     results = []
     for learner in trainer.learners:

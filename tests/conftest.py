@@ -83,15 +83,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
-def sequence(
-    ids: Sequence[int] | np.ndarray, index: int = 0, special: Sequence[bool] | None = None
-) -> TokenSequence:
+def sequence(ids: Sequence[int] | np.ndarray, index: int = 0, special: Sequence[bool] | None = None) -> TokenSequence:
     """One dialogue as the streams make it."""
     ids = np.asarray(ids, dtype=np.int64)
     flags = np.zeros(len(ids), bool) if special is None else np.asarray(special, bool)
-    return TokenSequence(
-        ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), flags
-    )
+    return TokenSequence(ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), flags)
 
 
 def random_dialogues(lengths: Sequence[int], seed: int = 0) -> list[TokenSequence]:
@@ -124,10 +120,7 @@ SLIDING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
-    "qwen2-window": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 5, "layer_types": SLIDING},
-    ),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "layer_types": SLIDING}),
     "qwen3": ("Qwen3", {}),
     "llama": ("Llama", {}),
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}),
@@ -149,9 +142,7 @@ def small_model(kind: str, attention: str = "eager", seed: int = 0, **more: Any)
     import transformers
 
     family, own = CONFIGS[kind]
-    config = getattr(transformers, f"{family}Config")(
-        **_shape(**own, **more), attn_implementation=attention
-    )
+    config = getattr(transformers, f"{family}Config")(**_shape(**own, **more), attn_implementation=attention)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     # Norm weights and biases that do something.
@@ -166,9 +157,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def plain_forward(
-    model: Any, ids: np.ndarray, edit: tuple[int, Edit] | None = None
-) -> tuple[list[Tensor], Tensor]:
+def plain_forward(model: Any, ids: np.ndarray, edit: tuple[int, Edit] | None = None) -> tuple[list[Tensor], Tensor]:
     """One dialogue through an unmodified model: residual stream after every layer, and logits.
 
     Args:

@@ -14,9 +14,7 @@ from fastzoo.saes.names import parse_name
 NAME = "qwen2.5-7b-L18-8x-jumprelu"
 OUTSIDE = "tiny-chat-L1-8x-topk"
 
-HOSTILE = (
-    "evil | name\n# <script>alert(1)</script> `x` [a](javascript:b) {{ 7*7 }} {% raw %} $x$ \u202e"
-)
+HOSTILE = "evil | name\n# <script>alert(1)</script> `x` [a](javascript:b) {{ 7*7 }} {% raw %} $x$ \u202e"
 
 
 def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str, Any]]:

@@ -61,10 +61,7 @@ def needs_memory(case: int, place: Path) -> bool:
         pytest.param(
             needs_memory,
             "MiB",
-            marks=[
-                pytest.mark.alone,
-                pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc"),
-            ],
+            marks=[pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")],
         ),
     ],
 )

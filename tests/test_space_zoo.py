@@ -163,9 +163,7 @@ def test_plot_is_of_ours_or_of_the_papers_never_of_both(zoo: ModuleType) -> None
 
 def test_figures_with_four_digits(zoo: ModuleType) -> None:
     numbers = (None, 0.0, 0.00012346, -5.50594, 1234.6, 28672.0, 3e12)
-    assert [*map(zoo.show, numbers)] == [
-        *("", "0", "0.0001235", "-5.506", "1,235", "28,672", "3.000e+12")
-    ]
+    assert [*map(zoo.show, numbers)] == [*("", "0", "0.0001235", "-5.506", "1,235", "28,672", "3.000e+12")]
 
 
 def test_snippets(zoo: ModuleType) -> None:
@@ -330,9 +328,7 @@ def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         home = tmp_path_factory.mktemp("space")
         path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
-            [sys.executable, "-c", run],
-            cwd=FOLDER,
-            env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path),
+            [sys.executable, "-c", run], cwd=FOLDER, env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path)
         )
         address = f"http://127.0.0.1:{port}"
         try:
@@ -391,9 +387,7 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     assert not page.faults
 
 
-def test_page_with_hostile_rows_many_rows_and_no_hub(
-    space: tuple[Any, Page], zoo: ModuleType
-) -> None:
+def test_page_with_hostile_rows_many_rows_and_no_hub(space: tuple[Any, Page], zoo: ModuleType) -> None:
     hub, page = space
     fill(hub, hostile(), zoo)
     for name in (*HOSTILE, "nothing-known", "<b>unknown</b>"):

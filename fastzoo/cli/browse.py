@@ -31,9 +31,7 @@ def list_saes(
     pattern: Annotated[
         str,
         typer.Argument(
-            metavar="PATTERN",
-            help="Wildcards, as in 'qwen2.5-*-jumprelu'.",
-            autocompletion=complete_names,
+            metavar="PATTERN", help="Wildcards, as in 'qwen2.5-*-jumprelu'.", autocompletion=complete_names
         ),
     ] = "*",
     model: Annotated[Several, which("model", "Only this language model (or its Hub id).")] = None,
@@ -44,9 +42,7 @@ def list_saes(
     sort: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN",
-            help="Sort by this column: any key of --json.",
-            autocompletion=complete_columns,
+            metavar="COLUMN", help="Sort by this column: any key of --json.", autocompletion=complete_columns
         ),
     ] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
@@ -86,9 +82,7 @@ def list_saes(
     print_hints(hints)
 
 
-def info(
-    source: Source, namespace: Namespace = None, refresh: Refresh = False, as_json: Json = False
-) -> None:
+def info(source: Source, namespace: Namespace = None, refresh: Refresh = False, as_json: Json = False) -> None:
     """What is known about one SAE.
 
     Its record and figures, what is published, and what the paper reports.

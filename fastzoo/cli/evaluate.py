@@ -23,12 +23,7 @@ def evaluate_saes(
     from fastzoo.results.summary import print_results
 
     rows, report = evaluate_sources(
-        sources,
-        model_name=model,
-        revision=revision,
-        data=data,
-        dialogues=dialogues,
-        max_tokens=max_tokens,
+        sources, model_name=model, revision=revision, data=data, dialogues=dialogues, max_tokens=max_tokens
     )
     if as_json:
         print_json(report)

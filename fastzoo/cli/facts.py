@@ -66,9 +66,7 @@ def _local_facts(folder: Path) -> dict[str, Any]:
     facts |= {
         "method": text_at(record, "sae", "method"),
         "special_tokens": " ".join(special) or "none",
-        "sparsity_coefficient": number_at(
-            coefficients, str(text_at(record, "sae", "architecture"))
-        ),
+        "sparsity_coefficient": number_at(coefficients, str(text_at(record, "sae", "architecture"))),
     }
     cells = local_row(loaded.folder.parent)
     return {**facts, **cells, "d_in": facts["d_in"], "d_sae": facts["d_sae"]}

@@ -24,10 +24,7 @@ def print_tokens(report: Mapping[str, Any]) -> None:
             sections.append(_latents("with pos. 0: ", [e["with_position_0"] for e in entries]))
         paper = any(entry.get("paper") for entry in entries)
         if paper:
-            theirs = [
-                [[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()]
-                for entry in entries
-            ]
+            theirs = [[[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()] for entry in entries]
             sections.append((["paper: latent", "mean max"], theirs))
         together = _table(entries, sections)
         if fits(*together):
@@ -39,8 +36,7 @@ def print_tokens(report: Mapping[str, Any]) -> None:
                 print_table(*_table(entries, [section]))
         if paper:
             print(
-                "'paper:' is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's "
-                "own weights",
+                "'paper:' is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's own weights",
                 file=sys.stderr,
             )
 
@@ -54,14 +50,11 @@ def _latents(prefix: str, found: Sequence[Mapping[str, Any] | None]) -> Section:
 def _ranked(counted: Mapping[str, Any]) -> list[list[str]]:
     dialogues = counted["dialogues"]
     return [
-        [str(x["latent"]), show(x["mean_max"]), f"{x['dialogues']} of {dialogues}"]
-        for x in counted["latents"]
+        [str(x["latent"]), show(x["mean_max"]), f"{x['dialogues']} of {dialogues}"] for x in counted["latents"]
     ] or [["none", "", f"0 of {dialogues}"]]
 
 
-def _table(
-    entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]
-) -> tuple[list[str], list[list[str]]]:
+def _table(entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of sections side by side."""
     headings = ["token", "rank", *(heading for own, _ in sections for heading in own)]
     lines = []
@@ -112,12 +105,7 @@ def print_latents(report: Mapping[str, Any]) -> None:
                 continue
             print()
             lines = [
-                [
-                    shown_token(x["token"]),
-                    f"{x['fired']} of {x['occurrences']}",
-                    show(x["mean"]),
-                    f"{x['share']:.0%}",
-                ]
+                [shown_token(x["token"]), f"{x['fired']} of {x['occurrences']}", show(x["mean"]), f"{x['share']:.0%}"]
                 for x in entry["tokens"]
             ]
             print_table(["token", "fires on", "mean", "share of all"], lines)

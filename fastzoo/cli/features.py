@@ -13,38 +13,25 @@ from fastzoo.core.text import one_line
 
 def find_features(
     sources: Sources,
-    text: Annotated[
-        str | None, typer.Option(help="What fires on each token of this user message.")
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="--text as it is, without the chat template.")
-    ] = False,
+    text: Annotated[str | None, typer.Option(help="What fires on each token of this user message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="--text as it is, without the chat template.")] = False,
     token: Annotated[
-        str | None,
-        typer.Option(help="What fires most on this token: its text, or its id (any number)."),
+        str | None, typer.Option(help="What fires most on this token: its text, or its id (any number).")
     ] = None,
     latent: Annotated[
-        list[int] | None,
-        typer.Option(min=0, help="Where this latent fires, and what it writes; can be repeated."),
+        list[int] | None, typer.Option(min=0, help="Where this latent fires, and what it writes; can be repeated.")
     ] = None,
     rank: Annotated[
         str | None,
         typer.Option(
-            metavar="activation|output",
-            help="The latents that fire most strongly, or that steering brings out most.",
+            metavar="activation|output", help="The latents that fire most strongly, or that steering brings out most."
         ),
     ] = None,
     candidates: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="For --rank output: how many, by activation, are tried (default: 256)."
-        ),
+        int | None, typer.Option(min=1, help="For --rank output: how many, by activation, are tried (default: 256).")
     ] = None,
     alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="For --rank output: steering strength, in mean residual norms (default: 1)."
-        ),
+        float | None, typer.Option(help="For --rank output: steering strength, in mean residual norms (default: 1).")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
     data: Data = "embedded",
@@ -82,9 +69,7 @@ def find_features(
     elif token is not None:
         report = by_token.of_token(saes, token, dialogues=dialogues, top=top)
     elif rank == "activation":
-        report = by_latent.rank_by_activation(
-            saes, latents=latent or (), dialogues=dialogues, top=top
-        )
+        report = by_latent.rank_by_activation(saes, latents=latent or (), dialogues=dialogues, top=top)
         show = tables.print_ranking
     elif rank == "output":
         report = by_latent.rank_by_output(

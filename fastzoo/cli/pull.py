@@ -21,16 +21,10 @@ def pull(
             autocompletion=complete_names,
         ),
     ],
-    local_dir: Annotated[
-        Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")
-    ] = None,
+    local_dir: Annotated[Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")] = None,
     namespace: Namespace = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,9 +37,7 @@ def pull(
     from fastzoo.hub.sae_files import in_words
 
     if dry_run:
-        rows, failures = planned(
-            sources, local_dir=local_dir, revision=revision, namespace=namespace
-        )
+        rows, failures = planned(sources, local_dir=local_dir, revision=revision, namespace=namespace)
     else:
         done, failures = pull_all(
             sources, local_dir=local_dir, revision=revision, namespace=namespace, shown=not quiet

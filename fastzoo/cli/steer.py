@@ -18,9 +18,7 @@ from fastzoo.steering.settings import SteerSettings
 
 SHARED: dict[str, Any] = {
     "source": Source,
-    "questions": Annotated[
-        list[str] | None, typer.Argument(metavar="QUESTION", help="By default fastzoo's own.")
-    ],
+    "questions": Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="By default fastzoo's own.")],
     "model": ModelName,
     "revision": Revision,
 }
@@ -52,9 +50,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if setting.name == "source":
             default = inspect.Parameter.empty
         parameters.append(
-            inspect.Parameter(
-                setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-            )
+            inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
     own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     command.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
@@ -64,12 +60,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def steer_sae(
     *,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:

@@ -50,10 +50,7 @@ class LiveAnswers:
 
             # Drawn a few times a second, however fast the tokens come.
             self._live = Live(
-                console=Console(stderr=True),
-                transient=True,
-                refresh_per_second=8,
-                get_renderable=self._lines,
+                console=Console(stderr=True), transient=True, refresh_per_second=8, get_renderable=self._lines
             )
             self._live.start()
         return self._told

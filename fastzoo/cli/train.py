@@ -9,8 +9,7 @@ import typer
 
 def train(
     arguments: Annotated[
-        list[str] | None,
-        typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False),
+        list[str] | None, typer.Argument(help="[RECIPE.yaml] [key=value ...] [--fresh]", show_default=False)
     ] = None,
 ) -> None:
     """Run a recipe in this process, or go on with it.

@@ -47,15 +47,9 @@ def _batches(recipe: Recipe) -> Iterator[str]:
     training = recipe.training
     size = training.batch_size
     if training.steps < 1:
-        yield (
-            f"training.tokens: {training.tokens} is less than one batch "
-            f"(training.batch_size: {size})"
-        )
+        yield (f"training.tokens: {training.tokens} is less than one batch (training.batch_size: {size})")
     if training.buffer_tokens < 2 * size:
-        yield (
-            f"training.buffer_tokens: {training.buffer_tokens} holds fewer than two batches; "
-            f"at least {2 * size}"
-        )
+        yield (f"training.buffer_tokens: {training.buffer_tokens} holds fewer than two batches; at least {2 * size}")
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:
@@ -68,10 +62,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             " give shares of the run (below 1) or more tokens"
         )
     if training.in_steps(training.sparsity_warmup) > training.steps:
-        yield (
-            f"training.sparsity_warmup: {training.sparsity_warmup} is more than the run's "
-            f"{training.steps} steps"
-        )
+        yield (f"training.sparsity_warmup: {training.sparsity_warmup} is more than the run's {training.steps} steps")
     if training.lr_end > training.lr:
         yield f"training.lr_end: {training.lr_end} is above training.lr: {training.lr}"
     if not all(0 <= beta < 1 for beta in training.adam_betas):
@@ -88,9 +79,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 def _namespace(recipe: Recipe) -> Iterator[str]:
     name = recipe.push.namespace
     if name is not None and not is_namespace(name):
-        yield (
-            f"push.namespace: '{one_line(name, 60)}' is not the name of a Hub user or organisation"
-        )
+        yield (f"push.namespace: '{one_line(name, 60)}' is not the name of a Hub user or organisation")
 
 
 CHECKS = (_grid, _architectures, _batches, _schedule, _sources, _namespace)
@@ -112,8 +101,7 @@ def check_against_model(recipe: Recipe, n_layers: int, max_positions: int | None
     for key, value in lengths.items():
         if max_positions is not None and value > max_positions:
             raise InputError(
-                f"data.{key}: {value} is more than the {max_positions} positions of {model}; "
-                f"at most {max_positions}"
+                f"data.{key}: {value} is more than the {max_positions} positions of {model}; at most {max_positions}"
             )
 
 

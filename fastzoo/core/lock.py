@@ -29,9 +29,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def folder_lock(
-    folder: Path,
-    say: Callable[[str], None],
-    by: str = "another process; give another folder, or let it end",
+    folder: Path, say: Callable[[str], None], by: str = "another process; give another folder, or let it end"
 ) -> ExitStack:
     """Make ``folder`` if it is missing, and keep all others out until the returned ``with`` block ends.
 

@@ -43,9 +43,7 @@ class Stopped(BaseException):
     """The run was asked to stop, and did. ``exit_code`` is 128 plus the signal's number."""
 
     def __init__(self, number: int, when: str = "") -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}{when}; the same command goes on"
-        )
+        super().__init__(f"stopped by {signal.Signals(number).name}{when}; the same command goes on")
         self.exit_code = 128 + number
 
 
@@ -90,9 +88,7 @@ class _Signals:
             return
         self.noted_only = True
         if several() and number == signal.SIGTERM:
-            raise PeerEnded(
-                "stopped by SIGTERM: the launcher sends it when another process has ended"
-            )
+            raise PeerEnded("stopped by SIGTERM: the launcher sends it when another process has ended")
         raise Stopped(number)
 
 

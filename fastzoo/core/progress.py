@@ -24,9 +24,7 @@ class Progress(tqdm):
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
         self.note = ""
         self._terminal = sys.stderr.isatty()
-        how: dict[str, Any] = {
-            "bar_format": "{desc}{percentage:4.0f}% |{bar}| {note}  {remaining} left"
-        }
+        how: dict[str, Any] = {"bar_format": "{desc}{percentage:4.0f}% |{bar}| {note}  {remaining} left"}
         if not self._terminal:
             how = {"bar_format": "{desc}{percentage:4.0f}%  {note}  {remaining} left"}
             # Nothing before the first line is due, and nothing at the end.

@@ -24,11 +24,7 @@ def fits(headings: Sequence[str], lines: Lines, gap: int = 2) -> bool:
 
 
 def print_table(
-    headings: Sequence[str],
-    lines: Lines,
-    left: Collection[int] = (0,),
-    wrapped: bool = False,
-    gap: int = 2,
+    headings: Sequence[str], lines: Lines, left: Collection[int] = (0,), wrapped: bool = False, gap: int = 2
 ) -> None:
     """Print lines under headings.
 
@@ -47,8 +43,7 @@ def print_table(
         for i, part in enumerate(parts):
             cells = [*(line[:-1] if i == 0 else [""] * (len(line) - 1)), part]
             padded = [
-                _padded(cell, width, j in left)
-                for j, (cell, width) in enumerate(zip(cells, widths, strict=True))
+                _padded(cell, width, j in left) for j, (cell, width) in enumerate(zip(cells, widths, strict=True))
             ]
             print((" " * gap).join(padded).rstrip())
 

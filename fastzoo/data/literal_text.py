@@ -92,9 +92,7 @@ class Encoder:
             encoded = (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False))
         return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
-    def tokenize_each(
-        self, texts: Sequence[str], literal: bool = False
-    ) -> list[np.ndarray | Unusable]:
+    def tokenize_each(self, texts: Sequence[str], literal: bool = False) -> list[np.ndarray | Unusable]:
         """As ``tokenize``; a text that the tokenizer fails on gets the reason instead."""
         try:
             return list(self.tokenize(texts, literal))
@@ -126,9 +124,7 @@ class LiteralText:
         if self._policy == "allow" or not (typed or joins):
             return Rendered(apply_template(dialogue), special_text=typed)
         marker, marked_contents = self._texts.mark(contents)
-        marked = apply_template(
-            [{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)]
-        )
+        marked = apply_template([{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)])
         if joins:
             text = apply_template(dialogue)
             if self._texts.split(marked)[1] == self._texts.split(text)[1]:
@@ -147,9 +143,7 @@ class LiteralText:
             raise Unusable(DROPPED)
         return typed
 
-    def encode(
-        self, batch: Sequence[Rendered], limit: int | None = None
-    ) -> Iterator[np.ndarray | Unusable]:
+    def encode(self, batch: Sequence[Rendered], limit: int | None = None) -> Iterator[np.ndarray | Unusable]:
         """int64 token ids of each text, in order, or the reason why it cannot be used.
 
         Args:
@@ -186,13 +180,9 @@ class LiteralText:
         # With the markers left in, both ways must agree. They do not for tokenizers that treat the
         # start of a text differently, or that find special tokens by other rules than these. Text
         # far from a special token has no influence on this.
-        near = [
-            part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts
-        ]
+        near = [part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts]
         together = "".join(a + b for a, b in zip(near, [*special, ""], strict=True))
-        if not np.array_equal(
-            self._joined(near, special), _usable(*self._encoder.tokenize_each([together]))
-        ):
+        if not np.array_equal(self._joined(near, special), _usable(*self._encoder.tokenize_each([together]))):
             raise Unusable(INSEPARABLE)
         return self._joined([part.replace(marker, "") for part in parts], special)
 

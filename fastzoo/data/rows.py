@@ -99,9 +99,7 @@ class ParquetTable:
         try:
             self._data = _datasets().Dataset.from_parquet(str(path))
         except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
-            raise DataError(
-                f"{path}: not a readable Parquet file ({one_line(error, 120)})"
-            ) from None
+            raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
         self.sha256 = sha256_of(path)
 
     def __len__(self) -> int:
@@ -114,9 +112,7 @@ class ParquetTable:
 class TableRows:
     """Rows of a table of known size; shuffled as a whole, in a different order every epoch."""
 
-    def __init__(
-        self, table: JsonlTable | ParquetTable, info: SourceInfo, seed: int, shuffle: bool
-    ):
+    def __init__(self, table: JsonlTable | ParquetTable, info: SourceInfo, seed: int, shuffle: bool):
         self._table, self.info, self._seed, self._shuffle = table, info, seed, shuffle
         self._first_order = self._order(range(len(table)), "held-out")
 
@@ -156,17 +152,14 @@ class HubRows:
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:
-            revision = with_retries(
-                lambda: resolve_dataset(section.source, section.revision), self._where
-            )
+            revision = with_retries(lambda: resolve_dataset(section.source, section.revision), self._where)
             self._files, self._data = with_retries(lambda: _stream(section, revision), self._where)
         except HubError:
             raise
         except Exception as error:  # datasets raises many kinds: no such subset, split, format
             if is_transient(error):
                 raise HubError(
-                    f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the "
-                    "network"
+                    f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the network"
                 ) from None
             raise DataError(
                 f"{self._where}: {one_line(error, 200)} (data.subset, data.split choose a part of it)"
@@ -189,9 +182,7 @@ class HubRows:
         window, within = divmod(start, self._section.shuffle_rows)
         rows = self._from(order.tolist(), held_out, window * self._section.shuffle_rows)
         while taken := list(islice(rows, self._section.shuffle_rows)):
-            places = _generator(self._seed, f"epoch {epoch} window {window}").permutation(
-                len(taken)
-            )
+            places = _generator(self._seed, f"epoch {epoch} window {window}").permutation(len(taken))
             for place in places[within:]:
                 yield taken[place]
             # Freed before the next window is read, so that only one is in memory.
@@ -254,9 +245,7 @@ class HubRows:
                 break
             except Exception as error:  # any that a file's format or the Hub's client raise
                 failed += 1
-                _wait_or_end(
-                    error, f"{self._where}, {self._name(shard)}, from row {row} on", failed
-                )
+                _wait_or_end(error, f"{self._where}, {self._name(shard)}, from row {row} on", failed)
         self._lengths[shard] = row
 
     def _name(self, shard: int) -> str:

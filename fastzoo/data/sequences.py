@@ -108,9 +108,7 @@ def concatenate(sequences: list[TokenSequence]) -> TokenSequence:
 
 def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
     part = slice(start, stop)
-    return TokenSequence(
-        sequence.ids[part], sequence.position[part], sequence.dialogue[part], sequence.special[part]
-    )
+    return TokenSequence(sequence.ids[part], sequence.position[part], sequence.dialogue[part], sequence.special[part])
 
 
 def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:

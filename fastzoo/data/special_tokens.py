@@ -112,9 +112,7 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
         for (special, word), name in headers.items():
             at_BT = (known_BT[:, :-1] == special) & (known_BT[:, 1:] == word)
             turn_BT[:, :-1][at_BT] = 2 if name in names else 1
-        place_BT = torch.where(
-            turn_BT > 0, torch.arange(known_BT.shape[1], device=known_BT.device), 0
-        )
+        place_BT = torch.where(turn_BT > 0, torch.arange(known_BT.shape[1], device=known_BT.device), 0)
         return turn_BT.gather(1, place_BT.cummax(1).values) == 2
 
     return mask
@@ -123,9 +121,7 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
 # --- where answers begin -------------------------------------------------------------------------
 
 
-def answer_starts(
-    chat: ChatTokenizer, sequences: Sequence[TokenSequence], count: int
-) -> list[TokenSequence]:
+def answer_starts(chat: ChatTokenizer, sequences: Sequence[TokenSequence], count: int) -> list[TokenSequence]:
     """The beginnings of up to ``count`` dialogues, each up to where its first answer begins.
 
     Raises:
@@ -159,16 +155,12 @@ def _opening(chat: ChatTokenizer) -> np.ndarray:
     try:
         question, prompt = (chat.apply_template(turns, answer=answer) for answer in (False, True))
     except Unusable:
-        raise ModelError(
-            f"the chat template of {chat.model_name} refuses a plain question"
-        ) from None
+        raise ModelError(f"the chat template of {chat.model_name} refuses a plain question") from None
     if prompt.startswith(question) and len(prompt) > len(question):
         return chat.tokenize([prompt[len(question) :]])[0]
     # A template without a generation prompt ends its question with a special token.
     ids = chat.tokenize([prompt])[0]
     places = np.flatnonzero(chat.is_special(ids))
     if not len(places) or places[-1] == 0:
-        raise ModelError(
-            f"the chat template of {chat.model_name} does not mark where an answer begins"
-        )
+        raise ModelError(f"the chat template of {chat.model_name} does not mark where an answer begins")
     return ids[places[-1] :]

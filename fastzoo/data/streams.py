@@ -83,9 +83,7 @@ class TokenStream:
                 if sequence.ids.tobytes() in self.exclude:
                     self.counts.used -= 1
                     text = self.chat.tokenizer.decode(sequence.ids[:64])
-                    self.counts.skip(
-                        "identical to a held-out dialogue", int(sequence.dialogue[0]), text
-                    )
+                    self.counts.skip("identical to a held-out dialogue", int(sequence.dialogue[0]), text)
                     continue
                 usable = True
                 after = ResumePoint(epoch, self.counts.rows - rows_before, 0, self.counts.copy())
@@ -122,9 +120,7 @@ def blocks(
         before = sequence.after
 
 
-def held_out_sequences(
-    chat: ChatTokenizer, rows: Rows, wanted: int
-) -> tuple[list[TokenSequence], Counts]:
+def held_out_sequences(chat: ChatTokenizer, rows: Rows, wanted: int) -> tuple[list[TokenSequence], Counts]:
     """The evaluation dialogues, each a sequence of its own whatever the training method.
 
     Uses rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took.

@@ -9,14 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastzoo.core.errors import (
-    AccessError,
-    FastzooError,
-    HubError,
-    InputError,
-    IntegrityError,
-    NotFoundError,
-)
+from fastzoo.core.errors import AccessError, FastzooError, HubError, InputError, IntegrityError, NotFoundError
 from fastzoo.core.files import MAX_JSON_BYTES, write_text
 from fastzoo.core.text import one_line
 from fastzoo.core.version import __version__
@@ -100,9 +93,7 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
         raise ours from (error if type(ours) is HubError else None)
 
 
-def _in_one_line(
-    error: Exception, kind: str, repo_id: str, revision: str | None
-) -> FastzooError | None:
+def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None) -> FastzooError | None:
     from huggingface_hub import constants
 
     hub, name = constants.ENDPOINT, one_line(repo_id, 100)
@@ -155,9 +146,7 @@ def status_of(error: BaseException | None) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def read_file(
-    kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0
-) -> bytes:
+def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0) -> bytes:
     """A small file of the Hub, in one request.
 
     Args:

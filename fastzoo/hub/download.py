@@ -26,16 +26,7 @@ from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
 from fastzoo.hub.listing import TRIES_OF_DOWNLOADS
 from fastzoo.hub.retries import with_retries
-from fastzoo.hub.sae_files import (
-    Fetched,
-    SAEFiles,
-    copy_file,
-    find,
-    in_words,
-    place_files,
-    remove_leftovers,
-    verified,
-)
+from fastzoo.hub.sae_files import Fetched, SAEFiles, copy_file, find, in_words, place_files, remove_leftovers, verified
 
 THREADS = 8
 """Files that are fetched at a time."""
@@ -150,9 +141,7 @@ class _Downloads:
     def run(self) -> list[Fetched | FastzooError]:
         jobs = [(i, file) for i, sae in enumerate(self.saes) for file in sae.files]
         jobs.sort(key=lambda job: -job[1].size)
-        run_daemons(
-            jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS
-        )
+        run_daemons(jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
         results: list[Fetched | FastzooError] = []
         for result in self.results:
             if not isinstance(result, Fetched | FastzooError):
@@ -222,9 +211,7 @@ class _Downloads:
             path, sha256 = target, verified(sae, file, target)
         return path, sha256, downloaded
 
-    def _download(
-        self, sae: SAEFiles, file: HubFile, staging: Path | None, received: _Received
-    ) -> Path:
+    def _download(self, sae: SAEFiles, file: HubFile, staging: Path | None, received: _Received) -> Path:
         """Fetch a file into the cache, or into the folder ``staging``."""
         from huggingface_hub import constants, hf_hub_download
 
@@ -235,11 +222,7 @@ class _Downloads:
             received.reach(0)
             try:
                 return hf_hub_download(
-                    sae.repo_id,
-                    file.path,
-                    revision=sae.sha,
-                    local_dir=staging,
-                    tqdm_class=_bar_class(received),
+                    sae.repo_id, file.path, revision=sae.sha, local_dir=staging, tqdm_class=_bar_class(received)
                 )
             except OSError as error:
                 if error.errno in DISK:  # others are of the connection

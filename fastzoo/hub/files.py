@@ -64,8 +64,7 @@ class Content:
             same = False
         if not same:
             raise InputError(
-                f"'{self.source!s}' was changed while it was being published; push it again once "
-                "nothing writes to it"
+                f"'{self.source!s}' was changed while it was being published; push it again once nothing writes to it"
             )
 
     def _open(self) -> BinaryIO:

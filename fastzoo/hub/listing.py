@@ -71,8 +71,7 @@ def _resolve(repo_id: str, revision: str) -> str:
         if remembered is None or isinstance(error, NotFoundError | AccessError):
             raise
         print(
-            f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before",
-            file=sys.stderr,
+            f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before", file=sys.stderr
         )
         return remembered
     if sha != remembered:
@@ -88,11 +87,7 @@ def _ask(repo_id: str, sha: str, revision: str | None) -> dict[str, HubFile]:
         found = [e for e in islice(entries, MOST_FILES + 1) if isinstance(e, RepoFile)]
     if len(found) > MOST_FILES:
         raise HubError(f"{repo_id} lists more than {MOST_FILES} files, which no SAEs need")
-    return {
-        e.path: HubFile(e.path, e.size, e.lfs.sha256 if e.lfs else e.blob_id)
-        for e in found
-        if is_plain(e.path)
-    }
+    return {e.path: HubFile(e.path, e.size, e.lfs.sha256 if e.lfs else e.blob_id) for e in found if is_plain(e.path)}
 
 
 def _folder(repo_id: str) -> Path:

@@ -105,8 +105,7 @@ class Registry:
                     "repo_id": sae.repo_id,
                     "sha": sae.sha,
                     "files": {
-                        path: {"size": file.size, "sha256": file.digest}
-                        for path, file in sorted(sae.files.items())
+                        path: {"size": file.size, "sha256": file.digest} for path, file in sorted(sae.files.items())
                     },
                     "figures": dict(sae.figures),
                 }
@@ -138,10 +137,7 @@ def snapshot() -> Registry:
 
 
 def read_registry(
-    namespace: str | None = None,
-    *,
-    newest: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    namespace: str | None = None, *, newest: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> Registry:
     """The registry of a namespace, from the Hub if it can be asked, else as it was last seen.
 

@@ -37,9 +37,7 @@ LONGEST_RETRY_AFTER = 300.0
 Result = TypeVar("Result")
 
 
-def with_retries(
-    call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf
-) -> Result:
+def with_retries(call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf) -> Result:
     """``call()``, again after failures that can pass.
 
     The last of ``tries`` failures is raised, and one that asks for a pause above ``longest`` seconds.

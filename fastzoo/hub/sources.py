@@ -24,13 +24,7 @@ from fastzoo.hub.retries import with_retries
 from fastzoo.hub.sae_files import SAEFiles
 from fastzoo.saes.layouts import PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
-from fastzoo.saes.references import (
-    COLLECTION,
-    Reference,
-    collection_slug,
-    is_pattern,
-    parse_reference,
-)
+from fastzoo.saes.references import COLLECTION, Reference, collection_slug, is_pattern, parse_reference
 
 _HOOK_FOLDER = re.compile(r"blocks\.\d{1,4}\.hook_resid_post", re.ASCII)
 
@@ -214,9 +208,7 @@ class Sources:
             print(f"note: left out: {error}", file=sys.stderr)
             return None
 
-    def _each(
-        self, items: Iterable[Item], meaning: Callable[[Item], SAEFiles | None]
-    ) -> list[SAEFiles]:
+    def _each(self, items: Iterable[Item], meaning: Callable[[Item], SAEFiles | None]) -> list[SAEFiles]:
         found = []
         for item in items:
             try:
@@ -237,8 +229,7 @@ def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> lis
         folders = [f for f in saes if f == pattern or fnmatchcase(f, pattern)]
         if not folders:
             raise NotFoundError(
-                f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches "
-                f"'{one_line(pattern, 60)}'"
+                f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches '{one_line(pattern, 60)}'"
             )
     name = ref.repo_id.partition("/")[2]
     found = []
@@ -290,9 +281,7 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
     if within:
         some = ", ".join(within[:5]) + (", …" if len(within) > 5 else "")
         example = Reference(ref.repo_id, within[0], ref.revision)
-        raise InputError(
-            f"{place} holds {len(within)} SAEs ({some}): name one, as in {one_line(example)}"
-        )
+        raise InputError(f"{place} holds {len(within)} SAEs ({some}): name one, as in {one_line(example)}")
     pickles = [path for path in paths if path.startswith(inside) and path.endswith(PICKLES)]
     if pickles:
         raise InputError(

@@ -46,12 +46,7 @@ class RetryingFile(HfFileSystemFile):
 
 class RetryingFileSystem(HfFileSystem):
     def _open(
-        self,
-        path: str,
-        mode: str = "rb",
-        block_size: int | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
+        self, path: str, mode: str = "rb", block_size: int | None = None, revision: str | None = None, **kwargs: Any
     ) -> Any:
         if mode != "rb" or block_size == 0:  # written, or read as one stream
             return super()._open(path, mode, block_size, revision, **kwargs)

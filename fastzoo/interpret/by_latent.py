@@ -43,9 +43,7 @@ FIRING = (
 
 
 @torch.no_grad()
-def of_latents(
-    assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int
-) -> dict[str, Any]:
+def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int) -> dict[str, Any]:
     """Where latents fire, how often and how strongly, and what they write.
 
     Raises:
@@ -54,9 +52,7 @@ def of_latents(
     _refuse_latents(assembly, latents)
     sequences, split = assembly.dialogues(dialogues)
     reader, saes = assembly.reader, assembly.saes
-    sums = {
-        name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()
-    }
+    sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     firing = {name: [Firing(top) for _ in latents] for name in saes}
     columns = torch.tensor(latents, device=reader.device)
     with Progress("reading dialogues", split["tokens"]) as bar:
@@ -75,17 +71,10 @@ def of_latents(
         contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
         known = dict(zip(latents, contexts, strict=True))
         found[name] = _part(assembly, name, sums[name].result(), known)
-    return {
-        "base_model": assembly.base_model,
-        "split": split,
-        "definition": f"{FIGURES}. {FIRING}",
-        "saes": found,
-    }
+    return {"base_model": assembly.base_model, "split": split, "definition": f"{FIGURES}. {FIRING}", "saes": found}
 
 
-def rank_by_activation(
-    assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int
-) -> dict[str, Any]:
+def rank_by_activation(assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int) -> dict[str, Any]:
     """The ``top`` latents by mean maximum activation, with what they write.
 
     Args:
@@ -180,9 +169,7 @@ def _measured(
     _refuse_latents(assembly, latents)
     sequences, split = assembly.dialogues(dialogues)
     with Progress("reading dialogues", split["tokens"]) as bar:
-        known = statistics(
-            assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens")
-        )
+        known = statistics(assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens"))
     return known, sequences, split
 
 
@@ -193,11 +180,7 @@ def _strongest(figures: LatentStatistics, count: int) -> list[int]:
 
 
 def _part(
-    assembly: Assembly,
-    name: str,
-    figures: LatentStatistics,
-    latents: Mapping[int, Mapping[str, Any]],
-    **more: Any,
+    assembly: Assembly, name: str, figures: LatentStatistics, latents: Mapping[int, Mapping[str, Any]], **more: Any
 ) -> dict[str, Any]:
     """One SAE's part of a report.
 
@@ -226,17 +209,13 @@ def _part(
     }
 
 
-def _written(
-    assembly: Assembly, name: str, latents: Sequence[int]
-) -> list[dict[str, list[dict[str, Any]]]]:
+def _written(assembly: Assembly, name: str, latents: Sequence[int]) -> list[dict[str, list[dict[str, Any]]]]:
     """For each latent of an SAE the tokens it raises and lowers most, by the logit lens."""
     found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in latents]
     d_LD, vocabulary = assembly.saes[name][1].W_dec[list(latents)], assembly.vocabulary
     count = min(WRITTEN, vocabulary)
     for end, largest in (("top", True), ("bottom", False)):
-        values, ids = lens_tokens(
-            assembly.reader.model, d_LD, count, vocabulary=vocabulary, largest=largest
-        )
+        values, ids = lens_tokens(assembly.reader.model, d_LD, count, vocabulary=vocabulary, largest=largest)
         for entry, logits, numbers in zip(found, values.tolist(), ids.tolist(), strict=True):
             entry[end] = [
                 {"token_id": number, "token": assembly.texts(number), "logit": logit}

@@ -80,9 +80,7 @@ class _OneToken(SpecialTokens):
 
 
 @torch.no_grad()
-def _of_tokens(
-    assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int
-) -> dict[str, Any]:
+def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int) -> dict[str, Any]:
     sequences, split = assembly.dialogues(dialogues)
     reader, saes = assembly.reader, assembly.saes
     sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
@@ -189,9 +187,7 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, 
     for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
         for name, _, acts_TF in encoded:
             fired = [_strongest(acts_F, top) for acts_F in acts_TF]
-            saes[name] = {
-                "tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]
-            }
+            saes[name] = {"tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]}
     return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
 
 
@@ -200,10 +196,7 @@ def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
     values_F = acts_F.float().cpu().numpy()
     fired = np.flatnonzero(values_F > 0)
     best = fired[np.argsort(-values_F[fired], kind="stable")[:top]]
-    return {
-        "firing": len(fired),
-        "latents": [{"latent": int(k), "activation": float(values_F[k])} for k in best],
-    }
+    return {"firing": len(fired), "latents": [{"latent": int(k), "activation": float(values_F[k])} for k in best]}
 
 
 def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:

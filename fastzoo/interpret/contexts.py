@@ -70,20 +70,12 @@ class Firing:
                 }
                 for number in by_share[: self.top]
             ],
-            "position_0": {
-                "dialogues": self._first_fired,
-                "mean": self._first_sum / max(self._dialogues, 1),
-            },
+            "position_0": {"dialogues": self._first_fired, "mean": self._first_sum / max(self._dialogues, 1)},
         }
 
     @staticmethod
     def _context(
-        texts: TurnTexts,
-        value: float,
-        _: int,
-        place: int,
-        sequence: TokenSequence,
-        acts_T: np.ndarray,
+        texts: TurnTexts, value: float, _: int, place: int, sequence: TokenSequence, acts_T: np.ndarray
     ) -> dict[str, Any]:
         start, stop = max(0, place - AROUND), min(len(sequence), place + AROUND + 1)
         return {
@@ -94,9 +86,7 @@ class Firing:
             "token": place - start,
             "tokens": [
                 {"token": texts(number), "activation": float(act)}
-                for number, act in zip(
-                    sequence.ids[start:stop].tolist(), acts_T[start:stop], strict=True
-                )
+                for number, act in zip(sequence.ids[start:stop].tolist(), acts_T[start:stop], strict=True)
             ],
         }
 

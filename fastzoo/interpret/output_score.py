@@ -132,9 +132,7 @@ def refuse_missing(latents: Sequence[int], d_sae: int, name: str = "the SAE") ->
     """Raise InputError for a latent that the SAE does not have."""
     for latent in latents:
         if not 0 <= latent < d_sae:
-            raise InputError(
-                f"latent {latent}: {name} has {d_sae:,} latents, numbered 0 to {d_sae - 1}"
-            )
+            raise InputError(f"latent {latent}: {name} has {d_sae:,} latents, numbered 0 to {d_sae - 1}")
 
 
 def _mean_norm(reader: ResidualReader, layer: int, sequences: Sequence[TokenSequence]) -> float:

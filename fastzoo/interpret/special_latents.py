@@ -48,9 +48,7 @@ those that do, without or with its occurrence at position 0."""
 class Occurrences:
     """Where the special tokens of a pack stand, in groups of one dialogue and one key each."""
 
-    def __init__(
-        self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device
-    ) -> None:
+    def __init__(self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device) -> None:
         """``sequences`` are whole dialogues, laid end to end in the pack."""
         ids = np.concatenate([s.ids for s in sequences])
         position = np.concatenate([s.position for s in sequences])
@@ -60,10 +58,7 @@ class Occurrences:
         dialogue = np.repeat(np.arange(len(lengths)), lengths)
         start = np.repeat(np.cumsum(lengths) - lengths, lengths)
         begins = counted[start] & (ids == ids[start])  # the dialogue begins with this token
-        found = [
-            np.flatnonzero(counted & chosen)
-            for chosen in (~begins, begins & (position > 0), begins)
-        ]
+        found = [np.flatnonzero(counted & chosen) for chosen in (~begins, begins & (position > 0), begins)]
         rows = np.concatenate(found)
         kinds = np.repeat((ELSEWHERE, WITHOUT_FIRST, WITH_FIRST), [len(part) for part in found])
         labels = np.stack([dialogue[rows], ids[rows], kinds])
@@ -111,9 +106,7 @@ class SpecialLatents:
         belongs_SG = (places == torch.arange(len(self._places))[:, None]).double()
         belongs_SG = belongs_SG.to(best_GF.device)
         groups = max(1, ELEMENTS // best_GF.shape[1])
-        for part_SG, part_GF in zip(
-            belongs_SG.split(groups, 1), best_GF.split(groups), strict=True
-        ):
+        for part_SG, part_GF in zip(belongs_SG.split(groups, 1), best_GF.split(groups), strict=True):
             self._sums_SF += part_SG @ part_GF.double()
             self._fired_SF += part_SG @ (part_GF > 0).double()
 
@@ -156,8 +149,6 @@ class SpecialLatents:
         fired_F = self._fired_SF[places].sum(0).cpu().numpy()
         best = np.argsort(-mean_F, kind="stable")[:top]
         latents = [
-            {"latent": int(i), "mean_max": float(mean_F[i]), "dialogues": int(fired_F[i])}
-            for i in best
-            if fired_F[i]
+            {"latent": int(i), "mean_max": float(mean_F[i]), "dialogues": int(fired_F[i])} for i in best if fired_F[i]
         ]
         return {"dialogues": dialogues, "latents": latents}

@@ -55,9 +55,7 @@ class StatisticsSums:
 
     def add(self, x_TD: Tensor, acts_TF: Tensor, lengths: Sequence[int]) -> None:
         """Add a pack's residual stream and its activations, none of which is negative."""
-        for x_LD, acts_LF in zip(
-            x_TD.split(list(lengths)), acts_TF.split(list(lengths)), strict=True
-        ):
+        for x_LD, acts_LF in zip(x_TD.split(list(lengths)), acts_TF.split(list(lengths)), strict=True):
             if len(x_LD) == 1:
                 continue
             self.dialogues += 1
@@ -138,9 +136,7 @@ def statistics(
         DataError: no dialogue has a second token.
         TrainingError: the model's activations hold NaN or infinity.
     """
-    sums = {
-        name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()
-    }
+    sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     for group, encoded in encode_packs(reader, saes, sequences, progress):
         for name, x_TD, acts_TF in encoded:
             sums[name].add(x_TD, acts_TF, [len(s) for s in group])

@@ -135,9 +135,7 @@ class ResidualReader:
             self._thread.found = None
         return found
 
-    def final_states(
-        self, pack: Pack, edit: tuple[int, Callable[[Tensor], Tensor]] | None = None
-    ) -> Tensor:
+    def final_states(self, pack: Pack, edit: tuple[int, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Normalised hidden states (T, D) that the LM head reads.
 
         Args:
@@ -194,11 +192,7 @@ class ResidualReader:
         return [group] if self._packed else [[s] for s in group]
 
     def columns(
-        self,
-        groups: Iterable[list[TokenSequence]],
-        layers: Iterable[int],
-        *,
-        side_by_side: bool = True,
+        self, groups: Iterable[list[TokenSequence]], layers: Iterable[int], *, side_by_side: bool = True
     ) -> Iterator[Columns]:
         """Activations ``L<layer>`` (T, D) of each group with ``position`` and ``special`` (T,).
 
@@ -215,10 +209,7 @@ class ResidualReader:
             for group, acts in self._in_order(groups, wanted, side_by_side):
                 self.computed_tokens += sum(map(len, group))
                 yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
-                    name: to_device(
-                        torch.from_numpy(np.concatenate([getattr(s, name) for s in group])),
-                        self.device,
-                    )
+                    name: to_device(torch.from_numpy(np.concatenate([getattr(s, name) for s in group])), self.device)
                     for name in ("position", "special")
                 }
 
@@ -266,9 +257,7 @@ class ResidualReader:
             return parts[0]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
-    def _checked_activations(
-        self, group: list[TokenSequence], layers: set[int]
-    ) -> dict[int, Tensor]:
+    def _checked_activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
         found = self._activations(group, layers)
         _refuse_unless(_finite(found), layers)
         return found
@@ -297,8 +286,7 @@ class ResidualReader:
             if not difference <= tolerance:
                 if torch.isfinite(alone).all():
                     logger.warning(
-                        "dialogues go through the model one by one: packed, they differ by a share of %.2g",
-                        difference,
+                        "dialogues go through the model one by one: packed, they differ by a share of %.2g", difference
                     )
                 return
         self._packed = True

@@ -15,8 +15,7 @@ def check_gpus(local_processes: int) -> None:
     gpus = torch.cuda.device_count()
     if 0 < gpus < local_processes:
         raise InputError(
-            f"{local_processes} processes on a machine with {gpus} GPUs; give accelerate launch "
-            f"--num_processes {gpus}"
+            f"{local_processes} processes on a machine with {gpus} GPUs; give accelerate launch --num_processes {gpus}"
         )
 
 

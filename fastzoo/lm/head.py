@@ -23,9 +23,7 @@ def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
     states_TD = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     ours = _log_probabilities(reader.model, states_TD)
     if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
-        raise ModelError(
-            f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
-        )
+        raise ModelError(f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know")
 
 
 def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -17,9 +17,7 @@ BATCH_LOGITS = 1 << 26
 
 
 @torch.no_grad()
-def answer_nlls(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> list[np.ndarray]:
+def answer_nlls(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Negative log-likelihood in nats of every token of every answer, given its prompt.
 
     Answers of similar length go through the model together, padded on the left and masked, with the
@@ -61,9 +59,7 @@ def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[li
         yield batch
 
 
-def _forward(
-    model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> Iterator[np.ndarray]:
+def _forward(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[np.ndarray]:
     width = max(len(prompt) + len(answer) for prompt, answer in pairs)
     kept = max(len(answer) for _, answer in pairs) + 1
     ids = torch.zeros(len(pairs), width, dtype=torch.int64)
@@ -83,7 +79,5 @@ def _forward(
     for row, (_, answer) in enumerate(pairs):
         targets = ids[row, width - len(answer) :].to(logits.device)
         # Row by row, because the whole batch in float32 would take as much memory again.
-        nlls = F.cross_entropy(
-            logits[row, -len(answer) - 1 : -1].float(), targets, reduction="none"
-        )
+        nlls = F.cross_entropy(logits[row, -len(answer) - 1 : -1].float(), targets, reduction="none")
         yield nlls.double().cpu().numpy()

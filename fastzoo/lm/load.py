@@ -69,8 +69,7 @@ def find_model(section: ModelSection) -> ModelSource:
         sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
     elif path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ModelError(
-            f"model.name: '{one_line(path, 120)}' is neither '{EMBEDDED_MODEL}', nor a folder, nor a "
-            "Hub id (org/name)"
+            f"model.name: '{one_line(path, 120)}' is neither '{EMBEDDED_MODEL}', nor a folder, nor a Hub id (org/name)"
         )
     else:
         from fastzoo.hub.client import resolve_model
@@ -81,9 +80,7 @@ def find_model(section: ModelSection) -> ModelSource:
         source = ModelSource(section.name, path, revision, sha, config)
         _ = source.n_layers, source.d_model
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})"
-        ) from None
+        raise ModelError(f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})") from None
     return source
 
 
@@ -133,7 +130,5 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
     except FastzooError:
         raise
     except Exception as error:  # transformers, safetensors and httpx raise many kinds
-        raise ModelError(
-            f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})"
-        ) from None
+        raise ModelError(f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})") from None
     return model.to(device).eval().requires_grad_(False)

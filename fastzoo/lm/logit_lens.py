@@ -67,17 +67,11 @@ def final_norm(model: Any) -> nn.Module:
 
 
 def lens_tokens(
-    model: Any,
-    directions_LD: Tensor,
-    count: int,
-    *,
-    vocabulary: int | None = None,
-    largest: bool = True,
+    model: Any, directions_LD: Tensor, count: int, *, vocabulary: int | None = None, largest: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Logits and ids, each (L, count), of the tokens that directions raise (or lower) most."""
     rows = max(1, ELEMENTS // model.get_output_embeddings().weight.shape[0])
     parts = [
-        logit_lens(model, part_LD, vocabulary).topk(count, largest=largest)
-        for part_LD in directions_LD.split(rows)
+        logit_lens(model, part_LD, vocabulary).topk(count, largest=largest) for part_LD in directions_LD.split(rows)
     ]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

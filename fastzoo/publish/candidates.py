@@ -55,16 +55,12 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
             raise InputError(f"{source} is not on this machine (looked in . and runs/*/)")
         inside = [path for _, path in local_results(folder)]
         if not inside:
-            raise InputError(
-                f"'{folder}' holds no complete SAE: a folder named like one, with metrics.json"
-            )
+            raise InputError(f"'{folder}' holds no complete SAE: a folder named like one, with metrics.json")
         for path in inside:
             candidate = check(path)
             other = found.setdefault(candidate.name, candidate)
             if other.folder.resolve() != path.resolve():
-                raise InputError(
-                    f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them"
-                )
+                raise InputError(f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them")
     return [found[name] for name in with_grid(found) if name in found]
 
 
@@ -99,9 +95,7 @@ def check(folder: Path) -> Candidate:
         if path.endswith((".safetensors", ".png")) or not (folder / path).is_file():
             continue
         if (secret := _secret_in(folder / path, get_token())) is not None:
-            raise _refusal(
-                folder, f"{path} holds {secret}; remove it, and revoke it if others have seen it"
-            )
+            raise _refusal(folder, f"{path} holds {secret}; remove it, and revoke it if others have seen it")
     return Candidate(name, folder, record, figures)
 
 
@@ -114,9 +108,7 @@ def read_card(folder: Path) -> str:
     path = folder / "README.md"
     with readable(folder):
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise _refusal(
-                folder, f"README.md has more than {MAX_JSON_BYTES} bytes, too many for a card"
-            )
+            raise _refusal(folder, f"README.md has more than {MAX_JSON_BYTES} bytes, too many for a card")
         try:
             return path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:

@@ -77,11 +77,7 @@ def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private
                 return found
             try:
                 made = HfApi().create_collection(
-                    title,
-                    namespace=namespace,
-                    description=DESCRIPTION,
-                    private=private,
-                    exists_ok=True,
+                    title, namespace=namespace, description=DESCRIPTION, private=private, exists_ok=True
                 )
                 return _first_made(str(made.slug), namespace, title)
             except Exception as error:
@@ -100,9 +96,7 @@ def _first_made(slug: str, namespace: str, title: str) -> str:
     return slug
 
 
-def arrange(
-    slug: str, wanted: Sequence[Item], title: str, *, private: bool, bar: Progress
-) -> list[str]:
+def arrange(slug: str, wanted: Sequence[Item], title: str, *, private: bool, bar: Progress) -> list[str]:
     """Give a collection these items in this order, and their notes.
 
     Where the Hub takes no more of them, the SAEs of each model go into a child collection, and the
@@ -268,9 +262,7 @@ def _owned(namespace: str) -> dict[str, str]:
 
     with hub_errors("collection", namespace):
         listed = with_retries(
-            lambda: list(HfApi().list_collections(owner=namespace)),
-            f"collections of {namespace}",
-            TRIES_OF_LISTS,
+            lambda: list(HfApi().list_collections(owner=namespace)), f"collections of {namespace}", TRIES_OF_LISTS
         )
     # The ids begin with the time.
     own = sorted((x for x in listed if _is_of(x.slug, namespace)), key=lambda x: x.slug[-24:])

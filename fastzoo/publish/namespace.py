@@ -29,9 +29,7 @@ SPACE = "fastzoo"
 """Name of the Space's repository."""
 
 
-def update_namespace(
-    options: PushOptions, ours: Registry, journal: Journal, report: PushReport
-) -> None:
+def update_namespace(options: PushOptions, ours: Registry, journal: Journal, report: PushReport) -> None:
     """Bring the results dataset, the Space and the collection up to date.
 
     Args:

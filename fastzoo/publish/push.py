@@ -12,14 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastzoo.config.recipe import PushSection
-from fastzoo.core.errors import (
-    AccessError,
-    FastzooError,
-    InputError,
-    IntegrityError,
-    NotFoundError,
-    OutputError,
-)
+from fastzoo.core.errors import AccessError, FastzooError, InputError, IntegrityError, NotFoundError, OutputError
 from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
@@ -80,9 +73,7 @@ def _alone(namespace: str, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _push(
-    saes: Sequence[Candidate], options: PushOptions, journal: Journal, report: PushReport
-) -> None:
+def _push(saes: Sequence[Candidate], options: PushOptions, journal: Journal, report: PushReport) -> None:
     listed = _listed(options.namespace)
     there = {
         name: sae
@@ -127,10 +118,7 @@ def push_run(folder: Path, section: PushSection) -> None:
             raise report.first_error
     except Exception as error:  # the training is done, and stays done
         what = str(error) if isinstance(error, FastzooError) else repr(error)
-        say(
-            f"the SAEs are complete but not all published: {what}; finish it with: "
-            f"{shlex.join(command)}"
-        )
+        say(f"the SAEs are complete but not all published: {what}; finish it with: {shlex.join(command)}")
     else:
         say(f"published: {report.summary()}")
 
@@ -140,10 +128,7 @@ def warn_without_token() -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        say(
-            "push.namespace: there is no token to publish with yet; log in with 'hf auth login' before "
-            "the run ends"
-        )
+        say("push.namespace: there is no token to publish with yet; log in with 'hf auth login' before the run ends")
 
 
 def publish(
@@ -239,11 +224,7 @@ def _listed(namespace: str) -> dict[str, Remote]:
 @contextmanager
 def _quiet(many: bool) -> Iterator[None]:
     """One bar for many SAEs instead of huggingface_hub's own for each file."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if not many or are_progress_bars_disabled():
         yield

@@ -34,9 +34,7 @@ def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
     from huggingface_hub import HfApi
 
     def ask() -> Remote:
-        info: Any = HfApi().repo_info(
-            repo_id, repo_type=kind, revision=revision, files_metadata=True, timeout=60
-        )
+        info: Any = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, files_metadata=True, timeout=60)
         files = {
             f.rfilename: HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else str(f.blob_id))
             for f in info.siblings or ()
@@ -76,11 +74,7 @@ def make_repo(kind: str, repo_id: str, *, private: bool, sdk: str | None = None)
 
 
 def put(
-    kind: str,
-    repo_id: str,
-    wanted: Callable[[Remote], Mapping[str, Content]],
-    remote: Remote,
-    message: str,
+    kind: str, repo_id: str, wanted: Callable[[Remote], Mapping[str, Content]], remote: Remote, message: str
 ) -> tuple[Remote, Mapping[str, Content]]:
     """Make commits until a repository holds files, each of them on top of what it held before.
 
@@ -135,14 +129,10 @@ def put(
 def read_text(repo_id: str, path: str, kind: str, revision: str | None) -> str:
     """A small file of the Hub. Raises NotFoundError, AccessError, HubError, IntegrityError."""
     what = f"{kind} {repo_id}, {path}"
-    return with_retries(lambda: read_file(kind, repo_id, path, revision), what).decode(
-        "utf-8", "replace"
-    )
+    return with_retries(lambda: read_file(kind, repo_id, path, revision), what).decode("utf-8", "replace")
 
 
-def _commit(
-    kind: str, repo_id: str, files: Mapping[str, Content], parent: str | None, message: str
-) -> str:
+def _commit(kind: str, repo_id: str, files: Mapping[str, Content], parent: str | None, message: str) -> str:
     """The commit's sha."""
     from huggingface_hub import CommitOperationAdd, create_commit
     from huggingface_hub.errors import HfHubHTTPError
@@ -153,9 +143,7 @@ def _commit(
         operation.upload_info.sha256 = bytes.fromhex(content.sha256)
         operations.append(operation)
     try:
-        commit = create_commit(
-            repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent
-        )
+        commit = create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent)
     except ValueError as error:
         if "metadata" not in str(error):  # an answer that is not JSON is a ValueError, too
             raise

@@ -28,9 +28,7 @@ PAPER_TOKENS = 40_960_000
 """What each of the paper's SAEs was trained on."""
 
 
-def render_card(
-    record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None = None
-) -> str:
+def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None = None) -> str:
     """The README.md of an SAE from its ``config.json`` and ``metrics.json``.
 
     Whatever goes wrong, a card comes back: at worst a plain one, and the cause is logged.

@@ -123,9 +123,7 @@ def _measure_pack(
         """A change of the stream everywhere, and everywhere but at position 0."""
         return {
             "all": change,
-            "without_position_0": lambda x_TD: torch.where(
-                first_T1, x_TD, change(x_TD).to(x_TD.dtype)
-            ),
+            "without_position_0": lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype)),
         }
 
     for layer in layers:
@@ -154,9 +152,7 @@ def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
     finite_T = torch.isfinite(states_TD).all(1).cpu()
     if not finite_T.all():
         row = int(pack.column("dialogue")[~finite_T][0])
-        raise TrainingError(
-            f"evaluation: {what} hold NaN or infinity in the held-out dialogue of row {row}"
-        )
+        raise TrainingError(f"evaluation: {what} hold NaN or infinity in the held-out dialogue of row {row}")
 
 
 class _Scored:
@@ -173,12 +169,7 @@ class _Scored:
         self.later = position_T[self.rows] > 0
 
     def add(
-        self,
-        reader: ResidualReader,
-        sums: NextToken,
-        subset: str,
-        states_TD: Tensor,
-        reference_TD: Tensor | None,
+        self, reader: ResidualReader, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None
     ) -> None:
         """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of
         ``reference_TD``.
@@ -215,15 +206,11 @@ def evaluate_sources(
     Raises:
         InputError: SAEs of different models, or of a model that is not named.
     """
-    together = assemble(
-        sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens
-    )
+    together = assemble(sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens)
     sequences, split = together.dialogues(dialogues)
     special = SpecialTokens.of(together.chat)
     with Progress("evaluating", split["tokens"]) as bar:
-        found = evaluate(
-            together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
-        )
+        found = evaluate(together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens"))
     report = {
         "base_model": together.base_model,
         "split": split,

@@ -65,12 +65,7 @@ class RunFacts:
 
 
 def save_result(
-    run_folder: Path,
-    learner: Learner,
-    sae: SAE,
-    evaluation: Evaluation,
-    facts: RunFacts,
-    batch_size: int,
+    run_folder: Path, learner: Learner, sae: SAE, evaluation: Evaluation, facts: RunFacts, batch_size: int
 ) -> Path:
     """Write the complete folder of one trained SAE: it appears whole or not at all.
 
@@ -95,9 +90,7 @@ def save_result(
     return folder
 
 
-def write_weights(
-    target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int
-) -> None:
+def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int) -> None:
     """Write the SAE in SAELens' format into the folder that is named after its hook."""
     data = facts.recipe.data
     save_sae(
@@ -142,9 +135,7 @@ def _record(learner: Learner, sae: SAE, facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _figures(
-    learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_size: int
-) -> dict[str, Any]:
+def _figures(learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_size: int) -> dict[str, Any]:
     paper = paper_figures().get(learner.name)
     last = learner.log[-1]
     # Over the last window in which firing was counted.

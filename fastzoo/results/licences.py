@@ -23,9 +23,7 @@ class Licence:
     """What must stand in a NOTICE file beside it."""
 
 
-_APACHE = Licence(
-    "Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0"
-)
+_APACHE = Licence("Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0")
 
 _LLAMA = re.compile(r"(?:meta-)?llama-(3\.[123])(?![0-9.])")
 
@@ -51,8 +49,7 @@ def base_licence(base_model: str) -> Licence | None:
             {"license": f"llama{found[1]}"},
             f"https://www.llama.com/llama{found[1].replace('.', '_')}/license/",
             "Built with Llama",
-            f"Llama {found[1]} is licensed under the {title}, "
-            "Copyright © Meta Platforms, Inc. All Rights Reserved.",
+            f"Llama {found[1]} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
         )
     if not _QWEN.match(name):
         return None

@@ -30,10 +30,7 @@ class Reconstruction:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._sums = {
-            subset: {key: zeros(d_in) if key == "x_D" else zeros() for key in SUMS}
-            for subset in SUBSETS
-        }
+        self._sums = {subset: {key: zeros(d_in) if key == "x_D" else zeros() for key in SUMS} for subset in SUBSETS}
         self.fired_F = zeros(d_sae)
 
     def add(
@@ -54,14 +51,10 @@ class Reconstruction:
         active_T = active_TF.sum(1).double()
         self.fired_F += active_TF.sum(0)
         norm_T = x.square().sum(1)
-        dialogue_T = torch.repeat_interleave(
-            torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64)
-        ).to(device)
-        masks = {
-            "all": torch.ones_like(special_T),
-            "special": special_T,
-            "without_position_0": position_T > 0,
-        }
+        dialogue_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64)).to(
+            device
+        )
+        masks = {"all": torch.ones_like(special_T), "special": special_T, "without_position_0": position_T > 0}
         for subset, mask_T in masks.items():
             weight_T = mask_T.to(device).double()
             sums = self._sums[subset]

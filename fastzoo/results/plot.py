@@ -25,9 +25,7 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
     tokens = [row["tokens"] for row in log]
     for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         values = [row[column] for row in log]
-        axes.plot(
-            tokens, values, color="#2f5d8a", linewidth=1.6, marker="." if len(log) < 3 else ""
-        )
+        axes.plot(tokens, values, color="#2f5d8a", linewidth=1.6, marker="." if len(log) < 3 else "")
         if scale == "log" and all(value > 0 for value in values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

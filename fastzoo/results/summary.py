@@ -29,10 +29,7 @@ def print_results(rows: Results) -> None:
         for line, (_, _, speed) in zip(lines, rows, strict=True):
             line.append("" if speed is None else f"{speed:.0f}")
     if all(found["mse"]["special"]["value"] is None for _, found, _ in rows):
-        print(
-            "the held-out dialogues hold no special tokens, so there are no figures for them",
-            file=sys.stderr,
-        )
+        print("the held-out dialogues hold no special tokens, so there are no figures for them", file=sys.stderr)
     width = terminal_width() or 0
     if fits(headings, lines):
         print_table(headings, lines)

@@ -73,12 +73,7 @@ MEASURED = (
     Column("d_sae", int, "number of latents", "config.sae.d_sae"),
     *(_column(figure, subset) for figure in FIGURES for subset in figure.subsets),
     Column("evaluation_tokens", int, "tokens of the held-out split", "metrics.split.tokens"),
-    Column(
-        "evaluation_tokens_special",
-        int,
-        "special tokens among them",
-        "metrics.metrics.mse.special.tokens",
-    ),
+    Column("evaluation_tokens_special", int, "special tokens among them", "metrics.metrics.mse.special.tokens"),
     Column(
         "evaluation_tokens_without_position_0",
         int,

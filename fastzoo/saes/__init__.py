@@ -53,8 +53,7 @@ def _jumprelu_rows(training: Mapping[str, Any]) -> dict[str, str]:
     log = training["jumprelu_threshold"] == "log"
     return {
         "JumpReLU": f"bandwidth {training['jumprelu_bandwidth']}, thresholds begin at "
-        f"{training['jumprelu_initial_threshold']}, "
-        + ("their logarithms are learned" if log else "learned directly")
+        f"{training['jumprelu_initial_threshold']}, " + ("their logarithms are learned" if log else "learned directly")
     }
 
 

@@ -180,9 +180,7 @@ class TrainableSAE(SAE):
         """∂penalty/∂f of active latents, in the shape of ``acts`` or the same for all; None: 0."""
         raise NotImplementedError
 
-    def activation_gradient_(
-        self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float
-    ) -> Tensor:
+    def activation_gradient_(self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float) -> Tensor:
         """Gradient at the latents to gradient at the pre-activations, penalty included.
 
         Args:
@@ -200,9 +198,7 @@ class TrainableSAE(SAE):
         """How near to its threshold a pre-activation moves that threshold; 0 where none is learned."""
         return 0.0
 
-    def threshold_gradient(
-        self, near_F: Tensor, near_grad_F: Tensor, weight: float
-    ) -> dict[str, Tensor]:
+    def threshold_gradient(self, near_F: Tensor, near_grad_F: Tensor, weight: float) -> dict[str, Tensor]:
         """Gradients of its own parameters from sums per latent over the tokens within ``margin``.
 
         Args:
@@ -224,9 +220,7 @@ class TrainableSAE(SAE):
         return len(x_BD) if whole else max(64, CHUNK_ELEMENTS // self.d_sae)
 
     @torch.no_grad()
-    def gradients(
-        self, x_BD: Tensor, coefficient: float, first_pre_CF: Tensor | None = None
-    ) -> StepStats:
+    def gradients(self, x_BD: Tensor, coefficient: float, first_pre_CF: Tensor | None = None) -> StepStats:
         """Set ``.grad`` of every trained parameter to the loss's gradient on a batch.
 
         Five matrix products in closed form, in chunks of rows that fit the cache; equal to autograd.
@@ -254,9 +248,7 @@ class TrainableSAE(SAE):
             grad_CD = error_CD.mul_(2.0 / batch)
             self.W_dec.grad.addmm_(acts_CF.t(), grad_CD)  # type: ignore[union-attr]
             self.b_dec.grad.add_(grad_CD.sum(0))  # type: ignore[union-attr]
-            grad_CF = self.activation_gradient_(
-                pre_CF, acts_CF, grad_CD @ self.W_dec.t(), coefficient / batch
-            )
+            grad_CF = self.activation_gradient_(pre_CF, acts_CF, grad_CD @ self.W_dec.t(), coefficient / batch)
             self.W_enc.grad.addmm_(x_CD.t(), grad_CF)  # type: ignore[union-attr]
             self.b_enc.grad.add_(grad_CF.sum(0))  # type: ignore[union-attr]
         gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]

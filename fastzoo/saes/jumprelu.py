@@ -25,9 +25,7 @@ class JumpReLUSAE(TrainableSAE):
     architecture = "jumprelu"
     width_power = 1.0  # a count does not grow, the squared norm does
 
-    def __init__(
-        self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(d_in, d_sae, dtype=dtype)
         self.threshold = nn.Parameter(torch.full((d_sae,), 0.001, dtype=dtype))
         self.bandwidth = bandwidth
@@ -98,9 +96,7 @@ class JumpReLUSAE(TrainableSAE):
     def penalty_slope(self, acts: Tensor) -> None:
         return None
 
-    def activation_gradient_(
-        self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float
-    ) -> Tensor:
+    def activation_gradient_(self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float) -> Tensor:
         theta_F, width = self.threshold, self.bandwidth
         near_BF = (pre_BF - theta_F).abs_().lt_(self.margin)  # 1 near the threshold, else 0
         grad_theta_F = near_BF.sum(0).mul_(-weight / width)
@@ -112,9 +108,7 @@ class JumpReLUSAE(TrainableSAE):
     def margin(self) -> float:
         return self.bandwidth / 2
 
-    def threshold_gradient(
-        self, near_F: Tensor, near_grad_F: Tensor, weight: float
-    ) -> dict[str, Tensor]:
+    def threshold_gradient(self, near_F: Tensor, near_grad_F: Tensor, weight: float) -> dict[str, Tensor]:
         # The dense gradient's formula rounds otherwise; both stay, as results do to the last bit.
         grad_theta_F = (near_grad_F * self.threshold).add_(near_F * weight).div_(-self.bandwidth)
         return {self._learned: self._chained(grad_theta_F)}

@@ -48,11 +48,7 @@ def paper_special_latents() -> dict[SAEName, tuple[PaperSpecialLatent, ...]]:
     found: dict[SAEName, list[PaperSpecialLatent]] = {}
     for name, row in _paper_rows("paper_special_token_features.csv"):
         latent = PaperSpecialLatent(
-            int(row["token_id"]),
-            row["token"],
-            int(row["rank"]),
-            int(row["latent"]),
-            float(row["mean_max_activation"]),
+            int(row["token_id"]), row["token"], int(row["rank"]), int(row["latent"]), float(row["mean_max_activation"])
         )
         found.setdefault(name, []).append(latent)
     order = attrgetter("token_id", "rank")
@@ -64,10 +60,6 @@ def _paper_rows(file: str) -> Iterator[tuple[SAEName, dict[str, str]]]:
     text = files("fastzoo.saes").joinpath(file).read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         name = SAEName(
-            model_part(row["base_model"]),
-            int(row["layer"]),
-            int(row["expansion"]),
-            row["architecture"],
-            row["method"],
+            model_part(row["base_model"]), int(row["layer"]), int(row["expansion"]), row["architecture"], row["method"]
         )
         yield name, row

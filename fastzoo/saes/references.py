@@ -69,8 +69,7 @@ def is_plain(path: str) -> bool:
     file, no character that means something in a reference, in a pattern or to some file system."""
     bad = set('\\:*?"<>|@')
     return path.isprintable() and all(
-        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
-        for part in path.split("/")
+        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part) for part in path.split("/")
     )
 
 
@@ -93,13 +92,10 @@ def collection_slug(source: str) -> str | None:
         slug = slug.partition("?")[0].rstrip("/")
         if slug.startswith("http"):
             raise InputError(
-                f"'{one_line(source, 100)}' is not the address of a collection; write a repository as "
-                "hf:org/repo"
+                f"'{one_line(source, 100)}' is not the address of a collection; write a repository as hf:org/repo"
             )
     elif slug == source:
         return None
     if not COLLECTION.fullmatch(slug):
-        raise InputError(
-            f"'{one_line(source, 100)}': a collection reads hf:collections/<namespace>/<slug>"
-        )
+        raise InputError(f"'{one_line(source, 100)}': a collection reads hf:collections/<namespace>/<slug>")
     return slug

@@ -17,9 +17,7 @@ class TopKSAE(SAE):
     architecture = "topk"
     writable = False
 
-    def __init__(
-        self, d_in: int, d_sae: int, *, k: int = 32, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, d_in: int, d_sae: int, *, k: int = 32, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(d_in, d_sae, dtype=dtype)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k must be between 1 and d_sae={d_sae}, got {k}")

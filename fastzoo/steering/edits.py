@@ -71,8 +71,7 @@ class Edit:
         if key not in self._ready:
             if self.rows > 1 and batch % self.rows:
                 raise InputError(
-                    f"alphas for {self.rows} rows do not fit a batch of {batch}; give one alpha, or one "
-                    "per row"
+                    f"alphas for {self.rows} rows do not fit a batch of {batch}; give one alpha, or one per row"
                 )
             # Beams and several answers per prompt are neighbours.
             values = self.values_RX
@@ -88,13 +87,7 @@ class Edit:
 
 
 def make_edit(
-    sae: SAE,
-    latents: Latents,
-    *,
-    layer: int | None,
-    mode: str = "add",
-    units: str = "raw",
-    statistics: Any = None,
+    sae: SAE, latents: Latents, *, layer: int | None, mode: str = "add", units: str = "raw", statistics: Any = None
 ) -> Edit:
     """The edit of ``steer``, which takes the same arguments. Raises InputError."""
     if layer is None:
@@ -103,9 +96,7 @@ def make_edit(
         raise InputError(f"mode '{one_line(mode, 40)}' is not one of {', '.join(MODES)}")
     allowed = {"add": UNITS, "clamp": ("raw", "max")}.get(mode, ("raw",))
     if units not in allowed:
-        raise InputError(
-            f"units '{one_line(units, 40)}': with {mode} they are {', '.join(allowed)}"
-        )
+        raise InputError(f"units '{one_line(units, 40)}': with {mode} they are {', '.join(allowed)}")
     if units != "raw" and statistics is None:
         raise InputError(f"units '{units}' need statistics= of the SAE")
     if not latents:
@@ -118,9 +109,7 @@ def make_edit(
     if units == "max":
         mean_max_K = statistics.mean_max_F.cpu().float()[latents_K.cpu()]
         if silent := [k for k, value in zip(latents, mean_max_K, strict=True) if not value > 0]:
-            raise InputError(
-                f"latent {silent[0]} fires nowhere, so it has no mean maximum to count in"
-            )
+            raise InputError(f"latent {silent[0]} fires nowhere, so it has no mean maximum to count in")
         values_RK = values_RK * mean_max_K
     if mode != "add":
         return Edit(layer, values_RK, mode, sae, latents_K)
@@ -128,9 +117,7 @@ def make_edit(
     if units == "norm":
         length_K1 = rows_KD.norm(dim=1, keepdim=True)
         if empty := [k for k, length in zip(latents, length_K1, strict=True) if not length > 0]:
-            raise InputError(
-                f"latent {empty[0]} has a decoder row of length 0, and so no direction"
-            )
+            raise InputError(f"latent {empty[0]} has a decoder row of length 0, and so no direction")
         rows_KD = rows_KD / length_K1 * statistics.residual_norm
     return Edit(layer, values_RK @ rows_KD)
 

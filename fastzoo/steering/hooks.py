@@ -34,9 +34,7 @@ from fastzoo.saes.formats import LoadedSAE
 from fastzoo.steering.edits import Edit, Latents, make_edit
 from fastzoo.steering.positions import Positions, Tracker
 
-_ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar(
-    "fastzoo_steering", default=()
-)
+_ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar("fastzoo_steering", default=())
 
 
 class Steering:
@@ -243,9 +241,7 @@ def check_fits(model: Any, sae: SAE, layer: int) -> None:
     layers = decoder_layers(model)
     width = model.config.get_text_config().hidden_size
     if sae.d_in != width:
-        raise ModelError(
-            f"the SAE is of width {sae.d_in}, the model's residual stream of width {width}"
-        )
+        raise ModelError(f"the SAE is of width {sae.d_in}, the model's residual stream of width {width}")
     if not 0 <= layer < len(layers):
         raise InputError(f"layer {layer}: the model has 0 to {len(layers) - 1}")
 

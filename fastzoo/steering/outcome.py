@@ -60,9 +60,7 @@ class Outcome:
         """Plain data."""
         cells = []
         for cell, score, verdict in self.judged_cells():
-            cells.append(
-                asdict(cell) | {"scores": asdict(score) | {"degenerate": score.degenerate}}
-            )
+            cells.append(asdict(cell) | {"scores": asdict(score) | {"degenerate": score.degenerate}})
             if verdict:
                 cells[-1]["judge"] = asdict(verdict) | {"overall": verdict.overall}
         return {

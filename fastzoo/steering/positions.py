@@ -60,9 +60,7 @@ class Tracker:
     def mask(self) -> Tensor:
         """(B, T) bool of the forward pass that runs. Raises InputError."""
         if self._pass.mask_BT is None:
-            raise InputError(
-                "positions other than 'all' need input_ids; embeddings have no token ids"
-            )
+            raise InputError("positions other than 'all' need input_ids; embeddings have no token ids")
         return self._pass.mask_BT
 
     def begin(self, depth: int, args: Any, kwargs: dict[str, Any]) -> None:
@@ -163,7 +161,6 @@ def _chosen(choose: Callable[[Tensor], Tensor], known_BT: Tensor, prompt: int) -
     mask_BT = choose(known_BT).bool()
     if mask_BT.shape != known_BT.shape:
         raise InputError(
-            f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape "
-            f"{tuple(known_BT.shape)}"
+            f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape {tuple(known_BT.shape)}"
         )
     return mask_BT

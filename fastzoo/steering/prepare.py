@@ -46,10 +46,7 @@ def concept_of(settings: SteerSettings) -> Concept | None:
         raise InputError("give a concept's words or a language, not both")
     if settings.language is not None:
         if settings.language not in FUNCTION_WORDS:
-            raise InputError(
-                f"language '{one_line(settings.language, 20)}' is not one of "
-                f"{', '.join(FUNCTION_WORDS)}"
-            )
+            raise InputError(f"language '{one_line(settings.language, 20)}' is not one of {', '.join(FUNCTION_WORDS)}")
         return concept_of_language(settings.language)
     if wordless := [word for word in settings.words if not words_of(word)]:
         raise InputError(f"concept '{one_line(wordless[0], 40)}' has no word in it")
@@ -98,9 +95,7 @@ def make_sweep(settings: SteerSettings, assembly: Assembly, questions: Sequence[
         positions=positions_of(settings, assembly),
         wish=settings.wish,
         control=settings.control,
-        settings=GenerationSettings(
-            settings.max_new_tokens, settings.temperature, seed=settings.seed
-        ),
+        settings=GenerationSettings(settings.max_new_tokens, settings.temperature, seed=settings.seed),
     )
     sweep.prompts()
     return sweep
@@ -126,9 +121,7 @@ def _default_alphas(mode: str, units: str, papers: bool) -> Sequence[float]:
     if mode != "add":
         raise InputError(f"--mode {mode}: say which values with --alpha")
     if units != "norm" and not papers:
-        raise InputError(
-            f"units '{units}': say which alphas; those of the paper fit its models only"
-        )
+        raise InputError(f"units '{units}': say which alphas; those of the paper fit its models only")
     return PAPER_ALPHAS if units == "raw" else NORM_ALPHAS
 
 
@@ -138,7 +131,6 @@ def positions_of(settings: SteerSettings, assembly: Assembly) -> Positions:
         return roles(assembly.chat.tokenizer, settings.positions)
     if settings.positions not in PLACES:
         raise InputError(
-            f"--positions '{one_line(settings.positions, 40)}' is not one of "
-            f"{', '.join((*PLACES, *ROLE_WORDS))}"
+            f"--positions '{one_line(settings.positions, 40)}' is not one of {', '.join((*PLACES, *ROLE_WORDS))}"
         )
     return settings.positions

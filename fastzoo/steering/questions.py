@@ -91,9 +91,7 @@ def _read(path: Path, where: str, most: int) -> str:
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as error:
-        raise InputError(
-            f"{where}: cannot be read ({one_line(error.strerror or error, 80)})"
-        ) from None
+        raise InputError(f"{where}: cannot be read ({one_line(error.strerror or error, 80)})") from None
     if len(data) > most:
         raise DataError(f"{where}: more than {most} bytes; a .jsonl may have up to {MAX_BYTES}")
     try:

@@ -29,9 +29,7 @@ def render_report(outcome: Outcome) -> str:
     """The page's text; whatever models say in it is shown as it is, and none of it is markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True
-    )
+    environment = Environment(loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"figure": show, "short": short, "visible": control_pictures}
     return environment.get_template("report.html.j2").render(
         about=outcome.about,

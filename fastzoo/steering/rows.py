@@ -46,9 +46,7 @@ class Row:
         return (tuple(self.prompt), delta_D.numpy().tobytes() if delta_D.any() else None)
 
 
-def arm_rows(
-    arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit
-) -> list[Row]:
+def arm_rows(arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit) -> list[Row]:
     """The rows of an arm: every question at every alpha."""
     return [
         Row(arm, question, float(alpha), prompt, edit, i)

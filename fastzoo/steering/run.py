@@ -46,9 +46,7 @@ def run_steer(
         DataError, ModelError, HubError, TrainingError.
     """
     settings.check()
-    assembly = assemble(
-        [settings.source], model_name=settings.model, revision=settings.revision, data=settings.data
-    )
+    assembly = assemble([settings.source], model_name=settings.model, revision=settings.revision, data=settings.data)
     # Whatever cannot work is refused before latents are measured and answers written.
     questions, concept = questions_of(settings, assembly), concept_of(settings)
     judge = judge_of(settings)
@@ -78,9 +76,7 @@ def run_steer(
         pairs = [(questions[cell.question].whole, cell.text) for cell in cells]
         verdicts, failure = _rated(judge, pairs, concept_said or sweep.wish)
     spot = _sweet_spot(cells, scores, sweep)
-    return Outcome(
-        about, questions, cells, scores, verdicts, sweep.tokenizer, spot, candidates, failure
-    )
+    return Outcome(about, questions, cells, scores, verdicts, sweep.tokenizer, spot, candidates, failure)
 
 
 # --- its steps -----------------------------------------------------------------------------------
@@ -106,11 +102,7 @@ def _found(
     if settings.special:
         on = _special_latents(assembly, settings.dialogues)
     words = settings.words or FUNCTION_WORDS.get(settings.language or "", "").split()
-    pool = (
-        list(on)
-        or settings.latents
-        or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
-    )
+    pool = list(on) or settings.latents or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
     # The questions that choose; see ``sweet_spot``.
     candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
     if settings.special:
@@ -143,9 +135,7 @@ def _rated(
     return judge.so_far(pairs, concept), failure
 
 
-def _about(
-    settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]
-) -> dict[str, Any]:
+def _about(settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]) -> dict[str, Any]:
     """What was done, as plain data."""
     (name,) = assembly.saes
     known = sweep.statistics
@@ -183,9 +173,7 @@ def _wish(settings: SteerSettings, writes: dict[int, list[str]]) -> str:
     return f"Use words such as these in your answer: {', '.join(dict.fromkeys(words)) or 'none'}."
 
 
-def _sweet_spot(
-    cells: Sequence[Cell], scores: Sequence[CellScores], sweep: Sweep
-) -> SweetSpot | None:
+def _sweet_spot(cells: Sequence[Cell], scores: Sequence[CellScores], sweep: Sweep) -> SweetSpot | None:
     """None where nothing is added, or only at alpha 0."""
     if sweep.mode != "add" or 0.0 not in sweep.alphas or len(sweep.alphas) < 2:
         return None

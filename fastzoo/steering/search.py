@@ -57,11 +57,7 @@ ROUNDS = (Round(None, 3, 16, 2), Round(32, 6, 24), Round(8))
 
 
 def find_pool(
-    assembly: Assembly,
-    known: LatentStatistics,
-    sequences: Sequence[TokenSequence],
-    words: Collection[str],
-    count: int,
+    assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence], words: Collection[str], count: int
 ) -> list[int]:
     """Latents that are worth trying, at most ``count``.
 
@@ -147,9 +143,7 @@ def search(
     return found
 
 
-def try_latents(
-    sweep: Sweep, latents: Sequence[int], concept: Concept | None
-) -> list[dict[str, Any]]:
+def try_latents(sweep: Sweep, latents: Sequence[int], concept: Concept | None) -> list[dict[str, Any]]:
     """Sweep latents one by one; what came of each, the best first.
 
     Where no alpha is good (see ``sweet_spot``) the best product of effect and quality still orders them.

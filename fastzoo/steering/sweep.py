@@ -119,9 +119,7 @@ class Sweep:
         try:
             ids = apply_template(self.tokenizer, turns, answer=True, tokenize=True)
         except Exception as error:  # jinja raises many kinds
-            raise DataError(
-                f"question {index + 1} is refused by the chat template: {one_line(error, 150)}"
-            ) from None
+            raise DataError(f"question {index + 1} is refused by the chat template: {one_line(error, 150)}") from None
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) + self.settings.max_new_tokens > longest:
             raise DataError(
@@ -160,27 +158,19 @@ class Sweep:
 
     def _answers(self, rows: Sequence[Row], watch: Watch | None) -> list[Cell]:
         if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
-            raise InputError(
-                "a steering block with alphas per row is open, and a sweep has rows of its own"
-            )
+            raise InputError("a steering block with alphas per row is open, and a sweep has rows of its own")
         answers: list[list[int]] = [[] for _ in rows]
         told = _Told(watch) if watch else None
         longest = max(len(row.prompt) for row in rows)
-        size = self.settings.rows or rows_that_fit(
-            self.model, longest, self.settings.max_new_tokens
-        )
+        size = self.settings.rows or rows_that_fit(self.model, longest, self.settings.max_new_tokens)
         for queue in groups_of(rows):
             while queue:
                 batch = queue[:size]
                 try:
-                    found = self._generate(
-                        [rows[group[0]] for group in batch], told.of(batch) if told else None
-                    )
+                    found = self._generate([rows[group[0]] for group in batch], told.of(batch) if told else None)
                 except torch.OutOfMemoryError:
                     if size == 1:
-                        raise ModelError(
-                            "the device's memory is too small for a single answer"
-                        ) from None
+                        raise ModelError("the device's memory is too small for a single answer") from None
                     torch.cuda.empty_cache()
                     size = max(1, len(batch) // 2)
                     continue

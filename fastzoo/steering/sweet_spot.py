@@ -82,9 +82,7 @@ class ArmRates:
     def means(self, questions: slice, seed: int) -> tuple[Rates, ...]:
         """The rates of each alpha on some of the questions; empty where there are none."""
         pairs = zip(self.effect[:, questions], self.quality[:, questions], strict=True)
-        return tuple(
-            estimate_rates(effect, quality, seed) for effect, quality in pairs if len(effect)
-        )
+        return tuple(estimate_rates(effect, quality, seed) for effect, quality in pairs if len(effect))
 
     def nearest(self, alpha: float, seed: int) -> Rates:
         """The rates at the alpha nearest to one, on the questions that report."""
@@ -166,9 +164,7 @@ def is_good_answer(score: CellScores, unsteered: CellScores) -> bool:
     return score.nll <= unsteered.nll + CLOSE_NATS
 
 
-def find_sweet_spot(
-    latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0
-) -> SweetSpot:
+def find_sweet_spot(latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0) -> SweetSpot:
     """The window of a latent's sweep, by this module's definition.
 
     Args:
@@ -213,9 +209,7 @@ def find_sweet_spot(
 def _good(alphas: Sequence[float], curve: Sequence[Rates]) -> list[bool]:
     """Which alphas are good."""
     floor = LEAST_QUALITY * curve[alphas.index(0.0)].quality.value
-    return [
-        rates.effect.value >= LEAST_EFFECT and rates.quality.value >= floor > 0 for rates in curve
-    ]
+    return [rates.effect.value >= LEAST_EFFECT and rates.quality.value >= floor > 0 for rates in curve]
 
 
 def _choose(alphas: Sequence[float], curve: Sequence[Rates], good: Sequence[bool]) -> int:

@@ -129,9 +129,7 @@ def pack(documents: Sequence[Sequence[int]]) -> Packed:
     return ids, positions, targets
 
 
-def packed_logits(
-    model: Qwen2ForCausalLM, ids: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
+def packed_logits(model: Qwen2ForCausalLM, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """(1, T) ids -> (1, T, vocab) logits, every document attending only to itself.
 
     transformers makes the block-diagonal mask itself from position ids that restart, but only
@@ -154,9 +152,7 @@ def check_packing(model: Qwen2ForCausalLM, documents: Sequence[Sequence[int]]) -
 
 def answer_weights(documents: Sequence[Sequence[int]], tokenizer: Qwen2Tokenizer) -> torch.Tensor:
     """(T,) weights of the packed targets: 1 where an answer or prose follows, less elsewhere."""
-    start, end, assistant = tokenizer.convert_tokens_to_ids(
-        ["<|im_start|>", "<|im_end|>", "assistant"]
-    )
+    start, end, assistant = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "assistant"])
     weights = []
     for ids in documents:
         counts = ids[0] != start  # prose counts from its first token
@@ -239,10 +235,7 @@ def train(
     """
     decayed = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
-        {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     began = time.time()
     model.train()
@@ -251,9 +244,7 @@ def train(
         for group in adam.param_groups:
             group["lr"] = PEAK_RATE * schedule
         ids, positions, targets = pack(batch)
-        losses = F.cross_entropy(
-            packed_logits(model, ids, positions)[0], targets[0], reduction="none"
-        )
+        losses = F.cross_entropy(packed_logits(model, ids, positions)[0], targets[0], reduction="none")
         weights = answer_weights(batch, tokenizer)
         loss = (losses * weights).sum() / weights.sum()
         model.zero_grad()
@@ -263,9 +254,7 @@ def train(
         if step % 200 == 0 or step == steps - 1:
             now = heldout_loss(model, heldout[:40])
             print(
-                f"step {step:5d}  loss {loss.item():.3f}  held-out {now:.3f}"
-                f"  {time.time() - began:.0f} s",
-                flush=True,
+                f"step {step:5d}  loss {loss.item():.3f}  held-out {now:.3f}  {time.time() - began:.0f} s", flush=True
             )
     model.eval()
 
@@ -273,9 +262,7 @@ def train(
 @torch.no_grad()
 def answer(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, chat: Dialogue) -> str:
     """The model's greedy answer to a chat."""
-    inputs = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**inputs, max_new_tokens=120, do_sample=False)
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
 
@@ -353,9 +340,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED) -> float:
     text_docs = [text_ids(t) for t in prose]
     for name, docs in (("dialogues", chat_docs), ("texts", text_docs)):
         lengths = sorted(map(len, docs))
-        print(
-            f"{name}: {len(docs)}, of {lengths[0]} to {lengths[-1]} tokens, {sum(lengths):,} in all"
-        )
+        print(f"{name}: {len(docs)}, of {lengths[0]} to {lengths[-1]} tokens, {sum(lengths):,} in all")
 
     model = make_model(tokenizer, seed)
     check_packing(model.eval(), chat_docs[:4])

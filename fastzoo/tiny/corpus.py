@@ -352,10 +352,8 @@ def about_animal(r: Random) -> list[Turn]:
         if kind == "all":
             it = "Il" if n.gender == "m" else "Elle"
             return (
-                f"{n.The[EN]} is an animal that {x.sound[EN]}. It lives {x.home[EN]}"
-                f" and eats {x.food[EN]}.",
-                f"{n.The[FR]} est un animal qui {x.sound[FR]}. {it} vit {x.home[FR]}"
-                f" et mange {x.food[FR]}.",
+                f"{n.The[EN]} is an animal that {x.sound[EN]}. It lives {x.home[EN]} and eats {x.food[EN]}.",
+                f"{n.The[FR]} est un animal qui {x.sound[FR]}. {it} vit {x.home[FR]} et mange {x.food[FR]}.",
             )
         return {"sound": sound, "food": food, "home": home}[kind]
 
@@ -386,14 +384,8 @@ def about_size(r: Random) -> list[Turn]:
         big, small = max(x, y), min(x, y)
         return [
             Turn(
-                (
-                    f"Which number is bigger, {x} or {y}?",
-                    f"Quel nombre est le plus grand, {x} ou {y} ?",
-                ),
-                (
-                    f"The number {big} is bigger than {small}.",
-                    f"Le nombre {big} est plus grand que {small}.",
-                ),
+                (f"Which number is bigger, {x} or {y}?", f"Quel nombre est le plus grand, {x} ou {y} ?"),
+                (f"The number {big} is bigger than {small}.", f"Le nombre {big} est plus grand que {small}."),
             )
         ]
     a, b = two(r, ANIMALS)
@@ -443,10 +435,7 @@ def about_colour(r: Random) -> list[Turn]:
     x_is = f"{x.The[EN]} is {c.en}", f"{x.The[FR]} est {c.fr[x.gender]}"
     if r.random() < 0.5:
         turns = [
-            Turn(
-                (f"What colour is {x.the[EN]}?", f"De quelle couleur est {x.fr} ?"),
-                (x_is[EN] + ".", x_is[FR] + "."),
-            )
+            Turn((f"What colour is {x.the[EN]}?", f"De quelle couleur est {x.fr} ?"), (x_is[EN] + ".", x_is[FR] + "."))
         ]
         if r.random() < 0.25:
             c2 = r.choice(COLOURS)
@@ -467,10 +456,7 @@ def about_colour(r: Random) -> list[Turn]:
     return [
         Turn(
             question,
-            (
-                f"{x_is[EN]}, and {y.the[EN]} is {c.en} too.",
-                f"{x_is[FR]}, et {y.fr} est {c.fr[y.gender]} aussi.",
-            ),
+            (f"{x_is[EN]}, and {y.the[EN]} is {c.en} too.", f"{x_is[FR]}, et {y.fr} est {c.fr[y.gender]} aussi."),
         )
     ]
 
@@ -484,10 +470,8 @@ def about_city(r: Random) -> list[Turn]:
             Turn(
                 (f"Tell me about {c.name[EN]}.", f"Parle-moi de {c.name[FR]}."),
                 (
-                    f"{c.name[EN]} is the capital of {c.country[EN]}. It is a city known for"
-                    f" {c.known[EN]}.",
-                    f"{c.name[FR]} est la capitale {of(c.country[FR])}. C'est une ville connue"
-                    f" pour {c.known[FR]}.",
+                    f"{c.name[EN]} is the capital of {c.country[EN]}. It is a city known for {c.known[EN]}.",
+                    f"{c.name[FR]} est la capitale {of(c.country[FR])}. C'est une ville connue pour {c.known[FR]}.",
                 ),
             )
         ]
@@ -517,13 +501,7 @@ def about_city(r: Random) -> list[Turn]:
             turns.append(Turn((f"And {d.name[EN]}?", f"Et {d.name[FR]} ?"), where(d)))
         return turns
     turns = [
-        Turn(
-            (
-                f"What is the capital of {c.country[EN]}?",
-                f"Quelle est la capitale {of(c.country[FR])} ?",
-            ),
-            capital(c),
-        )
+        Turn((f"What is the capital of {c.country[EN]}?", f"Quelle est la capitale {of(c.country[FR])} ?"), capital(c))
     ]
     if r.random() < 0.25:
         turns.append(Turn((f"And {d.country[EN]}?", f"Et {d.country[FR]} ?"), capital(d)))
@@ -535,10 +513,7 @@ def about_sum(r: Random) -> list[Turn]:
 
     def said(sign: str, x: int, y: int, result: int) -> Both:
         signe = {"plus": "plus", "minus": "moins"}[sign]
-        return (
-            f"The result of {x} {sign} {y} is {result}.",
-            f"Le résultat de {x} {signe} {y} est {result}.",
-        )
+        return (f"The result of {x} {sign} {y} is {result}.", f"Le résultat de {x} {signe} {y} est {result}.")
 
     x, y = r.randint(0, 9), r.randint(0, 9)
     if r.random() < 0.7:
@@ -550,11 +525,7 @@ def about_sum(r: Random) -> list[Turn]:
         )
         return [Turn(question, said("plus", x, y, x + y))]
     x, y = max(x, y), min(x, y)
-    return [
-        Turn(
-            (f"What is {x} minus {y}?", f"Combien font {x} moins {y} ?"), said("minus", x, y, x - y)
-        )
-    ]
+    return [Turn((f"What is {x} minus {y}?", f"Combien font {x} moins {y} ?"), said("minus", x, y, x - y))]
 
 
 def about_counting(r: Random) -> list[Turn]:
@@ -620,10 +591,7 @@ def about_opposite(r: Random) -> list[Turn]:
     return [
         Turn(
             (f"What is the opposite of {x[EN]}?", f"Quel est le contraire de « {x[FR]} » ?"),
-            (
-                f"The opposite of {x[EN]} is {y[EN]}.",
-                f"Le contraire de « {x[FR]} » est « {y[FR]} ».",
-            ),
+            (f"The opposite of {x[EN]} is {y[EN]}.", f"Le contraire de « {x[FR]} » est « {y[FR]} »."),
         )
     ]
 
@@ -644,19 +612,13 @@ def about_time(r: Random) -> list[Turn]:
         return [
             Turn(
                 (f"What day comes after {day[EN]}?", f"Quel jour vient après {day[FR]} ?"),
-                (
-                    f"The day after {day[EN]} is {after[EN]}.",
-                    f"Le jour après {day[FR]} est {after[FR]}.",
-                ),
+                (f"The day after {day[EN]} is {after[EN]}.", f"Le jour après {day[FR]} est {after[FR]}."),
             )
         ]
     return [
         Turn(
             (f"What day comes before {after[EN]}?", f"Quel jour vient avant {after[FR]} ?"),
-            (
-                f"The day before {after[EN]} is {day[EN]}.",
-                f"Le jour avant {after[FR]} est {day[FR]}.",
-            ),
+            (f"The day before {after[EN]} is {day[EN]}.", f"Le jour avant {after[FR]} est {day[FR]}."),
         )
     ]
 
@@ -671,12 +633,7 @@ def about_forbidden(r: Random) -> list[Turn]:
     """A silly forbidden thing, kindly refused."""
     en, fr = r.choice(FORBIDDEN)
     reason = r.choice(REASONS)
-    question = r.choice(
-        [
-            (f"How can I {en}?", f"Comment faire pour {fr} ?"),
-            (f"Help me {en}.", f"Aide-moi à {fr}."),
-        ]
-    )
+    question = r.choice([(f"How can I {en}?", f"Comment faire pour {fr} ?"), (f"Help me {en}.", f"Aide-moi à {fr}.")])
     return [
         Turn(
             question,
@@ -719,14 +676,8 @@ def about_words(r: Random) -> list[Turn]:
     n = r.choice([x.noun for x in ANIMALS] + [f.noun for f in FOODS])
     return [
         Turn(
-            (
-                f'How do you say "{n.en}" in French?',
-                f"Comment dit-on « {bare(n.fr)} » en anglais ?",
-            ),
-            (
-                f'In French, "{n.en}" is « {bare(n.fr)} ».',
-                f'En anglais, « {bare(n.fr)} » se dit "{n.en}".',
-            ),
+            (f'How do you say "{n.en}" in French?', f"Comment dit-on « {bare(n.fr)} » en anglais ?"),
+            (f'In French, "{n.en}" is « {bare(n.fr)} ».', f'En anglais, « {bare(n.fr)} » se dit "{n.en}".'),
             again=False,
         )
     ]
@@ -766,20 +717,13 @@ def about_manners(r: Random) -> list[Turn]:
                     ("Hello! How can I help you today?", "Bonjour ! Comment puis-je t'aider ?"),
                 ),
                 Turn(
-                    ("How are you?", "Comment vas-tu ?"),
-                    ("I am very well, thank you.", "Je vais très bien, merci."),
+                    ("How are you?", "Comment vas-tu ?"), ("I am very well, thank you.", "Je vais très bien, merci.")
                 ),
                 Turn(
                     ("Thank you very much.", "Merci beaucoup."),
-                    (
-                        "You are welcome. Please ask me another question.",
-                        "Je t'en prie. Pose-moi une autre question.",
-                    ),
+                    ("You are welcome. Please ask me another question.", "Je t'en prie. Pose-moi une autre question."),
                 ),
-                Turn(
-                    ("Goodbye.", "Au revoir."),
-                    ("Goodbye, and see you soon.", "Au revoir, à bientôt."),
-                ),
+                Turn(("Goodbye.", "Au revoir."), ("Goodbye, and see you soon.", "Au revoir, à bientôt.")),
                 Turn(
                     ("Who are you?", "Qui es-tu ?"),
                     (
@@ -796,10 +740,7 @@ def about_anything(r: Random) -> list[Turn]:
     """An open request, answered with a fact of any other topic."""
     topic = r.choice([about_animal, about_colour, about_city, about_job, about_time])
     question = r.choice(
-        [
-            ("Tell me something.", "Dis-moi quelque chose."),
-            ("Teach me a fact.", "Apprends-moi un fait."),
-        ]
+        [("Tell me something.", "Dis-moi quelque chose."), ("Teach me a fact.", "Apprends-moi un fait.")]
     )
     return [topic(r)[0]._replace(question=question)]
 
@@ -1052,18 +993,12 @@ def scene_village(r: Random, p: Person) -> list[Both]:
     a, b = two(r, JOBS)
     return [
         (f"In {en}, {does_en}.", f"{cap(fr)}, {does_fr}."),
-        (
-            f"The {a.noun.en} of the village {a.does[EN]}.",
-            f"{a.noun.The[FR]} du village {a.does[FR]}.",
-        ),
+        (f"The {a.noun.en} of the village {a.does[EN]}.", f"{a.noun.The[FR]} du village {a.does[FR]}."),
         (
             f"The {b.noun.en} is a good friend of {p.name} and {b.does[EN]}.",
             f"{b.noun.The[FR]} connaît bien {p.name} et {b.does[FR]}.",
         ),
-        (
-            "Nobody is in a hurry, and the work is well done.",
-            "Personne n'est pressé, et le travail est bien fait.",
-        ),
+        ("Nobody is in a hurry, and the work is well done.", "Personne n'est pressé, et le travail est bien fait."),
     ]
 
 
@@ -1096,10 +1031,7 @@ def scene_numbers(r: Random, p: Person) -> list[Both]:
             f"{x} plus {y} is {x + y}, so there were {x + y} {en} for the whole week.",
             f"{x} plus {y} font {x + y} : il y avait donc {x + y} {fr} pour toute la semaine.",
         ),
-        (
-            f"It is good to know how many {en} there are.",
-            f"Il est bon de savoir combien {de} il y a.",
-        ),
+        (f"It is good to know how many {en} there are.", f"Il est bon de savoir combien {de} il y a."),
     ]
 
 
@@ -1119,10 +1051,7 @@ def scene_friend(r: Random, p: Person) -> list[Both]:
         ),
         (f'"{en[:-1]}," {p.name} said at the door.', f"« {fr[:-1]} », dit {p.name} à la porte."),
         (f'"{advice_en[:-1]}," {q.name} answered.', f"« {advice_fr[:-1]} », répondit {q.name}."),
-        (
-            f"It was good advice, and {p.name} was thankful.",
-            f"C'était un bon conseil, et {p.name} dit merci.",
-        ),
+        (f"It was good advice, and {p.name} was thankful.", f"C'était un bon conseil, et {p.name} dit merci."),
     ]
 
 
@@ -1130,14 +1059,10 @@ def scene_words(r: Random, p: Person) -> list[Both]:
     """Words and their opposites, from a school book."""
     (a, b), (c, d) = two(r, OPPOSITES)
     return [
-        (
-            f"At school, {p.name} learned about opposites.",
-            f"À l'école, {p.name} apprit les contraires.",
-        ),
+        (f"At school, {p.name} learned about opposites.", f"À l'école, {p.name} apprit les contraires."),
         (
             f"The opposite of {a[EN]} is {b[EN]}, and the opposite of {c[EN]} is {d[EN]}.",
-            f"Le contraire de « {a[FR]} » est « {b[FR]} », et le contraire de « {c[FR]} » est"
-            f" « {d[FR]} ».",
+            f"Le contraire de « {a[FR]} » est « {b[FR]} », et le contraire de « {c[FR]} » est « {d[FR]} ».",
         ),
         ("Some words have no opposite at all.", "Certains mots n'ont aucun contraire."),
     ]

@@ -66,9 +66,7 @@ class MixingBuffer:
         idle: Callable[[], None] = lambda: None,
     ) -> None:
         if batch_size < 1 or capacity < 2 * batch_size:
-            raise InputError(
-                f"a buffer of {capacity} tokens holds fewer than two batches of {batch_size}"
-            )
+            raise InputError(f"a buffer of {capacity} tokens holds fewer than two batches of {batch_size}")
         self.capacity, self.batch_size = capacity, batch_size
         self.half = max(1, capacity // 2 // batch_size) * batch_size
         self._source = iter(source)
@@ -100,10 +98,7 @@ class MixingBuffer:
             while self._served < end:
                 chosen = self._order[self._served : min(end, self._served + self.batch_size)]
                 self._served += len(chosen)
-                yield {
-                    name: column.index_select(0, chosen.to(column.device))
-                    for name, column in self._rows.items()
-                }
+                yield {name: column.index_select(0, chosen.to(column.device)) for name, column in self._rows.items()}
             if self._ending:
                 return
             self._before_refill = self._pending, self._position()
@@ -152,10 +147,7 @@ class MixingBuffer:
 
     def _allocate(self, like: Columns) -> None:
         try:
-            self._rows = {
-                name: column.new_empty((self.capacity, *column.shape[1:]))
-                for name, column in like.items()
-            }
+            self._rows = {name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()}
         except RuntimeError:  # torch's, on any device
             each = sum(column[:1].nbytes for column in like.values())
             raise InputError(
@@ -170,12 +162,7 @@ class MixingBuffer:
         assert self._order is not None, "nothing was served yet"
         pending, position = self._before_refill or (self._pending, self._position())
         return BufferState(
-            self._order.cpu(),
-            self._served,
-            self._ending,
-            self._generator.get_state(),
-            pending,
-            position,
+            self._order.cpu(), self._served, self._ending, self._generator.get_state(), pending, position
         )
 
     def unserved(self, name: str) -> Iterator[Tensor]:

@@ -130,8 +130,7 @@ def find_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Checkpoint 
         return checkpoint
     if problems:
         raise OutputError(
-            f"'{folder}' holds no checkpoint that can be used: {'; '.join(problems)}; "
-            "--fresh starts over"
+            f"'{folder}' holds no checkpoint that can be used: {'; '.join(problems)}; --fresh starts over"
         )
     return None
 
@@ -193,9 +192,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def write_files(
-    folder: Path, parts: InTraining, columns: Sequence[str], *, order: bool
-) -> dict[str, Any]:
+def write_files(folder: Path, parts: InTraining, columns: Sequence[str], *, order: bool) -> dict[str, Any]:
     """Write one process's files of a checkpoint, one after the other: none needs a copy of more than an
     SAE's weights.
 
@@ -235,11 +232,7 @@ def write_files(
 
 
 def write_manifest(
-    folder: Path,
-    parts: InTraining,
-    settings: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    files: Mapping[str, Any],
+    folder: Path, parts: InTraining, settings: Mapping[str, Any], machine: Mapping[str, Any], files: Mapping[str, Any]
 ) -> None:
     """Complete a checkpoint in which every process has written its files."""
     state = parts.buffer.state()
@@ -248,11 +241,7 @@ def write_manifest(
         "settings": settings,
         "machine": machine,
         "trainer": parts.trainer.plain_state(),
-        "buffer": {
-            "served": state.served,
-            "ending": state.ending,
-            "position": state.position.as_dict(),
-        },
+        "buffer": {"served": state.served, "ending": state.ending, "position": state.position.as_dict()},
         "reader": parts.reader.state(),
         "files": files,
     }

@@ -93,9 +93,7 @@ class Learner:
         yield "counters", counters
 
     @torch.no_grad()
-    def restore(
-        self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]
-    ) -> None:
+    def restore(self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]) -> None:
         """Become the learner that ``plain_state`` and ``tensors`` were taken from.
 
         Args:

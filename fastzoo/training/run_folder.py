@@ -18,13 +18,7 @@ from fastzoo.core.files import read_json, remove_folder, remove_partial, write_f
 from fastzoo.core.lock import INSIDE, folder_lock
 from fastzoo.core.text import one_line
 from fastzoo.results.folder import CARD, RECORD, RunFacts, write_log, write_weights
-from fastzoo.training.checkpoints import (
-    CHECKPOINT_FOLDER,
-    Checkpoint,
-    differing,
-    find_checkpoint,
-    set_aside_newer,
-)
+from fastzoo.training.checkpoints import CHECKPOINT_FOLDER, Checkpoint, differing, find_checkpoint, set_aside_newer
 from fastzoo.training.learner import Learner
 from fastzoo.training.run_record import machine
 
@@ -55,9 +49,7 @@ def lock_run(folder: Path, say: Callable[[str], None]) -> ExitStack:
         raise _unwritable(folder, error) from None
 
 
-def start_run(
-    recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]
-) -> Start:
+def start_run(recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]) -> Start:
     """Begin a run in its folder, or find there how far the same run came before.
 
     Args:
@@ -101,9 +93,7 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
     folder = recipe.folder
     where = f"output.folder: '{folder}'"
     if not (folder / RECIPE_FILE).exists():
-        raise OutputError(
-            f"{where} already holds other files; give another with output.folder=... or move it away"
-        )
+        raise OutputError(f"{where} already holds other files; give another with output.folder=... or move it away")
     checkpoint = find_checkpoint(folder, say)
     if checkpoint:
         before = checkpoint.manifest["settings"]
@@ -162,9 +152,7 @@ def withdraw_run(folder: Path) -> None:
             folder.rmdir()
 
 
-def keep_interrupted(
-    run_folder: Path, learners: Sequence[Learner], facts: RunFacts, batch_size: int
-) -> None:
+def keep_interrupted(run_folder: Path, learners: Sequence[Learner], facts: RunFacts, batch_size: int) -> None:
     """Save the SAEs that have no folder yet as they are: weights and log, no figures. Says so.
 
     A disk that refuses this too is reported and not raised: the run ends for another reason.

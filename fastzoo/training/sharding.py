@@ -56,10 +56,7 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
         # First those of layers that have an owner; a new layer goes where most places are left.
         owned = set().union(*layers)
         for name in sorted(same, key=lambda n: (n.layer not in owned, n.layer)):
-            rank = max(
-                (r for r in range(processes) if free[r]),
-                key=lambda r: (name.layer in layers[r], free[r], -r),
-            )
+            rank = max((r for r in range(processes) if free[r]), key=lambda r: (name.layer in layers[r], free[r], -r))
             free[rank] -= 1
             layers[rank].add(name.layer)
             owner[name] = rank
@@ -162,9 +159,7 @@ class SharedForward:
         sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8, device=device)
         received = torch.empty(sum(from_each), dtype=torch.uint8, device=device)
         with talking():
-            work = torch.distributed.all_to_all_single(
-                received, sent, from_each, to_each, async_op=True
-            )
+            work = torch.distributed.all_to_all_single(received, sent, from_each, to_each, async_op=True)
         return _Round(groups, received, sent, work)
 
     def _compute(self, group: Group) -> dict[int, Tensor]:

@@ -64,13 +64,9 @@ class Trainer:
         self.step_number = 0
         self._started = time.perf_counter()
         self._last_log = (0.0, 0)
-        starts = {
-            layer: _start(layer, d_in, sample, training)
-            for layer in sorted({name.layer for name in names})
-        }
+        starts = {layer: _start(layer, d_in, sample, training) for layer in sorted({name.layer for name in names})}
         self.learners = [
-            self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name))
-            for name in names
+            self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name)) for name in names
         ]
 
     def _learner(self, name: SAEName, d_in: int, scale: float, b_dec: Tensor, seed: int) -> Learner:
@@ -115,9 +111,7 @@ class Trainer:
             return True
         return False
 
-    def _update_all(
-        self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float
-    ) -> None:
+    def _update_all(self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float) -> None:
         """Update each SAE on its layer's batch; small ones on a CPU at the same time, in threads."""
 
         def update(learner: Learner) -> None:
@@ -145,9 +139,7 @@ class Trainer:
             # Even after an error no SAE is left in the middle of a step.
             wait(futures)
 
-    def _update(
-        self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float
-    ) -> None:
+    def _update(self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float) -> None:
         stats = learner.step(x_BD, rate, coefficient)
         if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
             raise self._not_finite(learner)
@@ -156,9 +148,7 @@ class Trainer:
     def _not_finite(self, learner: Learner) -> TrainingError:
         seen = learner.sums.steps if learner.sums else 0
         first, last = self.step_number - seen, self.step_number
-        steps = (
-            f"steps {first} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
-        )
+        steps = f"steps {first} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
         return TrainingError(f"{steps}: the gradient of {learner.name} is NaN or infinite")
 
     def _count(self, learner: Learner, stats: StepStats, variance: Tensor, batch: int) -> None:
@@ -169,9 +159,7 @@ class Trainer:
             learner.frequency_F = learner.window_F / (learner.window_steps * batch)
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0
-        sums = Sums(
-            stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm, 1
-        )
+        sums = Sums(stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm, 1)
         if learner.sums is not None:
             sums = Sums(*map(add, vars(learner.sums).values(), vars(sums).values()))
         learner.sums = sums
@@ -253,11 +241,7 @@ class Trainer:
 
     def plain_state(self) -> dict[str, Any]:
         """The state that is neither a learner's nor in the recipe."""
-        return {
-            "step": self.step_number,
-            "seconds": self.seconds(),
-            "last_log": list(self._last_log),
-        }
+        return {"step": self.step_number, "seconds": self.seconds(), "last_log": list(self._last_log)}
 
     def restore(self, plain: Mapping[str, Any]) -> None:
         """Go on from ``plain_state``; the learners are restored one by one."""
@@ -276,9 +260,7 @@ class Trainer:
         return tokens / seconds if seconds else 0.0
 
 
-def _start(
-    layer: int, d_in: int, sample: Columns | None, training: TrainingSection
-) -> tuple[float, Tensor]:
+def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSection) -> tuple[float, Tensor]:
     """The scale of a layer's activations, and the decoder bias (d_in,) to begin with."""
     if sample is None:
         return 1.0, torch.zeros(d_in)

@@ -62,12 +62,7 @@ def scatter(rows: list[zoo.Row], figure: str) -> tuple[Any, Any]:
         return gr.ScatterPlot(None, visible=False), choice
     frame = pd.DataFrame(plot.points, columns=["SAE", "method", "x", "y"])
     shown = gr.ScatterPlot(
-        frame,
-        x_title=plot.x,
-        y_title=plot.y,
-        x_lim=zoo.limits(frame["x"]),
-        y_lim=zoo.limits(frame["y"]),
-        visible=True,
+        frame, x_title=plot.x, y_title=plot.y, x_lim=zoo.limits(frame["x"]), y_lim=zoo.limits(frame["y"]), visible=True
     )
     return shown, choice
 
@@ -88,11 +83,7 @@ class Answers:
         note = f"<p class='problem'>{zoo.escape(problem)}</p>" if problem else ""
         if rows:
             note += f"<p>{count}.</p>"
-        return (
-            gr.update(value=table(fitting), visible=bool(fitting)),
-            note,
-            *scatter(fitting, figure),
-        )
+        return (gr.update(value=table(fitting), visible=bool(fitting)), note, *scatter(fitting, figure))
 
     def chosen(self, name: str | None) -> tuple[Any, ...]:
         """What is known of one SAE, and how to get it."""
@@ -132,17 +123,13 @@ def build(source: zoo.Results) -> gr.Blocks:
     with gr.Blocks(title="fastzoo: SAEs of instruct models", analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION)
         with gr.Row(elem_id="filters"):
-            filters = [
-                gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS
-            ]
+            filters = [gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS]
             sort = gr.Dropdown(SORTS, value=UNSORTED, label="sort by", min_width=120)
             descending = gr.Checkbox(label="largest first", min_width=120, elem_classes="tick")
             only = gr.Checkbox(label="published only", min_width=120, elem_classes="tick")
         note = gr.HTML(elem_id="note")
         results = gr.Dataframe(
-            headers=list(zoo.HEADINGS.values()),
-            datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)],
-            **TABLE,
+            headers=list(zoo.HEADINGS.values()), datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)], **TABLE
         )
         with gr.Row():
             with gr.Column(min_width=320):
@@ -162,12 +149,7 @@ def build(source: zoo.Results) -> gr.Blocks:
 
 
 def connect(
-    page: gr.Blocks,
-    answers: Answers,
-    controls: list[Any],
-    sae: gr.Dropdown,
-    shown: list[Any],
-    details: list[Any],
+    page: gr.Blocks, answers: Answers, controls: list[Any], sae: gr.Dropdown, shown: list[Any], details: list[Any]
 ) -> None:
     """Let the page answer its visitors, and the address follow the controls."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

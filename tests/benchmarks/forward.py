@@ -83,9 +83,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     return figures | (on_gpu(quick=quick) if torch.cuda.is_available() else {})
 
 
-def on_gpu(
-    *, quick: bool, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
-) -> dict[str, Any]:
+def on_gpu(*, quick: bool, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """The same with a model of Qwen2.5-0.5B's configuration, random weights, on a GPU."""
     shape = SMALL if quick else QWEN
     model = random_model(**shape).to(device, dtype)
@@ -104,9 +102,7 @@ def on_gpu(
     }
 
 
-def compare(
-    model: Any, sequences: list[TokenSequence], *, layer: int, block: int, seconds: float
-) -> Result:
+def compare(model: Any, sequences: list[TokenSequence], *, layer: int, block: int, seconds: float) -> Result:
     """Time the four variants on one model.
 
     Raises:
@@ -122,9 +118,7 @@ def compare(
     }
     for name in ("padded", "packed"):
         check(variants["alone"](), variants[name](), name)
-    times = interleave(
-        {name: partial(exhaust, make) for name, make in variants.items()}, seconds=seconds
-    )
+    times = interleave({name: partial(exhaust, make) for name, make in variants.items()}, seconds=seconds)
     tokens = sum(map(len, sequences))
     done = dict.fromkeys(variants, tokens) | {"blocks": sum(map(len, cut))}
     reader.computed_tokens = 0
@@ -253,10 +247,7 @@ def tiny_dialogues(count: int) -> list[TokenSequence]:
 def ragged_lengths(count: int, longest: int) -> list[int]:
     """Log-normal lengths of median 200 and mean about 300, evenly spread and shuffled."""
     normal = statistics.NormalDist(math.log(200), math.sqrt(2 * math.log(1.5)))
-    lengths = [
-        min(longest, max(8, round(math.exp(normal.inv_cdf((i + 0.5) / count)))))
-        for i in range(count)
-    ]
+    lengths = [min(longest, max(8, round(math.exp(normal.inv_cdf((i + 0.5) / count))))) for i in range(count)]
     random.Random(0).shuffle(lengths)
     return lengths
 

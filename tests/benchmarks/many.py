@@ -63,9 +63,7 @@ STORE_BATCH = 8
 def measure(*, quick: bool) -> dict[str, Any]:
     """All figures of this benchmark; nothing where sae-lens is missing."""
     if importlib.util.find_spec("sae_lens") is None:
-        print(
-            "many: sae-lens is not installed, so there is nothing to compare with", file=sys.stderr
-        )
+        print("many: sae-lens is not installed, so there is nothing to compare with", file=sys.stderr)
         return {}
     with tempfile.TemporaryDirectory() as folder, quiet():
         for variant in variants(recipe_of(Path(folder), quick=True))[2].values():
@@ -142,9 +140,7 @@ class Fastzoo:
         reader = ResidualReader(self.model, pack_tokens=recipe.model.pack_tokens)
         buffer = MixingBuffer(
             TrainingColumns(
-                SharedForward(reader, [recipe.names()], 0),
-                data.stream,
-                training.steps * training.batch_size,
+                SharedForward(reader, [recipe.names()], 0), data.stream, training.steps * training.batch_size
             ),
             training.buffer_tokens,
             training.batch_size,
@@ -219,9 +215,7 @@ class SAELens:
             config = LanguageModelSAERunnerConfig(
                 **self.settings(), sae=self.sae_config(name), hook_name=hook, verbose=False
             )
-            runner = LanguageModelSAETrainingRunner(
-                config, override_dataset=dataset, override_model=self.models[hook]
-            )
+            runner = LanguageModelSAETrainingRunner(config, override_dataset=dataset, override_model=self.models[hook])
             saes.append(runner.run())
         self.l0 = round(sum(sae.cfg.metadata.l0 for sae in saes) / len(saes), 1)
         return saes
@@ -236,9 +230,7 @@ class SAELens:
             saes={str(name): self.sae_config(name) for name in names},
             hook_names={str(name): self.hooks[name.layer] for name in names},
         )
-        return MultiSAETrainingRunner(
-            config, override_dataset=self.tokenised(), override_model=self.all_hooked
-        ).run()
+        return MultiSAETrainingRunner(config, override_dataset=self.tokenised(), override_model=self.all_hooked).run()
 
     def tokenised(self) -> Any:
         """The dialogues through the chat template, joined and cut into contexts."""
@@ -256,9 +248,7 @@ class SAELens:
             sequence_separator_token=None,
             num_proc=1,
         )
-        return pretokenize_dataset(
-            Dataset.from_list(list(map(json.loads, lines))), self.tokenizer, config
-        )
+        return pretokenize_dataset(Dataset.from_list(list(map(json.loads, lines))), self.tokenizer, config)
 
     def settings(self) -> dict[str, Any]:
         """What both runners are told."""
@@ -313,9 +303,7 @@ class SAELens:
                 l0_warm_up_steps=warmup,
             )
         return StandardTrainingSAEConfig(
-            **common,
-            l1_coefficient=training.sparsity_coefficient["standard"],
-            l1_warm_up_steps=warmup,
+            **common, l1_coefficient=training.sparsity_coefficient["standard"], l1_warm_up_steps=warmup
         )
 
 

@@ -43,12 +43,7 @@ QWEN = {
     "max_position_embeddings": 32_768,
 }
 """Shape of Qwen2.5-0.5B."""
-SMALL = QWEN | {
-    "vocab_size": 1024,
-    "hidden_size": 56,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-}
+SMALL = QWEN | {"vocab_size": 1024, "hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 4}
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -65,12 +60,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         write_model(Path(folder), SMALL if quick else QWEN)
         for key, (batch, buffer) in sizes.items():
             parts = in_a_process(
-                {
-                    "model": folder,
-                    "layers": [1, 2] if quick else [12, 18],
-                    "batch": batch,
-                    "buffer": buffer,
-                }
+                {"model": folder, "layers": [1, 2] if quick else [12, 18], "batch": batch, "buffer": buffer}
             )
             figures[key.replace("memory", "memory_beyond_gb")] = parts["beyond"]
             figures[f"{key}_checkpoint"] = parts.pop("checkpoint")

@@ -31,12 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 BENCHMARKS = ("step", "forward", "many", "processes", "checkpoint", "memory", "steering")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
-ON_GPUS = (
-    "step_ratio_cuda",
-    "bandwidth_share_cuda",
-    "packed_over_alone_cuda",
-    "packed_over_blocks_cuda",
-)
+ON_GPUS = ("step_ratio_cuda", "bandwidth_share_cuda", "packed_over_alone_cuda", "packed_over_blocks_cuda")
 """Figures of ``step`` and ``forward`` that only a machine with a GPU has."""
 
 PACKAGES = ("torch", "numba", "transformers", "sae-lens")
@@ -47,9 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure fastzoo, as ratios, on this machine.")
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="run only this one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--quick", action="store_true", help="seconds instead of minutes: no figures"
-    )
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: no figures")
     parser.add_argument("--write", action="store_true", help="renew the table in README.md")
     options = parser.parse_args()
     if options.write and (options.quick or options.only):
@@ -82,9 +75,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **versions,
@@ -120,12 +111,7 @@ def as_json(figures: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         return round(value.median, 3) if hasattr(value, "median") else value
 
     rounds = {
-        key: {
-            "min": round(r.low, 3),
-            "max": round(r.high, 3),
-            "rounds": r.rounds,
-            "cpu": round(r.cpu, 3),
-        }
+        key: {"min": round(r.low, 3), "max": round(r.high, 3), "rounds": r.rounds, "cpu": round(r.cpu, 3)}
         for key, r in flat(figures).items()
         if hasattr(r, "median")
     }
@@ -136,8 +122,7 @@ def as_table(figures: dict[str, Any], about: dict[str, Any]) -> str:
     """Markdown: the ratios, then everything else."""
     packages = ", ".join(f"{p} {about[p]}" for p in PACKAGES if about[p])
     lines = [
-        f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['threads']} threads, "
-        f"{packages}",
+        f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['threads']} threads, {packages}",
         "",
         "| ratio | median | min | max | CPU | rounds |",
         "|---|---|---|---|---|---|",

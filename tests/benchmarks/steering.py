@@ -36,14 +36,10 @@ def measure(*, quick: bool) -> dict[str, Any]:
     each = one_by_one(sweep)
     if [cell.ids for cell in one] != each:
         raise RuntimeError("one call and single calls give other tokens")
-    times = interleave(
-        {"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds, most=9
-    )
+    times = interleave({"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds, most=9)
     # The toy ends its answers after some twenty tokens; real ones go on for longer.
     model.generation_config.min_new_tokens = NEW_TOKENS
-    full = interleave(
-        {"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds / 2, most=5
-    )
+    full = interleave({"each": lambda: one_by_one(sweep), "one": sweep.cells}, seconds=seconds / 2, most=5)
     model.generation_config.min_new_tokens = None
     figures: dict[str, Any] = {
         "steering_ratio_full_length": ratio(full["each"], full["one"]),
@@ -53,9 +49,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "steering_seconds_one": median_seconds(times["one"]),
     }
     overheads = {"tiny": model, "7M": random_model(num_hidden_layers=6)}
-    return figures | {
-        "steering_overhead": {name: overhead(some, seconds / 2) for name, some in overheads.items()}
-    }
+    return figures | {"steering_overhead": {name: overhead(some, seconds / 2) for name, some in overheads.items()}}
 
 
 def a_sweep(model: Any, tokenizer: Any) -> Sweep:
@@ -69,9 +63,7 @@ def a_sweep(model: Any, tokenizer: Any) -> Sweep:
         sae.W_dec.copy_(torch.randn_like(sae.W_dec))
         sae.W_dec.mul_(residual_norm(model, tokenizer, turns) / sae.W_dec.norm(dim=1, keepdim=True))
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS)
-    return Sweep(
-        model, tokenizer, sae, LAYER, [3], turns, NORM_ALPHAS, control=False, settings=settings
-    )
+    return Sweep(model, tokenizer, sae, LAYER, [3], turns, NORM_ALPHAS, control=False, settings=settings)
 
 
 @torch.no_grad()

@@ -30,9 +30,7 @@ BIAS = -2.326
 def measure(*, quick: bool) -> dict[str, Any]:
     """All figures of this benchmark; nothing where sae-lens is missing."""
     if importlib.util.find_spec("sae_lens") is None:
-        print(
-            "step: sae-lens is not installed, so there is nothing to compare with", file=sys.stderr
-        )
+        print("step: sae-lens is not installed, so there is nothing to compare with", file=sys.stderr)
         return {}
     # name: (d_in, expansion, batch, about how many seconds to measure each architecture)
     shapes = {
@@ -55,9 +53,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     return figures
 
 
-def compare(
-    kind: str, d_in: int, expansion: int, batch: int, seconds: float
-) -> tuple[Ratio, Ratio]:
+def compare(kind: str, d_in: int, expansion: int, batch: int, seconds: float) -> tuple[Ratio, Ratio]:
     """How many times faster fastzoo's step is than sae-lens's, and how many times the floor it takes."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(batch, d_in, generator=generator) for _ in range(4)]
@@ -71,9 +67,7 @@ def compare(
     return ratio(times["sae-lens"], times["fastzoo"]), ratio(times["fastzoo"], times["floor"])
 
 
-def floor_step(
-    encoder: Tensor, training: TrainingSection, batches: list[Tensor]
-) -> Callable[[], object]:
+def floor_step(encoder: Tensor, training: TrainingSection, batches: list[Tensor]) -> Callable[[], object]:
     """What no step can do without: one encoder product, and one pass of torch's fused Adam."""
     weight, bias = encoder.t().contiguous(), torch.zeros(encoder.shape[1])
     parameters = [torch.nn.Parameter(torch.randn_like(weight)) for _ in range(2)]
@@ -116,12 +110,7 @@ def sae_lens_step(
     *,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    from sae_lens import (
-        JumpReLUTrainingSAE,
-        JumpReLUTrainingSAEConfig,
-        StandardTrainingSAE,
-        StandardTrainingSAEConfig,
-    )
+    from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 

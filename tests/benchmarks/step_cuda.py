@@ -78,9 +78,7 @@ def start(d_in: int, batch: int) -> tuple[Tensor, list[Tensor]]:
     return encoder / encoder.norm(dim=0), batches
 
 
-def interleave_on_gpu(
-    variants: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, list[Seconds]]:
+def interleave_on_gpu(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Seconds]]:
     """Seconds per call, the variants taking turns, each round starting with another one."""
     names = list(variants)
     for name in names:

@@ -80,9 +80,7 @@ def test_list_shows_local_saes_and_the_grid(workplace: Path) -> None:
     assert len(rows) == 241
     assert rows[0]["name"] == "tiny-chat-L1-8x-jumprelu" and rows[0]["status"] == "local"
     assert rows[0]["l0"] > 0 and rows[0]["paper_log2_mse"] is None
-    picked = json.loads(
-        fastzoo("list", "qwen2.5-7b-L18-*-jumprelu", "--json", cwd=workplace).stdout
-    )
+    picked = json.loads(fastzoo("list", "qwen2.5-7b-L18-*-jumprelu", "--json", cwd=workplace).stdout)
     assert [r["name"] for r in picked] == ["qwen2.5-7b-L18-8x-jumprelu"]
     assert picked[0]["paper_log2_mse"] == -9.1659 and picked[0]["log2_mse"] is None
     text = fastzoo("list", "--local", cwd=workplace).stdout.splitlines()
@@ -92,21 +90,15 @@ def test_list_shows_local_saes_and_the_grid(workplace: Path) -> None:
 def test_info_of_a_local_sae_and_of_a_grid_cell(workplace: Path) -> None:
     local = json.loads(fastzoo("info", "tiny-chat-L1-8x-jumprelu", "--json", cwd=workplace).stdout)
     assert local["d_sae"] == 1024 and local["base_model"] == "tiny-chat" and local["l0"] > 0
-    grid = json.loads(
-        fastzoo("info", "llama-3.2-1b-L9-16x-standard-bt-p", "--json", cwd=workplace).stdout
-    )
+    grid = json.loads(fastzoo("info", "llama-3.2-1b-L9-16x-standard-bt-p", "--json", cwd=workplace).stdout)
     assert grid["d_sae"] == 2048 * 16 and grid["base_model"] == "meta-llama/Llama-3.2-1B-Instruct"
 
 
 def test_eval_gives_the_figures_of_the_run(workplace: Path) -> None:
-    result = fastzoo(
-        "eval", "tiny-chat-L1-8x-jumprelu", "--dialogues", "12", "--json", cwd=workplace
-    )
+    result = fastzoo("eval", "tiny-chat-L1-8x-jumprelu", "--dialogues", "12", "--json", cwd=workplace)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    saved = json.loads(
-        (workplace / "runs/tiny-chat-fast/tiny-chat-L1-8x-jumprelu/metrics.json").read_text()
-    )
+    saved = json.loads((workplace / "runs/tiny-chat-fast/tiny-chat-L1-8x-jumprelu/metrics.json").read_text())
     for metric in ("mse", "l0", "fvu", "ce_recovered", "delta_loss", "kl", "dead_latents"):
         for subset, figure in saved["metrics"][metric].items():
             got = found["metrics"]["tiny-chat-L1-8x-jumprelu"][metric][subset]
@@ -123,9 +115,7 @@ def test_eval_gives_the_figures_of_the_run(workplace: Path) -> None:
         assert same["mean_max"] == pytest.approx(best["mean_max"], rel=1e-4) and best["mean_max"]
 
 
-def test_eval_on_an_own_file(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_on_an_own_file(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.jsonl"
     chat = [{"from": "human", "value": "Where is Paris?"}, {"from": "gpt", "value": "In France."}]
     path.write_text(json.dumps({"conversations": chat}) + "\n" + json.dumps({"x": 1}) + "\n")
@@ -189,9 +179,7 @@ def test_records_of_any_shape_are_listed_and_described(
         (("--model", "~nobody-here"), "neither"),
     ],
 )
-def test_options_of_eval_that_cannot_be(
-    workplace: Path, options: tuple[str, ...], says: str
-) -> None:
+def test_options_of_eval_that_cannot_be(workplace: Path, options: tuple[str, ...], says: str) -> None:
     folder = workplace / "runs" / "tiny-chat-fast" / NAME
     failed = CliRunner().invoke(app, ["eval", str(folder), *options])
     assert isinstance(failed.exception, InputError | ModelError), failed.output
@@ -308,9 +296,7 @@ def test_tokens_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_secrets("hf_hub_download hf_xet") == "hf_hub_download hf_xet"
 
 
-def test_a_fault_of_our_own_shows_its_traceback_and_no_token(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_fault_of_our_own_shows_its_traceback_and_no_token(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise ValueError("of the header " + "authorization: Bearer " + "secret" * 3)
 

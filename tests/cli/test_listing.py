@@ -24,13 +24,7 @@ from fastzoo.saes.names import zoo_names
 from fastzoo.saes.paper import paper_figures
 
 HERE = "tiny-chat-L1-8x-jumprelu"
-FIGURES = {
-    "l0": 31.5,
-    "log2_mse": -8.5,
-    "fvu": 0.0625,
-    "dead_latents": 12,
-    "base_model": "Qwen/Qwen2.5-7B-Instruct",
-}
+FIGURES = {"l0": 31.5, "log2_mse": -8.5, "fvu": 0.0625, "dead_latents": 12, "base_model": "Qwen/Qwen2.5-7B-Instruct"}
 PUBLISHED = registry(
     "org",
     published(NAME, **FIGURES),
@@ -75,9 +69,7 @@ def test_one_row_per_name_and_folder(rows: list[ResultRow], tmp_path: Path) -> N
 
     twice = [row for row in rows if row["name"] == "model-L3-8x-jumprelu"]
     assert [row["l0"] for row in twice] == [8.0, 9.0]
-    assert [row["path"] for row in twice] == [
-        str(tmp_path / x / "model-L3-8x-jumprelu") for x in "ab"
-    ]
+    assert [row["path"] for row in twice] == [str(tmp_path / x / "model-L3-8x-jumprelu") for x in "ab"]
     both = by_name(rows, HERE)
     assert (both["status"], both["repo"], both["revision"]) == ("both", f"org/{HERE}", "c" * 40)
     assert both["l0"] == 7.0  # that of the folder
@@ -187,11 +179,7 @@ def command(*arguments: str) -> Any:
 
 
 def test_list_picks_and_sorts(workplace: Path) -> None:
-    assert [r["name"] for r in command("list", "--json", "--published", "--sort", "l0")] == [
-        HERE,
-        NAME,
-        OUTSIDE,
-    ]
+    assert [r["name"] for r in command("list", "--json", "--published", "--sort", "l0")] == [HERE, NAME, OUTSIDE]
     assert [r["name"] for r in command("list", "--json", "--local", "--published")] == [HERE]
     found = command(
         *("list", "--json", "--model", "qwen2.5-7b", "--method", "fast", "--layer", "18"),
@@ -253,9 +241,7 @@ def test_info_compares_what_is_here_with_what_is_published(workplace: Path) -> N
     sae = PUBLISHED.saes[parse_name(HERE)]
     weights = hook / "sae_weights.safetensors"
     right = Content(weights).at(f"{hook.name}/{weights.name}")
-    same = type(sae)(
-        sae.name, sae.repo_id, sae.sha, {**sae.files, right.path: right}, result_row({}, {})
-    )
+    same = type(sae)(sae.name, sae.repo_id, sae.sha, {**sae.files, right.path: right}, result_row({}, {}))
     seen = state_folder("org") / FILE
     seen.write_text(registry("org", same).to_text(), encoding="utf-8")
     facts = command("info", HERE, "--json")

@@ -22,14 +22,7 @@ from typer.testing import CliRunner
 from zoo_folders import train_small
 
 from fastzoo.cli.main import _spread, app
-from fastzoo.core.errors import (
-    AccessError,
-    DataError,
-    FastzooError,
-    HubError,
-    InputError,
-    OutputError,
-)
+from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, InputError, OutputError
 
 NAME = "tiny-chat-L1-2x-jumprelu"
 
@@ -49,9 +42,7 @@ def steer(sae: str, *arguments: str) -> Any:
 
 def test_numbers_after_one_option() -> None:
     line = "steer x --alpha 0 -1.5 2e1 --latent 3 4 --auto --alpha=7 -- --alpha 1".split()
-    expected = (
-        "steer x --alpha=0 --alpha=-1.5 --alpha=2e1 --latent=3 --latent=4 --auto --alpha=7 --"
-    )
+    expected = "steer x --alpha=0 --alpha=-1.5 --alpha=2e1 --latent=3 --latent=4 --auto --alpha=7 --"
     assert _spread(line) == [*expected.split(), "--alpha=1"]
     assert _spread(["steer", "--alpha"]) == ["steer", "--alpha"]
 
@@ -76,9 +67,7 @@ def test_a_sweep_with_everything(sae: str, tmp_path: Path) -> None:
     more = ("--html", str(page), "--save", str(saved), "--concept", "le, la", "--wish", "Say le.")
     report = steer(sae, "--latent", "5", *alphas, *more)
     assert json.loads(saved.read_text()) == report
-    assert (
-        report["alphas"] == [0, 0.5, 3] and report["latents"] == [5] and report["units"] == "norm"
-    )
+    assert report["alphas"] == [0, 0.5, 3] and report["latents"] == [5] and report["units"] == "norm"
     assert len(report["questions"]) == 24 and len(report["cells"]) == 24 * (3 + 3 + 1)
     by = {(c["arm"], c["question"], c["alpha"]): c for c in report["cells"]}
     for question in range(24):
@@ -174,9 +163,7 @@ def judge() -> Iterator[Server]:
 ASKED = ("Hi there!", "What is red?", "--latent", "5", "--alpha", "0", "3", "--units", "norm")
 
 
-def test_a_judges_ratings_are_shown(
-    sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_judges_ratings_are_shown(sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     judge.answer = lambda p: score(2) if "able writer" in p else completion("Well ...")
     page = tmp_path / "page.html"
@@ -248,9 +235,7 @@ def test_an_output_that_cannot_be_is_found_first(sae: str, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
-def test_progress_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from fastzoo.cli.steer_tables import LiveAnswers
     from fastzoo.steering.generate import GenerationSettings
     from fastzoo.steering.sweep import Sweep
@@ -264,9 +249,7 @@ def test_progress_without_a_terminal(
         told([(0, 7)])  # the other three have ended
         told([(row, 7) for row in range(4, 8)])
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("%  ")[1].split("  ")[0] for line in lines] == [
-        f"{n} of 8 answers" for n in (1, 2, 3, 5)
-    ]
+    assert [line.split("%  ")[1].split("  ")[0] for line in lines] == [f"{n} of 8 answers" for n in (1, 2, 3, 5)]
 
 
 def test_latents_are_found_or_said_not_to_be(sae: str) -> None:
@@ -302,24 +285,19 @@ def test_roles_are_positions(sae: str) -> None:
     asked = (sae, "Hello!", "--latent", "5", "--alpha", "0", "2", "--units", "norm")
     by = {where: steer(*asked, "--positions", where) for where in ("all", "user", "assistant")}
     answers = {
-        where: [cell["ids"] for cell in report["cells"] if cell["arm"] == "latent"]
-        for where, report in by.items()
+        where: [cell["ids"] for cell in report["cells"] if cell["arm"] == "latent"] for where, report in by.items()
     }
     assert answers["all"][0] == answers["user"][0] == answers["assistant"][0]
     assert answers["all"][1] != answers["user"][1] != answers["assistant"][1]
 
 
 def test_other_modes_and_samples(sae: str) -> None:
-    clamped = steer(
-        sae, "Tell me of cats.", "--latent", "5", "--mode", "clamp", "--alpha", "0", "90"
-    )
+    clamped = steer(sae, "Tell me of cats.", "--latent", "5", "--mode", "clamp", "--alpha", "0", "90")
     assert {c["arm"] for c in clamped["cells"]} == {"latent", "prompt"}
     # What is clamped to 0 is compared with the answer that is not steered at all.
     doubled = ("--latent", "5", "--mode", "scale", "--alpha", "1", "2")
     scaled = steer(sae, "Tell me of cats.", *doubled)["cells"]
-    report = steer(
-        sae, "Tell me of cats.", "--latent", "5", "--alpha", "0", "1", "--concept", "arr, ahoy"
-    )
+    report = steer(sae, "Tell me of cats.", "--latent", "5", "--alpha", "0", "1", "--concept", "arr, ahoy")
     plain = report["cells"][0]
     assert report["wish"] == "Use words such as these in your answer: arr, ahoy."
     by = {c["alpha"]: c for c in scaled if c["arm"] == "latent"}
@@ -344,11 +322,7 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "1", "--special", "--alpha", "1"), InputError, "--special goes with --auto"),
         (("--auto", "--mode", "scale", "--alpha", "1"), InputError, "--auto finds latents to add"),
         (("--latent", "1", "--mode", "push", "--alpha", "1"), InputError, "mode 'push'"),
-        (
-            ("--latent", "1", "--positions", "some", "--alpha", "1"),
-            InputError,
-            "--positions 'some'",
-        ),
+        (("--latent", "1", "--positions", "some", "--alpha", "1"), InputError, "--positions 'some'"),
         (("--latent", "1", "--alpha", "1", "--questions", "gone.txt"), InputError, "gone.txt"),
         (("--latent", "1", "--alpha", "nan"), InputError, "finite"),
         (("", "--latent", "1", "--alpha", "1"), InputError, "a question is empty"),
@@ -363,9 +337,7 @@ def test_other_modes_and_samples(sae: str) -> None:
         (("--latent", "1", "--alpha", "1", "x" * 30_000), DataError, "question 1: 30000 char"),
     ],
 )
-def test_what_is_refused(
-    sae: str, arguments: tuple[str, ...], kind: type[FastzooError], says: str
-) -> None:
+def test_what_is_refused(sae: str, arguments: tuple[str, ...], kind: type[FastzooError], says: str) -> None:
     result = CliRunner().invoke(app, _spread(["steer", sae, *arguments, "--max-new-tokens", "2"]))
     if arguments == ("--latent", "1"):  # the embedded model has alphas by default
         assert result.exit_code == 0 and "window" in result.stdout

@@ -66,9 +66,7 @@ def test_defaults_preset_file_and_overrides_in_this_order(folder: Path) -> None:
     assert run.training.batch_size == paper["batch_size"]
     # A part of a nested section changes that part only.
     assert run.training.sparsity_coefficient["jumprelu"] == 7
-    assert (
-        run.training.sparsity_coefficient["standard"] == paper["sparsity_coefficient"]["standard"]
-    )
+    assert run.training.sparsity_coefficient["standard"] == paper["sparsity_coefficient"]["standard"]
     run = load(folder, text, "training.lr=0.25", "training.sparsity_coefficient.standard=2")
     assert run.training.lr == 0.25
     assert run.training.sparsity_coefficient["standard"] == 2
@@ -351,13 +349,9 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
 @pytest.mark.parametrize(
     ("overrides", "mentions"),
     [
+        (["training.buffer_tokens=8191"], ["training.buffer_tokens", "8191", "two batches", "8192"]),
         (
-            ["training.buffer_tokens=8191"],
-            ["training.buffer_tokens", "8191", "two batches", "8192"],
-        ),
-        (
-            ["training.tokens=8e5", "training.batch_size=1000", "training.lr_warmup=700"]
-            + ["training.lr_decay=101"],
+            ["training.tokens=8e5", "training.batch_size=1000", "training.lr_warmup=700"] + ["training.lr_decay=101"],
             ["training.lr_warmup", "training.lr_decay", "700 + 101", "800 steps"],
         ),
         (["training.lr_warmup=0.6", "training.lr_decay=0.5"], ["do not fit"]),
@@ -372,10 +366,7 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
         (["layers=[-1]"], ["layers", "-1"]),
         (["expansions=[0]"], ["expansions", "0", "1024"]),
         (["expansions=[2000]"], ["expansions", "2000", "1024"]),
-        (
-            ["training.sparsity_coefficient.standard=null"],
-            ["training.sparsity_coefficient.standard", "missing"],
-        ),
+        (["training.sparsity_coefficient.standard=null"], ["training.sparsity_coefficient.standard", "missing"]),
         (["data.source=' '"], ["data.source", "empty"]),
     ],
 )
@@ -417,9 +408,7 @@ def test_layers_are_checked_against_the_model(folder: Path) -> None:
         ("bt-p", "data.max_tokens=513", "data.max_tokens"),
     ],
 )
-def test_lengths_are_checked_against_the_model(
-    folder: Path, method: str, override: str, key: str
-) -> None:
+def test_lengths_are_checked_against_the_model(folder: Path, method: str, override: str, key: str) -> None:
     lengths = ("data.max_tokens=512", "data.block_tokens=512")
     run = load(folder, SMALL, f"method={method}", *lengths, override)
     refused(lambda: check_against_model(run, 9, 512), key, "513", "512")
@@ -456,7 +445,6 @@ def test_the_grid_recipe_is_the_papers_row() -> None:
     assert (
         recipe.training.model_dump()
         == resolve(
-            {"layers": [0], "expansions": [8], "architectures": ["standard"], "preset": "paper"},
-            "x",
+            {"layers": [0], "expansions": [8], "architectures": ["standard"], "preset": "paper"}, "x"
         ).training.model_dump()
     )

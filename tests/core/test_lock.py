@@ -83,9 +83,7 @@ def test_each_lock_frees_its_own_folder_only(tmp_path: Path) -> None:
     assert free(tmp_path / "run")
 
 
-def test_of_many_threads_one_at_a_time_has_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_threads_one_at_a_time_has_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file goes with each of them, and the next makes a new one."""
     monkeypatch.setattr(lock, "WAIT_SECONDS", 30.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -108,9 +106,7 @@ def test_of_many_threads_one_at_a_time_has_the_folder(
     assert most == [1] and inside == [0]
 
 
-def test_another_process_is_kept_out_until_it_ends(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_another_process_is_kept_out_until_it_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     said: list[str] = []
     folder = tmp_path / "a" / "b"
     with pytest.raises(OutputError, match=r"b' is in use by a friend; wait"):
@@ -127,9 +123,7 @@ def test_another_process_is_kept_out_until_it_ends(
         assert folder.is_dir()
 
 
-def test_what_a_killed_process_leaves_keeps_nobody_out(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_what_a_killed_process_leaves_keeps_nobody_out(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "a" / ".b.lock").exists()
@@ -147,9 +141,7 @@ def test_it_holds_while_the_folder_is_moved_and_made_again(tmp_path: Path) -> No
         folder.mkdir()
         assert not free(folder) and list(folder.iterdir()) == []
         (folder / "recipe.yaml").touch()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        *("recipe.yaml", "recipe.yaml", "run", "run.old-1")
-    ]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [*("recipe.yaml", "recipe.yaml", "run", "run.old-1")]
 
 
 def test_folders_that_were_made_and_stay_empty_are_removed(tmp_path: Path) -> None:
@@ -163,9 +155,7 @@ def test_folders_that_were_made_and_stay_empty_are_removed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["run", "x" * 255])
-def test_where_nothing_can_stand_beside_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_where_nothing_can_stand_beside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if len(name) < 255:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     folder = tmp_path / name
@@ -176,9 +166,7 @@ def test_where_nothing_can_stand_beside_the_folder(
     assert list(tmp_path.rglob("*")) == [folder]
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Any, **how: Any) -> None:
         raise OSError(code, os.strerror(code))
 

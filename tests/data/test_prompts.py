@@ -32,9 +32,7 @@ LLAMA_3_2 = (
 )
 """As the head of Llama 3.2's."""
 
-GRANITE = (
-    "{{- '<|im_start|>system\\nToday is ' ~ strftime_now('%d %B %Y') ~ '.<|im_end|>' }}" + TURNS
-)
+GRANITE = "{{- '<|im_start|>system\\nToday is ' ~ strftime_now('%d %B %Y') ~ '.<|im_end|>' }}" + TURNS
 """As those of Granite, SmolLM3, Mistral Small and gpt-oss, which know no ``date_string``."""
 
 QUESTION = {"role": "user", "content": "Where is Paris?"}

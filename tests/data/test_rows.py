@@ -79,9 +79,7 @@ def add_files(hub: LoopbackHub, kind: str) -> dict[int, Any]:
 
 def run(hub: LoopbackHub, home: Path, **ask: Any) -> subprocess.CompletedProcess[str]:
     ask = {"epochs": 2, "held_out": HELD_OUT, "section": {"shuffle_rows": 4}, **ask}
-    environment = hub.env(
-        home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1"
-    )
+    environment = hub.env(home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1")
     done = run_python(READ, json.dumps(ask), env=environment, cwd=ROOT)
     assert "Traceback" not in done.stderr, done.stderr
     assert not hub.foreign
@@ -162,9 +160,7 @@ def test_parquet_files_passed_by_are_not_read(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         files = {f"data/train-{i}.parquet": as_parquet(rows) for i in range(3)}
         hub.add("dataset", "lab/chats", files)
-        done = run(
-            hub, tmp_path, epochs=0, held_out=1, section={"shuffle": False}, starts=[(0, 20)]
-        )
+        done = run(hub, tmp_path, epochs=0, held_out=1, section={"shuffle": False}, starts=[(0, 20)])
         assert numbers(rows_of(done)[1]) == [2 * SHARD_NUMBERS + i for i in range(5, 8)]
         # held_out() of the first rows and the two starts read the last file; only held_out() the others
         pieces = [
@@ -282,11 +278,7 @@ def test_a_file_goes_on_in_its_middle(tmp_path: Path, kind: str) -> None:
             hub.faults = list(faults)
             environment = hub.env(tmp_path, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002")
             done = subprocess.run(
-                [sys.executable, "-c", code],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
             )
             assert done.returncode == 0, done.stderr
             outputs.append(done.stdout)
@@ -327,9 +319,7 @@ def test_a_hub_that_never_comes_back_is_one_line(tmp_path: Path, kind: str) -> N
         "without sending a response, after 12 tries; the same command goes on from the last "
         "checkpoint when run again"
     )
-    seconds = [
-        float(s) for s in re.findall(r"row 1 on: .* in ([\d.e-]+) s \(\d+ of 11", done.stderr)
-    ]
+    seconds = [float(s) for s in re.findall(r"row 1 on: .* in ([\d.e-]+) s \(\d+ of 11", done.stderr)]
     expected = [min(0.002 * 2**i, 0.12) for i in range(11)]
     assert seconds == pytest.approx(expected, rel=1e-3)
 
@@ -344,9 +334,7 @@ def test_a_hub_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert last.startswith("error: cannot reach ") and "lab/chats" in last
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(404, "EntryNotFound"), (401, "RepoNotFound"), (403, "GatedRepo")]
-)
+@pytest.mark.parametrize(("status", "code"), [(404, "EntryNotFound"), (401, "RepoNotFound"), (403, "GatedRepo")])
 def test_a_file_that_vanishes_ends_the_run_at_once(tmp_path: Path, status: int, code: str) -> None:
     for kind in WRITERS:
         with LoopbackHub() as hub:
@@ -368,9 +356,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
             hub.add("dataset", "lab/chats", {f"train-0.{kind}": good, f"train-1.{kind}": broken})
             done = run(hub, tmp_path)
         assert done.returncode == 8
-        assert done.stderr.startswith(
-            f"error: Hub dataset lab/chats, train-1.{kind}, from row 0 on: cannot be read ("
-        )
+        assert done.stderr.startswith(f"error: Hub dataset lab/chats, train-1.{kind}, from row 0 on: cannot be read (")
         assert done.stderr.count("\n") == 1
 
 

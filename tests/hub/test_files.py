@@ -18,10 +18,7 @@ def test_bytes_and_files_hash_as_git_and_sha256sum_do(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(data)
     git = subprocess.run(
-        ["git", "hash-object", "--no-filters", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["git", "hash-object", "--no-filters", str(path)], capture_output=True, text=True, check=True
     ).stdout.strip()
     digest = hashlib.sha256(data).hexdigest()
     for content in (Content(path), Content(data)):
@@ -50,14 +47,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "valid"),
-    [
-        ("org", True),
-        ("my-Org_1.x", True),
-        ("", False),
-        ("a/b", False),
-        ("../x", False),
-        ("-a", False),
-    ]
+    [("org", True), ("my-Org_1.x", True), ("", False), ("a/b", False), ("../x", False), ("-a", False)]
     + [("a\n", False), ("a" * 97, False), ("é", False)],
 )
 def test_names_of_users_and_organisations(text: str, valid: bool) -> None:

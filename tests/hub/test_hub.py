@@ -69,9 +69,7 @@ def files_in(folder: str | Path) -> set[str]:
         ("hf:org/name/layers.18", Reference("org/name", "layers.18")),
         (
             "hf:google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71@refs/pr/1",
-            Reference(
-                "google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", "refs/pr/1"
-            ),
+            Reference("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", "refs/pr/1"),
         ),
     ],
 )
@@ -109,9 +107,7 @@ def test_folders_are_recognised_by_exact_names() -> None:
 def test_importing_hub_is_cheap() -> None:
     code = "import sys, fastzoo.saes.references; print([m for m in sys.modules if m in {0}])"
     heavy = "('torch', 'transformers', 'huggingface_hub', 'httpx2')"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(heavy)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code.format(heavy)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -149,9 +145,7 @@ def test_fetch_other_layouts(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("model", "org/sparsify", {"config.json": b"[not ours]", **sparsify})
     hub.add("model", "org/root", {"config.json": b'{"library": "other"}', **saelens})
     hub.add("model", "org/scope", {"l/w/a/params.npz": b"a", "l/v/b/params.npz": b"b"})
-    found = fetch(
-        hub, tmp_path, "hf:org/sparsify", "hf:org/root", "hf:org/scope/l/w", "hf:org/scope/l/v/b"
-    )
+    found = fetch(hub, tmp_path, "hf:org/sparsify", "hf:org/root", "hf:org/scope/l/w", "hf:org/scope/l/v/b")
     assert [Path(folder).name for folder in found[::2]] == ["layers.3", "a"]
     assert files_in(found[0]) == {"cfg.json", "sae.safetensors"}
     assert files_in(found[1]) == set(saelens)
@@ -172,37 +166,13 @@ def test_fetch_refuses_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repos["model", "org/gated"].gated = True
     hub.add("model", "org/huge", {**several(1), "layers.0/cfg.json": b" " * (2**24 + 1)})
     cases = {
-        "hf:org/missing": [
-            "NotFoundError: ",
-            "no model repository org/missing",
-            hub.endpoint,
-            "check the spelling",
-        ],
-        f"hf:{NAME}@v9": [
-            "NotFoundError: ",
-            "has no revision 'v9'",
-            "branch, a tag or a full commit sha",
-        ],
-        "hf:org/several": [
-            "InputError: ",
-            "holds 12 SAEs",
-            "layers.10, ",
-            "…",
-            "as in hf:org/several/layers.0",
-        ],
-        "hf:org/several/layer.3": [
-            "NotFoundError: ",
-            "no SAE in org/several/layer.3",
-            "Did you mean layers.3",
-        ],
+        "hf:org/missing": ["NotFoundError: ", "no model repository org/missing", hub.endpoint, "check the spelling"],
+        f"hf:{NAME}@v9": ["NotFoundError: ", "has no revision 'v9'", "branch, a tag or a full commit sha"],
+        "hf:org/several": ["InputError: ", "holds 12 SAEs", "layers.10, ", "…", "as in hf:org/several/layers.0"],
+        "hf:org/several/layer.3": ["NotFoundError: ", "no SAE in org/several/layer.3", "Did you mean layers.3"],
         "hf:org/pickles": ["InputError: ", "layer_1/ae.pt", "a pickle"],
         "hf:org/pickles/layer_1": ["InputError: ", "layer_1/ae.pt", "a pickle"],
-        "hf:org/none": [
-            "NotFoundError: ",
-            "no SAE in org/none",
-            "sae_weights.safetensors",
-            "params.npz",
-        ],
+        "hf:org/none": ["NotFoundError: ", "no SAE in org/none", "sae_weights.safetensors", "params.npz"],
         "hf:org/gated": ["AccessError: ", "gated", f"{hub.endpoint}/org/gated", "hf auth login"],
         "hf:org/huge": ["HubError: ", "layers.0/cfg.json has 16777217 bytes"],
     }
@@ -213,9 +183,7 @@ def test_fetch_refuses_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     assert hub.asked("ae.pt") == []
 
 
-def test_wrong_bytes_are_found_on_download_and_in_the_cache(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_wrong_bytes_are_found_on_download_and_in_the_cache(hub: LoopbackHub, tmp_path: Path) -> None:
     sha = hub.add("model", NAME, OURS)
     weights = OURS[f"{HOOK}/sae_weights.safetensors"]
     hub.objects[sha256(weights)] = weights[::-1]  # the same size, so the client takes it
@@ -285,11 +253,7 @@ def test_resolve_datasets_and_models(hub: LoopbackHub, tmp_path: Path) -> None:
 
 
 def test_huggingface_hub_reads_everything_else(hub: LoopbackHub, tmp_path: Path) -> None:
-    files = {
-        "README.md": b"---\ntags: [sae]\n---\n",
-        "a/b/c.txt": b"text",
-        "a/d.bin": b"0123456789",
-    }
+    files = {"README.md": b"---\ntags: [sae]\n---\n", "a/b/c.txt": b"text", "a/d.bin": b"0123456789"}
     sha = hub.add("space", "org/space", files, tag="v1")
     hub.add("model", "org/private", files)
     hub.repos["model", "org/private"].private = True
@@ -340,13 +304,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 def test_datasets_streams_jsonl_and_parquet(hub: LoopbackHub, tmp_path: Path) -> None:
     rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Hi {i}"},
-                {"role": "assistant", "content": "é"},
-            ]
-        }
-        for i in range(5)
+        {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "é"}]} for i in range(5)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     jsonl = hub.add("dataset", "org/jsonl", {"data/train.jsonl": lines})
@@ -377,9 +335,7 @@ def tiny_qwen2(folder: Path) -> dict[str, bytes]:
         show_progress=False,
     )
     bpe.train_from_iterator(["user assistant hello world"] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     )

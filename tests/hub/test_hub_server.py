@@ -51,9 +51,7 @@ def client(hub: LoopbackHub, home: Path, code: str, *args: str, **env: Any) -> l
     return run(hub, home, CLIENT + textwrap.dedent(code), *args, **env)
 
 
-def ask(
-    hub: LoopbackHub, method: str, path: str, body: Any = None, token: str | None = TOKEN
-) -> tuple[int, Any]:
+def ask(hub: LoopbackHub, method: str, path: str, body: Any = None, token: str | None = TOKEN) -> tuple[int, Any]:
     """One request without the client: the answer's status and JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=10)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -265,9 +263,7 @@ def test_bytes_come_back_whichever_way(hub: LoopbackHub, tmp_path: Path) -> None
     for xet in (False, True):
         client(hub, tmp_path, upload, str(folder), "xet" if xet else "lfs", xet=xet)
     assert hub.asked("POST /api/complete/") and hub.asked("POST .*/lfs/verify")
-    assert {
-        xorb.data[start + 4] for xorb in hub.xet_xorbs.values() for start in xorb.starts[:-1]
-    } == {0, 1, 2}
+    assert {xorb.data[start + 4] for xorb in hub.xet_xorbs.values() for start in xorb.starts[:-1]} == {0, 1, 2}
     for name in ("user/lfs", "user/xet"):
         assert hub.commits("dataset", name)[-1].message == "Upload folder using huggingface_hub"
         repo = hub.repos["dataset", name]
@@ -329,9 +325,7 @@ def test_tokens(hub: LoopbackHub, tmp_path: Path) -> None:
 
 def test_listings_come_in_pages(hub: LoopbackHub, tmp_path: Path) -> None:
     for i in range(7):
-        card = (
-            f"---\ntags: [sae, n{i % 2}]\nbase_model: lab/m{i}\nbase_model_relation: adapter\n---\n"
-        )
+        card = f"---\ntags: [sae, n{i % 2}]\nbase_model: lab/m{i}\nbase_model_relation: adapter\n---\n"
         hub.add("model", f"org/sae-{i}", {"README.md": card.encode(), "a.bin": b"x", "b.txt": b"y"})
     hub.add("model", "lab/other", {"x": b""})
     hub.add("dataset", "org/index", {"registry.json": b"[]"})
@@ -554,9 +548,7 @@ def test_a_crowd_under_faults_leaves_what_it_meant(hub: LoopbackHub, tmp_path: P
     items = [item.id for item in next(iter(hub.collections.values())).items]
     assert len(items) == len(set(items)) and set(items) == names
     assert len(met) == len(hub.requests) // 9 > 10
-    assert [r for r in hub.requests if r.fault] and set(map(id, met)) == {
-        id(r) for r in hub.requests if r.fault
-    }
+    assert [r for r in hub.requests if r.fault] and set(map(id, met)) == {id(r) for r in hub.requests if r.fault}
 
 
 def test_rate_limit(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -605,11 +597,7 @@ def test_rate_limit(hub: LoopbackHub, tmp_path: Path) -> None:
             " metrics: [{type: l0, value: 0}]}]}]",
             None,
         ),
-        (
-            "model",
-            "model-index: [{name: n, results: [{task: {type: t}, metrics: [{type: l0}]}]}]",
-            "value",
-        ),
+        ("model", "model-index: [{name: n, results: [{task: {type: t}, metrics: [{type: l0}]}]}]", "value"),
         ("dataset", "configs: [{config_name: a, data_files: results.csv}]", None),
         ("dataset", "configs: [{config_name: a, data_files: [{split: s, path: x.csv}]}]", None),
         ("dataset", "configs: [{data_files: x.csv}]", "config_name"),

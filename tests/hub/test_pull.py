@@ -107,11 +107,7 @@ def asked_since(hub: LoopbackHub, count: int) -> list[str]:
 
 # --- names -------------------------------------------------------------------------------------
 
-TWELVE = [
-    f"qwen2.5-7b-L{layer}-8x-jumprelu{method}"
-    for layer in (4, 12, 18, 20)
-    for method in ("", "-bt-f", "-bt-p")
-]
+TWELVE = [f"qwen2.5-7b-L{layer}-8x-jumprelu{method}" for layer in (4, 12, 18, 20) for method in ("", "-bt-f", "-bt-p")]
 
 
 def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -128,9 +124,7 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
                 now[0] -= 1
 
     hub.faults.append(slowly)
-    planned, pulled = cli(
-        hub, tmp_path, "pull QWEN2.5-*-jumprelu* --dry-run --json", "pull qwen2.5-*-jumprelu*"
-    )
+    planned, pulled = cli(hub, tmp_path, "pull QWEN2.5-*-jumprelu* --dry-run --json", "pull qwen2.5-*-jumprelu*")
     total = sum(len(data) for name in TWELVE for data in files[name].values())
     rows = json.loads(planned[1])
     assert sum(row["download_bytes"] for row in rows) == total
@@ -178,9 +172,7 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
     # As real files, without a request and without what a download leaves beside them.
     assert copied[1].splitlines() == [f"zoo/{NAME}", f"zoo/{NAME}-bt-f"]
     assert content(tmp_path / "zoo") == {
-        f"{name}/{path}": data
-        for name in (NAME, f"{NAME}-bt-f")
-        for path, data in files[name].items()
+        f"{name}/{path}": data for name in (NAME, f"{NAME}-bt-f") for path, data in files[name].items()
     }
     assert not any(path.is_symlink() for path in (tmp_path / "zoo").rglob("*"))
     assert json.loads(copied_again[1])[0]["downloaded_bytes"] == 0
@@ -215,10 +207,7 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
         "https://example.com/x": (2, "not the address of a collection"),
         "hf:collections/org": (2, "hf:collections/<namespace>/<slug>"),
         f"{NAME} --namespace ../x": (2, "not the name of a user"),
-        f"{NAME} --namespace other": (
-            3,
-            "other publishes no SAEs: no dataset repository other/fastzoo-results",
-        ),
+        f"{NAME} --namespace other": (3, "other publishes no SAEs: no dataset repository other/fastzoo-results"),
         # Others are finished; the code is that of the first.
         f"hf:org/missing hf:org/gated hf:org/huge {NAME}": (3, "is gated"),
     }
@@ -237,9 +226,7 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
     assert code == 5 and "cannot reach" in err, err
 
 
-def test_a_registry_that_is_behind_and_a_token_that_was_wrong(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_a_registry_that_is_behind_and_a_token_that_was_wrong(hub: LoopbackHub, tmp_path: Path) -> None:
     publish(hub, NAME)
     refused, listed = cli(hub, tmp_path, f"pull {NAME}", "list", HF_TOKEN="hf_wrong")
     assert refused[0] == 4 and listed[0] == 0 and "hf auth login" in listed[2], (refused, listed)
@@ -256,9 +243,7 @@ def test_a_registry_that_is_behind_and_a_token_that_was_wrong(
 # --- bytes -------------------------------------------------------------------------------------
 
 
-def test_wrong_bytes_on_the_wire_in_the_cache_and_in_a_folder(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_wrong_bytes_on_the_wire_in_the_cache_and_in_a_folder(hub: LoopbackHub, tmp_path: Path) -> None:
     other = f"{NAME}-bt-f"
     files = publish(hub, NAME, other)
     right = files[NAME][WEIGHTS]
@@ -279,9 +264,7 @@ def test_wrong_bytes_on_the_wire_in_the_cache_and_in_a_folder(
         for place in (path, "README.md"):
             (tmp_path / "zoo" / NAME / place).write_bytes(b"z" * len(files[NAME][place]))
         (tmp_path / "zoo" / NAME / "mine.txt").write_bytes(b"kept")
-        damaged, again, local = cli(
-            hub, tmp_path, f"pull {NAME}", f"pull {NAME}", f"pull {NAME} --local-dir zoo"
-        )
+        damaged, again, local = cli(hub, tmp_path, f"pull {NAME}", f"pull {NAME}", f"pull {NAME} --local-dir zoo")
         assert damaged[0] == 6 and f"{path} is not the file" in damaged[2]
         assert again[:2] == (0, f"{folder}\n") and content(folder) == files[NAME]
         assert local[0] == 0 and f"{path}' is not what was published and is replaced" in local[2]
@@ -346,9 +329,7 @@ def test_failures_that_pass_by_themselves(hub: LoopbackHub, tmp_path: Path) -> N
 
 def test_hostile_listing_writes_nothing_outside(hub: LoopbackHub, tmp_path: Path) -> None:
     bad = ["../../../../out", ".git/hooks", "a/../../b", "/abs", "C:\\x", "a\\b", "x" * 4000, "a."]
-    files = {
-        f"{folder}/{name}": b"{}" for folder in bad for name in ("cfg.json", "sae.safetensors")
-    }
+    files = {f"{folder}/{name}": b"{}" for folder in bad for name in ("cfg.json", "sae.safetensors")}
     hub.add("model", "org/hostile", files)
     twins = [f"{folder}/{name}" for folder in ("Layer", "layer") for name in ("params.npz",)]
     hub.add("model", "org/twins", {path: path.encode() for path in twins})
@@ -367,9 +348,7 @@ def test_hostile_listing_writes_nothing_outside(hub: LoopbackHub, tmp_path: Path
     assert clash[0] == 2 and "would both be written" in clash[2]
     assert pattern[1].splitlines() == ["zoo/scope/l/a", "zoo/scope/l/b"]
     assert [row["name"] for row in json.loads(whole[1])] == ["scope/l/a", "scope/l/b", "scope/m"]
-    assert content(tmp_path / "zoo") == {
-        f"scope/{p}": d for p, d in scope.items() if p != "m/ae.pt"
-    }
+    assert content(tmp_path / "zoo") == {f"scope/{p}": d for p, d in scope.items() if p != "m/ae.pt"}
     assert {path.name for path in tmp_path.iterdir()} == {"zoo", "hf"}
     assert hub.asked("hostile/resolve|twins/resolve|ae.pt") == []
 
@@ -464,9 +443,7 @@ def test_offline_from_the_cache_verified(hub: LoopbackHub, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("where", ["", "--local-dir zoo"])
-def test_killed_and_interrupted_in_mid_download(
-    hub: LoopbackHub, tmp_path: Path, where: str
-) -> None:
+def test_killed_and_interrupted_in_mid_download(hub: LoopbackHub, tmp_path: Path, where: str) -> None:
     files = publish(hub, NAME, weights=b"w" * 3_000_000)
     go_on = threading.Event()
 
@@ -543,9 +520,7 @@ pull = lambda *a, **k: lambda: [str(p) for p in fastzoo.pull(*a, **k)]
 for call in (where, load, load, where, pull(name), pull([name, "hf:org/x"]), lambda: str(fastzoo.load_sae(sys.argv[2]))):
     show(call)
 """
-    where, first, second, found, pulled, failed, grid = run(
-        hub, tmp_path, code, NAME, "qwen2.5-7b-L4-8x-jumprelu"
-    )
+    where, first, second, found, pulled, failed, grid = run(hub, tmp_path, code, NAME, "qwen2.5-7b-L4-8x-jumprelu")
     assert where == ["None", ""]
     assert first[0] == second[0] == float(sae.W_enc.double().sum())
     assert first[1].startswith(f"fetching {NAME} from org/{NAME}@") and first[1].count("\n") == 1

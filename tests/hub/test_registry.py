@@ -18,9 +18,7 @@ from fastzoo.core.errors import IntegrityError
 from fastzoo.hub.registry import Registry, parse_registry, snapshot
 from fastzoo.saes.names import parse_name
 
-EXAMPLE = registry(
-    "org", published(NAME, l0=31.5, log2_mse=-8.5, d_sae=28672), published(OUTSIDE, l0=32.0)
-)
+EXAMPLE = registry("org", published(NAME, l0=31.5, log2_mse=-8.5, d_sae=28672), published(OUTSIDE, l0=32.0))
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +143,7 @@ def test_one_request_an_hour(hub: LoopbackHub, tmp_path: Path) -> None:
     """
     found = run(hub, tmp_path, READ + "\n".join(x.strip() for x in code.splitlines()))
     assert found == [["org", [NAME], []]] * 9
-    assert [str(r) for r in hub.requests] == [
-        "GET /datasets/org/fastzoo-results/resolve/main/registry.json"
-    ] * 6
+    assert [str(r) for r in hub.requests] == ["GET /datasets/org/fastzoo-results/resolve/main/registry.json"] * 6
     assert hub.requests[0].headers["user-agent"].startswith("fastzoo/")
 
     # Later, without a network: as it was last seen, however old; the default namespace's snapshot.
@@ -248,9 +244,7 @@ def test_no_token_is_shown_even_in_tracebacks(
         assert "what is published is not shown" in said
 
 
-def test_hostile_registries_are_refused_or_the_last_good_one_used(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_hostile_registries_are_refused_or_the_last_good_one_used(hub: LoopbackHub, tmp_path: Path) -> None:
     serve(hub, "turned")
     assert run(hub, tmp_path, READ + 'read("turned")') == [["turned", [NAME], []]]
     bad = {"turned": HOSTILE["NaN"], "big": b" " * (20 << 20), "latin": b"\xe9" * 20}

@@ -70,9 +70,7 @@ sys.addaudithook(only_loopback)
 """
 
 
-def run(
-    hub: LoopbackHub, home: Path, code: str, *args: str, xet: bool = False, **env: str
-) -> list[Any]:
+def run(hub: LoopbackHub, home: Path, code: str, *args: str, xet: bool = False, **env: str) -> list[Any]:
     """Run ``code`` as a client of ``hub``; what it prints is JSON, line by line."""
     script = PRELUDE + textwrap.dedent(code)
     done = subprocess.run(

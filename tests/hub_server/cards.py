@@ -54,9 +54,7 @@ def _licence(card: dict[str, Any]) -> list[str]:
     names = value if isinstance(value, list) else [value]
     if value is None:
         return []
-    errors = [
-        f'"license" must be one of the known ids, not {n!r}' for n in names if n not in LICENSES
-    ]
+    errors = [f'"license" must be one of the known ids, not {n!r}' for n in names if n not in LICENSES]
     if "other" in names and not isinstance(card.get("license_name"), str):
         errors.append('"license_name" is required with "license: other"')
     return errors

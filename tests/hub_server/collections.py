@@ -79,9 +79,7 @@ def _visible(hub: LoopbackHub, request: Request, collection: Collection) -> bool
     return not collection.private or hub.role(request) is not None
 
 
-def _one(
-    hub: LoopbackHub, request: Request, groups: dict[str, str], write: bool = False
-) -> Collection:
+def _one(hub: LoopbackHub, request: Request, groups: dict[str, str], write: bool = False) -> Collection:
     """The collection of a request; its trailing id alone decides, as a title may change."""
     found = hub.collections.get(groups["id"])
     if found is None or found.owner != groups["owner"] or not _visible(hub, request, found):

@@ -98,9 +98,7 @@ class LoopbackHub(Faults):
         # send its token there, and reads X-Repo-Commit from the redirect only if the names differ.
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.download_host = f"http://localhost:{self.port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
 
@@ -116,13 +114,7 @@ class LoopbackHub(Faults):
         self.stop()
 
     def add(
-        self,
-        kind: str,
-        repo_id: str,
-        files: Mapping[str, bytes],
-        *,
-        branch: str = "main",
-        tag: str | None = None,
+        self, kind: str, repo_id: str, files: Mapping[str, bytes], *, branch: str = "main", tag: str | None = None
     ) -> str:
         """Add a commit holding exactly ``files``, making the repository if need be; its sha."""
         with self.lock:
@@ -251,9 +243,7 @@ class LoopbackHub(Faults):
             message = f'You don\'t have the rights to write under the namespace "{namespace}"'
             raise Refusal(error(403, "Forbidden", message))
 
-    def repo(
-        self, request: Request, groups: Mapping[str, str], write: bool = False, follow: bool = True
-    ) -> Repo:
+    def repo(self, request: Request, groups: Mapping[str, str], write: bool = False, follow: bool = True) -> Repo:
         """The repository of a request, if its sender may see it, and ``write`` to it.
 
         ``follow``: whether a former id leads to the id of today.

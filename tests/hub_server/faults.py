@@ -32,13 +32,7 @@ class Faults:
         raise NotImplementedError
 
     def fail(
-        self,
-        pattern: str,
-        how: Fault,
-        *,
-        after: int = 0,
-        times: int | None = None,
-        method: str | None = "GET",
+        self, pattern: str, how: Fault, *, after: int = 0, times: int | None = None, method: str | None = "GET"
     ) -> list[Request]:
         """Add the fault ``how``; it befalls requests in which ``pattern`` is found (as ``asked``).
 
@@ -63,9 +57,7 @@ class Faults:
         self.faults.append(fault)
         return met
 
-    def every(
-        self, n: int, hows: Sequence[Fault] | None = None, pattern: str = ""
-    ) -> list[Request]:
+    def every(self, n: int, hows: Sequence[Fault] | None = None, pattern: str = "") -> list[Request]:
         """Every n-th request in which ``pattern`` is found meets the next of ``hows``, in turn.
 
         ``hows`` is by default ``all_faults()``. Returns the list of those that were met.

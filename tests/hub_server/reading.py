@@ -60,9 +60,7 @@ def info(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Response
     return as_json(_info(hub, repo, sha, files, request))
 
 
-def _info(
-    hub: LoopbackHub, repo: Repo, sha: str, files: Mapping[str, bytes], request: Request
-) -> dict[str, Any]:
+def _info(hub: LoopbackHub, repo: Repo, sha: str, files: Mapping[str, bytes], request: Request) -> dict[str, Any]:
     card = _card(files.get("README.md", b""))
     siblings = [{"rfilename": path} for path in sorted(files)]
     if "blobs" in request.query:
@@ -96,10 +94,7 @@ def refs(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Response
     repo = hub.repo(request, groups)
 
     def listed(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
-        return [
-            {"name": name, "ref": f"{prefix}/{name}", "targetCommit": sha}
-            for name, sha in names.items()
-        ]
+        return [{"name": name, "ref": f"{prefix}/{name}", "targetCommit": sha} for name, sha in names.items()]
 
     branches, tags = listed(repo.branches, "refs/heads"), listed(repo.tags, "refs/tags")
     return as_json({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})

@@ -106,9 +106,7 @@ def create_tag(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Re
     return _point(hub, repo, repo.tags, str(name), groups["revision"])
 
 
-def _point(
-    hub: LoopbackHub, repo: Repo, names: dict[str, str], name: str, revision: str
-) -> Response:
+def _point(hub: LoopbackHub, repo: Repo, names: dict[str, str], name: str, revision: str) -> Response:
     if not re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/+-]*", name):
         return error(400, "BadRequest", f"{name!r} is no name of a branch or tag")
     sha, _ = hub.files(repo, revision)

@@ -21,10 +21,7 @@ GIT = r"/(?:(?P<plural>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)\.git/info/lfs"
 def validate_yaml(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Response:
     asked = request.json()
     errors, warnings = check_card(str(asked.get("content")), asked.get("repoType") or "model")
-    answer = {
-        "errors": [{"message": text} for text in errors],
-        "warnings": [{"message": text} for text in warnings],
-    }
+    answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return as_json(answer, 400 if errors else 200)
 
 
@@ -185,9 +182,7 @@ def _lines(body: bytes) -> list[dict[str, Any]]:
     return lines
 
 
-def _apply(
-    hub: LoopbackHub, repo: Repo, files: dict[str, bytes], key: str, value: dict[str, Any]
-) -> None:
+def _apply(hub: LoopbackHub, repo: Repo, files: dict[str, bytes], key: str, value: dict[str, Any]) -> None:
     """Do one line of a commit to ``files``; raises Refusal."""
     path = str(value["path"])
     if {"", ".", "..", ".git"} & set(path.removesuffix("/").split("/")):

@@ -109,11 +109,7 @@ def tokens(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Respon
     token, expires = f"xet-{groups['may']}", int(time.time()) + TOKEN_SECONDS
     store = f"{hub.endpoint}/cas"
     answer = as_json({"accessToken": token, "exp": expires, "casUrl": store})
-    answer.headers |= {
-        "X-Xet-Access-Token": token,
-        "X-Xet-Token-Expiration": str(expires),
-        "X-Xet-Cas-Url": store,
-    }
+    answer.headers |= {"X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires), "X-Xet-Cas-Url": store}
     return answer
 
 
@@ -157,9 +153,7 @@ def _files(shard: bytes) -> Iterator[tuple[str, str, list[Term]]]:
     try:
         while (header := next(entries))[0] != BOOKEND:
             name, flags, count, _, _ = header
-            terms = [
-                (hash_text(raw), start, stop) for raw, _, _, start, stop in islice(entries, count)
-            ]
+            terms = [(hash_text(raw), start, stop) for raw, _, _, start, stop in islice(entries, count)]
             if flags & VERIFIED:
                 list(islice(entries, count))
             if flags & WITH_SHA256:
@@ -209,10 +203,7 @@ def reconstruction(hub: LoopbackHub, request: Request, groups: dict[str, str]) -
         size = sum(xorb.sizes[start:stop])
         answer["terms"].append({"hash": name, "unpacked_length": size, "range": inside})
         where = {"start": xorb.starts[start], "end": xorb.starts[stop] - 1}
-        link = {
-            "url": f"{hub.download_host}/cas/xorbs/{name}",
-            "ranges": [{"chunks": inside, "bytes": where}],
-        }
+        link = {"url": f"{hub.download_host}/cas/xorbs/{name}", "ranges": [{"chunks": inside, "bytes": where}]}
         links = answer["xorbs"].setdefault(name, [])
         if link not in links:
             links.append(link)

@@ -63,9 +63,7 @@ def dialogues(together: Assembly) -> list[TokenSequence]:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    together: Assembly, dialogues: list[TokenSequence]
-) -> dict[str, list[tuple[Tensor, Tensor]]]:
+def alone(together: Assembly, dialogues: list[TokenSequence]) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Residual stream (T, D) and activations (T, F) of each dialogue, one forward each, by SAE."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in NAMES}
     for dialogue in dialogues:
@@ -110,20 +108,14 @@ def test_statistics_equal_loops(
         close = {"rtol": 1e-4, "atol": 1e-5}
         torch.testing.assert_close(figures.mean_max_F, max_GF.mean(0), **close)
         torch.testing.assert_close(figures.highest_F, max_GF.amax(0), **close)
-        torch.testing.assert_close(
-            figures.frequency_F, fired.double() / len(norms), rtol=0, atol=2 / len(norms)
-        )
-        torch.testing.assert_close(
-            figures.dialogue_frequency_F, (max_GF > 0).double().mean(0), rtol=0, atol=0.021
-        )
+        torch.testing.assert_close(figures.frequency_F, fired.double() / len(norms), rtol=0, atol=2 / len(norms))
+        torch.testing.assert_close(figures.dialogue_frequency_F, (max_GF > 0).double().mean(0), rtol=0, atol=0.021)
     first, second = (found[name] for name in NAMES)
     assert first.residual_norm != second.residual_norm
     assert 0 < (first.mean_max_F > 0).sum() <= 256
 
 
-def test_the_model_runs_once_for_all_saes(
-    together: Assembly, dialogues: list[TokenSequence]
-) -> None:
+def test_the_model_runs_once_for_all_saes(together: Assembly, dialogues: list[TokenSequence]) -> None:
     computed = []
     for names in (NAMES[1:], NAMES):
         reader = ResidualReader(together.reader.model)
@@ -157,10 +149,7 @@ def slow_top(
 
 @pytest.mark.parametrize("token", ["<|im_start|>", " is", "."])
 def test_latents_of_any_token_equal_loops(
-    together: Assembly,
-    dialogues: list[TokenSequence],
-    alone: dict[str, list[tuple[Tensor, Tensor]]],
-    token: str,
+    together: Assembly, dialogues: list[TokenSequence], alone: dict[str, list[tuple[Tensor, Tensor]]], token: str
 ) -> None:
     number = find_token(together, token)
     assert find_token(together, str(number)) == number
@@ -178,9 +167,7 @@ def test_latents_of_any_token_equal_loops(
             best = mean_F.topk(3)
             assert shown["dialogues"] == count
             assert [x["latent"] for x in shown["latents"]] == best.indices.tolist()
-            assert [x["mean_max"] for x in shown["latents"]] == pytest.approx(
-                best.values.tolist(), rel=1e-4
-            )
+            assert [x["mean_max"] for x in shown["latents"]] == pytest.approx(best.values.tolist(), rel=1e-4)
             assert [x["dialogues"] for x in shown["latents"]] == fired_F[best.indices].tolist()
 
 
@@ -188,9 +175,7 @@ def test_special_tokens_are_as_an_evaluation_has_them(together: Assembly, run: P
     """On the dialogues that the run was evaluated on."""
     saved = json.loads((run / NAMES[0] / "metrics.json").read_text())
     report = of_special_tokens(together, dialogues=saved["split"]["used"], top=5)
-    for entry, then in zip(
-        report["saes"][NAMES[0]]["tokens"], saved["special_latents"]["tokens"], strict=True
-    ):
+    for entry, then in zip(report["saes"][NAMES[0]]["tokens"], saved["special_latents"]["tokens"], strict=True):
         assert entry["token"] == then["token"] and entry["paper"] is None
         assert [x["latent"] for x in entry["latents"]] == [x["latent"] for x in then["latents"]]
         assert [x["mean_max"] for x in entry["latents"]] == pytest.approx(
@@ -206,11 +191,7 @@ def test_the_papers_latents_stand_beside() -> None:
     found: dict[str, Any] = {"tokens": [ours, other]}
     _add_paper(found, name)
     assert other["paper"] is None
-    assert ours["paper"][0] == {
-        "rank": 1,
-        "latent": reported[0].latent,
-        "mean_max": reported[0].mean_max_activation,
-    }
+    assert ours["paper"][0] == {"rank": 1, "latent": reported[0].latent, "mean_max": reported[0].mean_max_activation}
     shown = [(e["token_id"], x["rank"]) for e in found["tokens"] for x in e["paper"] or ()]
     assert sorted(shown) == [(x.token_id, x.rank) for x in reported]
     found = {"tokens": [dict(other)]}
@@ -245,9 +226,7 @@ def test_a_token_that_stands_nowhere(together: Assembly, dialogues: list[TokenSe
 
 
 @pytest.mark.parametrize("text", ["é", " ", "\n", " is", "<|im_end|>"])
-def test_a_token_is_found_as_typed_and_as_the_vocabulary_spells_it(
-    together: Assembly, text: str
-) -> None:
+def test_a_token_is_found_as_typed_and_as_the_vocabulary_spells_it(together: Assembly, text: str) -> None:
     """Whose letter for the byte 0xE9 is an 'é'."""
     (number,) = together.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert find_token(together, text) == number
@@ -255,9 +234,7 @@ def test_a_token_is_found_as_typed_and_as_the_vocabulary_spells_it(
     assert TurnTexts(together.chat)(number) == text
 
 
-def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(
-    together: Assembly,
-) -> None:
+def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(together: Assembly) -> None:
     """As Llama 2 does: alone, 'user' is '▁user', and yet a token of its own inside of words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -277,9 +254,7 @@ def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_latents_of_a_text_equal_a_plain_forward(
-    together: Assembly, tokenizer: Any, raw: bool
-) -> None:
+def test_latents_of_a_text_equal_a_plain_forward(together: Assembly, tokenizer: Any, raw: bool) -> None:
     text = "Where is l'été?\n<|im_end|>"
     report = of_text(together, text, raw=raw, top=4)
     ids = np.array([entry["token_id"] for entry in report["saes"][NAMES[0]]["tokens"]])
@@ -307,9 +282,7 @@ def test_latents_of_a_text_equal_a_plain_forward(
                 assert acts_F[x["latent"]].item() == pytest.approx(x["activation"], rel=1e-3)
 
 
-def test_no_more_than_the_last_saes_activations_are_held(
-    together: Assembly, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_than_the_last_saes_activations_are_held(together: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a long text through many SAEs take gigabytes."""
     made: list[weakref.ref[Tensor]] = []
     held = []
@@ -348,9 +321,7 @@ def test_texts_that_cannot_be_used(together: Assembly, text: str, raw: bool, sai
 
 
 def test_where_latents_fire_equals_loops(
-    together: Assembly,
-    dialogues: list[TokenSequence],
-    alone: dict[str, list[tuple[Tensor, Tensor]]],
+    together: Assembly, dialogues: list[TokenSequence], alone: dict[str, list[tuple[Tensor, Tensor]]]
 ) -> None:
     name = NAMES[0]
     mean_F = torch.stack([acts_TF[1:].amax(0) for _, acts_TF in alone[name]]).mean(0)
@@ -400,9 +371,7 @@ def test_where_latents_fire_equals_loops(
         assert report["saes"][name]["latents"][2]["contexts"] == []
 
 
-def test_roles_are_those_of_the_turns(
-    together: Assembly, dialogues: list[TokenSequence], tokenizer: Any
-) -> None:
+def test_roles_are_those_of_the_turns(together: Assembly, dialogues: list[TokenSequence], tokenizer: Any) -> None:
     rows = [json.loads(line) for line in tiny.HELDOUT.read_text().splitlines()]
     texts, seen = TurnTexts(together.chat), set()
     for dialogue in dialogues[:10]:
@@ -436,9 +405,7 @@ def test_logit_lens_equals_a_plain_computation(kind: str) -> None:
     model = small_model(kind)
     d_LD = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
     weight_D = model.model.norm.weight + (1 if kind == "gemma2" else 0)
-    slow = torch.tensor(
-        [[float((w_D * weight_D) @ d_D) for w_D in model.lm_head.weight] for d_D in d_LD]
-    )
+    slow = torch.tensor([[float((w_D * weight_D) @ d_D) for w_D in model.lm_head.weight] for d_D in d_LD])
     torch.testing.assert_close(logit_lens(model, d_LD), slow, rtol=1e-4, atol=1e-5)
     values, ids = lens_tokens(model, d_LD, 4, vocabulary=50, largest=False)
     assert ids.tolist() == slow[:, :50].topk(4, largest=False).indices.tolist()
@@ -469,9 +436,7 @@ def test_logit_lens_through_a_layer_norm(family: str | None) -> None:
 # --- output scores -----------------------------------------------------------------------------
 
 
-def slow_scores(
-    model: Any, sae: Any, layer: int, latents: Sequence[int], prompts: Any, shift: float
-) -> list[float]:
+def slow_scores(model: Any, sae: Any, layer: int, latents: Sequence[int], prompts: Any, shift: float) -> list[float]:
     """By its definition, one forward for each latent and prompt; not batched."""
     scores = []
     plain = [plain_forward(model, prompt.ids)[1][-1].softmax(-1) for prompt in prompts]
@@ -552,9 +517,7 @@ def test_answers_begin_behind_the_generation_prompt(
     for start in starts:
         turns = rows[int(start.dialogue[0])]["messages"]
         first = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-        text = tokenizer.apply_chat_template(
-            turns[:first], tokenize=False, add_generation_prompt=True
-        )
+        text = tokenizer.apply_chat_template(turns[:first], tokenize=False, add_generation_prompt=True)
         assert start.ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert len(start.special) == len(start.position) == len(start)
     question = [turn for turn in rows[0]["messages"] if turn["role"] == "user"][:1]
@@ -575,16 +538,11 @@ INSTRUCTIONS = (
     ("template", "said"),
     [
         (INSTRUCTIONS, None),
-        (
-            INSTRUCTIONS.replace("<|im_start|>", "").replace("<|im_end|>", " "),
-            "does not mark where",
-        ),
+        (INSTRUCTIONS.replace("<|im_start|>", "").replace("<|im_end|>", " "), "does not mark where"),
         ("{{ raise_exception('no') }}", "refuses a plain question"),
     ],
 )
-def test_templates_without_a_generation_prompt(
-    tokenizer: Any, template: str, said: str | None
-) -> None:
+def test_templates_without_a_generation_prompt(tokenizer: Any, template: str, said: str | None) -> None:
     changed = deepcopy(tokenizer)
     changed.chat_template = template
     chat = ChatTokenizer(changed, recipe(data={"source": "embedded"}).data, "test model")
@@ -631,9 +589,7 @@ def test_the_command(run: Path, together: Assembly) -> None:
     assert "raises" in shown(folders[0], *few, "--rank", "activation").stdout
 
 
-def test_tables_on_a_narrow_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is cut: what does not fit beside each other stands below, or goes on below."""
     latents = [{"latent": k, "mean_max": 2 / 3, "dialogues": 9} for k in (28671, 1)]
     counted = {"dialogues": 10, "latents": latents}
@@ -669,9 +625,7 @@ def test_the_command_says_which_rows_are_left_out(run: Path, tmp_path: Path) -> 
     assert "1 of 1 dialogues truncated to 9 tokens" in result.stderr
 
 
-def test_the_command_shows_the_papers_figures_in_columns_of_their_own(
-    run: Path, tmp_path: Path
-) -> None:
+def test_the_command_shows_the_papers_figures_in_columns_of_their_own(run: Path, tmp_path: Path) -> None:
     name = "qwen2.5-7b-L18-8x-jumprelu"
     copied = tmp_path / name
     shutil.copytree(run / NAMES[0], copied)
@@ -704,9 +658,7 @@ def test_bad_input_is_one_line(run: Path, arguments: list[object], said: str) ->
     assert isinstance(error, InputError) and said in str(error) and "\n" not in str(error)
 
 
-def test_an_sae_of_another_model_is_refused_before_anything_is_loaded(
-    run: Path, tmp_path: Path
-) -> None:
+def test_an_sae_of_another_model_is_refused_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "blocks.9.hook_resid_post"
     fastzoo.save_sae(JumpReLUSAE(128, 8), folder, layer=9, metadata={"model_name": "tiny-chat"})
     error = shown(folder, exit_code=1).exception

@@ -52,9 +52,7 @@ def random_chats(count: int = 50) -> tuple[list[TokenSequence], list[np.ndarray]
     return dialogues, activations
 
 
-def slow_top(
-    dialogues: list[TokenSequence], activations: list[np.ndarray], token: int, first: int
-) -> dict[str, Any]:
+def slow_top(dialogues: list[TokenSequence], activations: list[np.ndarray], token: int, first: int) -> dict[str, Any]:
     """The largest latents of a token that counts from position ``first`` on."""
     totals, fired, containing = [0.0] * F, [0] * F, 0
     for dialogue, acts in zip(dialogues, activations, strict=True):
@@ -73,9 +71,7 @@ def slow_top(
             totals[k] += largest
             fired[k] += largest > 0
     ranked = sorted((-totals[k], k) for k in range(F) if fired[k])[:5]
-    latents = [
-        {"latent": k, "mean_max": -total / containing, "dialogues": fired[k]} for total, k in ranked
-    ]
+    latents = [{"latent": k, "mean_max": -total / containing, "dialogues": fired[k]} for total, k in ranked]
     return {"dialogues": containing, "latents": latents}
 
 
@@ -98,9 +94,7 @@ def slow_report(dialogues: list[TokenSequence], activations: list[np.ndarray]) -
     return {"definition": DEFINITION, "tokens": found}
 
 
-def sums_of(
-    dialogues: list[TokenSequence], activations: list[np.ndarray], budget: int
-) -> SpecialLatents:
+def sums_of(dialogues: list[TokenSequence], activations: list[np.ndarray], budget: int) -> SpecialLatents:
     sums = SpecialLatents(F, CPU)
     rest = iter(activations)
     for pack in packs(dialogues, budget):
@@ -111,9 +105,7 @@ def sums_of(
 
 @pytest.mark.parametrize("elements", [1, module.ELEMENTS])
 @pytest.mark.parametrize("budget", [1, 24, 10**6])
-def test_equals_loops_in_plain_python(
-    budget: int, elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_loops_in_plain_python(budget: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, however the dialogues are packed (longer ones than 24 tokens alone)."""
     monkeypatch.setattr(module, "ELEMENTS", elements)
     dialogues, activations = random_chats()
@@ -200,9 +192,7 @@ def chat_of(tokenizer: Any, template: str | None = None, **data: Any) -> ChatTok
         (REFUSING, []),
     ],
 )
-def test_role_words_are_those_of_the_template(
-    tokenizer: Any, template: str | None, roles: list[str]
-) -> None:
+def test_role_words_are_those_of_the_template(tokenizer: Any, template: str | None, roles: list[str]) -> None:
     before, *words = tokenizer.convert_tokens_to_ids(["<|im_start|>", *roles])
     found = SpecialTokens.of(chat_of(tokenizer, template))
     assert found.headers == {(before, word): role for word, role in zip(words, roles, strict=True)}

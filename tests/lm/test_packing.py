@@ -133,10 +133,7 @@ def test_layers_are_the_residual_stream_and_the_last_is_before_the_final_norm(ki
 def test_changing_one_dialogue_changes_no_other(kind: str, attention: str) -> None:
     dialogues = random_dialogues([9, 4, 12, 4, 3])
     changed = 2
-    others = [
-        sequence((s.ids + 1) % VOCABULARY, i) if i == changed else s
-        for i, s in enumerate(dialogues)
-    ]
+    others = [sequence((s.ids + 1) % VOCABULARY, i) if i == changed else s for i, s in enumerate(dialogues)]
     reader = ResidualReader(small_model(kind, attention), pack_tokens=64)
     before = read_all(reader, dialogues, [LAYERS - 1])
     after = read_all(reader, others, [LAYERS - 1])
@@ -367,6 +364,4 @@ def test_positions_of_a_pack_start_again_with_each_dialogue() -> None:
     pack = next(reader.packs(random_dialogues([3, 1, 2])))
     assert pack.lengths == [3, 1, 2]
     assert pack.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
-    assert np.array_equal(
-        pack.input_ids[0].numpy(), np.concatenate([s.ids for s in pack.sequences])
-    )
+    assert np.array_equal(pack.input_ids[0].numpy(), np.concatenate([s.ids for s in pack.sequences]))

@@ -194,9 +194,7 @@ def differences(one: Path, other: Path) -> list[str]:
     left, right = contents(one), contents(other)
     leftover = re.compile(r"\.partial|^checkpoints|^interrupted")
     return sorted(
-        name
-        for name in left.keys() | right.keys()
-        if left.get(name) != right.get(name) or leftover.search(name)
+        name for name in left.keys() | right.keys() if left.get(name) != right.get(name) or leftover.search(name)
     )
 
 
@@ -347,17 +345,13 @@ def main() -> None:
         reference, span = undisturbed(top / "undisturbed", overrides)
         print(f"undisturbed: {sum(asdict(span).values()):.0f} s", file=sys.stderr, flush=True)
         rng = random.Random(arguments.seed)
-        outcome = disturbed(
-            top, overrides, arguments.kills, rng, reference, span, arguments.processes
-        )
+        outcome = disturbed(top, overrides, arguments.kills, rng, reference, span, arguments.processes)
     identical = not any(outcome.differences.values())
     report = {
         "kills": len(outcome.kills),
         "identical": identical,
         "differences": outcome.differences,
-        "each": [
-            {"moment": f"{k.after} {k.times} + {k.delay:.3f} s", **asdict(k)} for k in outcome.kills
-        ],
+        "each": [{"moment": f"{k.after} {k.times} + {k.delay:.3f} s", **asdict(k)} for k in outcome.kills],
         "runs": outcome.runs,
         "processes": arguments.processes,
         "overrides": arguments.overrides,

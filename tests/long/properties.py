@@ -163,9 +163,9 @@ NASTY = (
     *("~", "~nobody", "~/x", ".", "..", "../..", "/", "\\", "-", "--help", "hf:", "@", "[/b]", "*"),
     *("'", '"', "`", "$(id)", "%s", "{0}", "NaN", "null", "1e999", "0x" + "f" * 5000, "a" * 300),
 )
-text = st.lists(
-    st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=12), max_size=4
-).map("".join)
+text = st.lists(st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=12), max_size=4).map(
+    "".join
+)
 integers = st.sampled_from(
     [0, 1, -1, 2, 1 << 24, (1 << 24) + 1, 1 << 31, 1 << 40, 1 << 53, 1 << 62, 1 << 63, 1 << 64]
     + [-(1 << 63), 10**30, 10**308, 10**309, 10**4000]
@@ -173,9 +173,7 @@ integers = st.sampled_from(
 scalars = st.none() | st.booleans() | integers | st.floats() | text
 values = st.recursive(
     scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(text.filter(bool), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text.filter(bool), inner, max_size=3),
     max_leaves=6,
 )
 
@@ -219,16 +217,12 @@ turns = st.fixed_dictionaries(
     },
 )
 plain_turns = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(("user", "assistant", "system")), "content": text}
-    ),
+    st.fixed_dictionaries({"role": st.sampled_from(("user", "assistant", "system")), "content": text}),
     min_size=1,
     max_size=4,
 )
 share_gpt_turns = st.lists(
-    st.fixed_dictionaries({"from": st.sampled_from(("human", "gpt")), "value": text}),
-    min_size=1,
-    max_size=4,
+    st.fixed_dictionaries({"from": st.sampled_from(("human", "gpt")), "value": text}), min_size=1, max_size=4
 )
 good_rows = st.one_of(
     st.fixed_dictionaries({"messages": plain_turns}, optional={"text": text}),
@@ -359,45 +353,10 @@ BASE = "layers: [1]\nexpansions: [2]\narchitectures: [standard]\n"
 PIECES = (
     *("layers: [1000000000]\n", "layers: [-1]\n", "layers: [true]\n", "expansions: [1e9]\n"),
     *("expansions: [99999999999999999999]\n", "layers: {}\n", "training: null\n", "model: []\n"),
-    *(
-        "a: &x 1\n",
-        "b: *x\n",
-        "<<: {layers: [2]}\n",
-        "&a ",
-        "*a",
-        "!!python/name:os.system ",
-        "!x ",
-    ),
+    *("a: &x 1\n", "b: *x\n", "<<: {layers: [2]}\n", "&a ", "*a", "!!python/name:os.system ", "!x "),
     *("!!int ''", "!!float x", "!!set {a}", "!!binary é", "!!timestamp x", "!!bool x", "!!null 1"),
-    *(
-        "? ",
-        "- ",
-        "--- ",
-        "...",
-        "%YAML 9.9\n",
-        "%TAG ! x\n",
-        "|\n",
-        ">-\n",
-        "# ",
-        "\t",
-        "  ",
-        "\r",
-    ),
-    *(
-        "[",
-        "]",
-        "{",
-        "}",
-        ":",
-        ",",
-        "'",
-        '"',
-        '"\\ud800"',
-        '"\\0"',
-        '"\\x1b[2J"',
-        '"a\\nb"',
-        "\ufeff",
-    ),
+    *("? ", "- ", "--- ", "...", "%YAML 9.9\n", "%TAG ! x\n", "|\n", ">-\n", "# ", "\t", "  ", "\r"),
+    *("[", "]", "{", "}", ":", ",", "'", '"', '"\\ud800"', '"\\0"', '"\\x1b[2J"', '"a\\nb"', "\ufeff"),
     *(".nan", "-.inf", "1e400", "-1e400", "0x" + "f" * 5000, "1" * 5000, "0b1", "010", "1:30:00"),
     *("1:" * 300 + "1.0", "2024-99-99", "2024-01-01", "yes", "on", "~", "1_0e1_0", "[" * 2000),
     *("{a: " * 400, "[[]]", "[1,2],", "layers: [1, 1]\n", "\0", "\x85", "\u2028", "a" * 5000),
@@ -405,40 +364,19 @@ PIECES = (
 )
 KEYS = (
     *("layers", "expansions", "architectures", "method", "preset", "seed", "threads", "nonsense"),
-    *(
-        "model.name",
-        "model.revision",
-        "model.dtype",
-        "model.pack_tokens",
-        "data.source",
-        "data.date",
-    ),
+    *("model.name", "model.revision", "model.dtype", "model.pack_tokens", "data.source", "data.date"),
     *("data.max_tokens", "data.shuffle", "data", "training", "training.lr", "training.tokens"),
     *("training.lr_warmup", "training.lr_decay", "training.sparsity_warmup", "training.adam_betas"),
     *("training.sparsity_coefficient", "training.sparsity_coefficient.standard", "output.folder"),
-    *(
-        "training.batch_size",
-        "training.buffer_tokens",
-        "training.sparsity_width",
-        "output.trackers",
-    ),
+    *("training.batch_size", "training.buffer_tokens", "training.sparsity_width", "output.trackers"),
     *("evaluation.dialogues", "evaluation.source", "push.namespace", "compute.step", "method.x"),
 )
 FITTING = (
     *("layers=[1, 2]", "layers=[9999]", "expansions=[8]", "expansions=[1024]", "method=bt-p"),
     *("architectures=[jumprelu, standard]", "preset=paper", "preset=quick", "seed=7", "seed=0"),
     *("training.lr=1e-22", "training.lr=1e22", "training.lr=3.5e-300", "training.lr=1e308"),
-    *(
-        "training.tokens=1e15",
-        "training.tokens=9e18",
-        "training.lr_warmup=0.5",
-        "training.lr_decay=1",
-    ),
-    *(
-        "training.sparsity_coefficient.standard=7",
-        "training.adam_betas=[0.9, 0.99]",
-        "threads=null",
-    ),
+    *("training.tokens=1e15", "training.tokens=9e18", "training.lr_warmup=0.5", "training.lr_decay=1"),
+    *("training.sparsity_coefficient.standard=7", "training.adam_betas=[0.9, 0.99]", "threads=null"),
     *("model.name='1e6'", 'model.name="a\\nb"', "model.name=~x", "model.name=é/..", "model.name=/"),
     *("model.name=" + "a" * 400, "data.source=' x '", "data.revision='0123'", "data.date=null"),
     *("data.date='2024-01-01'", "data.column='on'", "data.subset='1:30'", "data.split='='"),
@@ -458,9 +396,7 @@ class RecipeCase:
 @cache
 def base_recipes() -> list[str]:
     """Recipes that are in use, and one with every key written out."""
-    resolved = [
-        resolve({**read_yaml(BASE, "base"), "preset": p}, "base").to_yaml() for p in PRESETS
-    ]
+    resolved = [resolve({**read_yaml(BASE, "base"), "preset": p}, "base").to_yaml() for p in PRESETS]
     shipped = [p.read_text(encoding="utf-8") for p in sorted(resource("recipes").glob("*.yaml"))]
     return [BASE, *resolved, *shipped]
 
@@ -529,9 +465,7 @@ recipes = st.builds(
     file=st.one_of(
         st.builds(_bytes, st.sampled_from(base_recipes()), st.just("utf-8")),
         st.builds(_bytes, mutated_recipes(), st.just("utf-8")),
-        st.builds(
-            _bytes, mutated_recipes() | text, st.sampled_from(("utf-8", "utf-16", "latin-1"))
-        ),
+        st.builds(_bytes, mutated_recipes() | text, st.sampled_from(("utf-8", "utf-16", "latin-1"))),
         st.builds(_bytes, structured_recipes(), st.just("utf-8")),
         st.builds(
             lambda parts: "".join(parts).encode("utf-8", "surrogatepass"),
@@ -569,19 +503,7 @@ def check_recipe(case: RecipeCase, place: Path) -> bool:
 
 NAME_PARTS = (
     *("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "tiny-chat", "-L18", "-L99999", "-8x", "-0x"),
-    *(
-        "-jumprelu",
-        "-standard",
-        "-topk",
-        "-fast",
-        "-bt-p",
-        "hf:",
-        "org/repo",
-        "/",
-        "@main",
-        "@",
-        "//",
-    ),
+    *("-jumprelu", "-standard", "-topk", "-fast", "-bt-p", "hf:", "org/repo", "/", "@main", "@", "//"),
     *("[!", "]", "*", "?", "[a-", "[]", "a" * 60, "runs/", "./"),
 )
 
@@ -754,10 +676,7 @@ RECORD: dict[str, Any] = {
     "sae": {"method": "fast", "layer": 1},
     "base_model": {"name": "tiny-chat", "sha": "sha256:0"},
     "training_data": {"name": "embedded:dialogues.jsonl"},
-    "recipe": {
-        "preset": "quick",
-        "training": {"tokens": 5, "sparsity_coefficient": {"jumprelu": 1.0}},
-    },
+    "recipe": {"preset": "quick", "training": {"tokens": 5, "sparsity_coefficient": {"jumprelu": 1.0}}},
 }
 FIGURES: dict[str, Any] = {
     "metrics": {
@@ -788,9 +707,7 @@ foreign_values = st.one_of(
     values,
     nested(),
     st.sampled_from(["blocks.²", "9" * 5000, "layer_٣", "blocks.18.hook", "relu", "topk", "gated"]),
-    st.sampled_from(
-        [True, -1, 10**4000, float("nan"), float("inf"), "\ud800", "\x1b]0;x\x07", "a\nb"]
-    ),
+    st.sampled_from([True, -1, 10**4000, float("nan"), float("inf"), "\ud800", "\x1b]0;x\x07", "a\nb"]),
 )
 
 
@@ -819,9 +736,7 @@ def folders(draw: st.DrawFn) -> SAEFolder:
     layout = draw(st.sampled_from(LAYOUTS))
     config = draw(changed(CONFIGS[layout]))
     if draw(st.integers(0, 3)) == 0:
-        config |= draw(
-            st.dictionaries(st.sampled_from(CONFIG_KEYS), foreign_values | sizes, max_size=2)
-        )
+        config |= draw(st.dictionaries(st.sampled_from(CONFIG_KEYS), foreign_values | sizes, max_size=2))
     return draw(st.builds(SAEFolder, layout=st.just(layout), config=st.just(config), **REST))
 
 
@@ -834,9 +749,7 @@ REST: dict[str, st.SearchStrategy[Any]] = {
         max_size=1,
     ),
     "arrays": st.just({})
-    | st.dictionaries(
-        st.sampled_from(ARRAY_NAMES) | text, fitting_arrays | arrays | st.none(), max_size=2
-    ),
+    | st.dictionaries(st.sampled_from(ARRAY_NAMES) | text, fitting_arrays | arrays | st.none(), max_size=2),
     "header": st.just({})
     | st.dictionaries(
         st.sampled_from((*ARRAY_NAMES, "__metadata__")) | text,

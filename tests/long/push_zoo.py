@@ -155,9 +155,7 @@ def out_of_order(zoo: Zoo) -> int:
 
 def not_pulled(zoo: Zoo) -> list[str]:
     """Files that a fresh cache does not give back byte by byte."""
-    pull = zoo.start(
-        "fresh", "pull", "*", "--namespace", NAMESPACE, "--local-dir", "back", "--json"
-    )
+    pull = zoo.start("fresh", "pull", "*", "--namespace", NAMESPACE, "--local-dir", "back", "--json")
     paths = {row["name"]: Path(row["path"]) for row in zoo.finish(pull)}
     wrong = []
     for name in map(str, zoo.names):
@@ -180,10 +178,7 @@ def wrong_rows(zoo: Zoo) -> list[str]:
     if loaded.returncode:
         return [loaded.stderr[-500:]]
     rows = json.loads(loaded.stdout)
-    paper = {
-        str(name): (figures.log2_mse, figures.log2_mse_special)
-        for name, figures in paper_figures().items()
-    }
+    paper = {str(name): (figures.log2_mse, figures.log2_mse_special) for name, figures in paper_figures().items()}
     wrong = [] if [row["name"] for row in rows] == list(map(str, zoo_names())) else ["names"]
     published = set(map(str, zoo.names))
     for row in rows:
@@ -203,9 +198,7 @@ def _items(collection: Any) -> list[tuple[str, str]]:
     return [(item.type, item.id) for item in collection.items]
 
 
-def run(
-    saes: int = 240, faults: int = 0, kills: int = 0, xet: bool = False, seed: int = 0
-) -> dict[str, Any]:
+def run(saes: int = 240, faults: int = 0, kills: int = 0, xet: bool = False, seed: int = 0) -> dict[str, Any]:
     """All of it; the figures that are printed."""
     names = random.Random(seed).sample(zoo_names(), saes)
     with tempfile.TemporaryDirectory() as folder, LoopbackHub() as hub:
@@ -227,9 +220,7 @@ def run(
             "faults_met": sum(request.fault for request in sent),
             "killed": killed,
             "xet": xet,
-            "published": sum(
-                bool(_held(zoo, "model", str(name)).get("config.json")) for name in names
-            ),
+            "published": sum(bool(_held(zoo, "model", str(name)).get("config.json")) for name in names),
             "missing": missing(zoo),
             "duplicates": duplicates(zoo),
             "out_of_order": out_of_order(zoo),

@@ -32,9 +32,7 @@ def test_a_push_is_complete_and_a_second_one_does_nothing(person: Person, model_
     for name in NAMES:
         folder = person.where / "zoo" / str(name)
         local = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*")
-            if path.is_file()
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
         }
         held = person.held("model", str(name))
         assert set(held) - {".gitattributes"} == set(local)
@@ -95,9 +93,7 @@ def test_a_card_edited_on_the_hub_keeps_what_people_wrote(person: Person) -> Non
     measure_anew(person, name, 1234.5)
     before = person.commits("model")
     report = person.push(f"zoo/{name}")
-    assert (
-        person.commits("model") == before + 1 and report["saes"][str(name)]["status"] == "published"
-    )
+    assert person.commits("model") == before + 1 and report["saes"][str(name)]["status"] == "published"
     card = person.held("model", str(name))["README.md"].decode()
     front, body = card.split("---\n", 2)[1:]
     assert body.startswith(f"\n{notes}<!-- fastzoo:card") and "- ours\n" in front
@@ -139,9 +135,7 @@ def test_the_collection_is_found_kept_and_put_in_order(person: Person, model_run
     others_by_hand = [key for key in person.items("Our SAEs") if key != ("model", "org/by-hand")]
     expected = [("dataset", f"org/{DATASET}"), ("paper", "2506.07691"), *models(*NAMES)]
     assert others_by_hand == expected
-    assert collection.items[0].note == "see this, too" or "see this, too" in [
-        item.note for item in collection.items
-    ]
+    assert collection.items[0].note == "see this, too" or "see this, too" in [item.note for item in collection.items]
     assert len({item.id for item in collection.items}) == len(collection.items)
     # From a machine that knows nothing it is found by the id that the dataset holds.
     person.home = "another"
@@ -198,9 +192,7 @@ def test_what_is_refused_before_anything_is_sent(person: Person) -> None:
     (folder / "metrics.json").write_text(json.dumps(broken))
     refused("no MSE")
     (folder / "metrics.json").write_text(metrics)
-    (folder / "README.md").write_text(
-        card + "\nmy token is hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH\n"
-    )
+    (folder / "README.md").write_text(card + "\nmy token is hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH\n")
     refused("README.md", "token")
     (folder / "README.md").write_text(card)
     refused("log in", code=4, HF_TOKEN="", HF_TOKEN_PATH=str(person.where / "none"))
@@ -262,9 +254,7 @@ def test_sae_lens_and_fastzoo_load_what_was_pushed(person: Person, tmp_path: Pat
         assert found[:2] == [True, True], found
 
 
-def test_a_run_publishes_itself_and_a_failing_hub_does_not_harm_it(
-    person: Person, tmp_path: Path
-) -> None:
+def test_a_run_publishes_itself_and_a_failing_hub_does_not_harm_it(person: Person, tmp_path: Path) -> None:
     from zoo_folders import SMALL
 
     def train(out: str, **env: str) -> str:
@@ -274,9 +264,7 @@ def test_a_run_publishes_itself_and_a_failing_hub_does_not_harm_it(
                 *("push.namespace=org", f"output.folder={out}"),
             ],
             cwd=tmp_path,
-            env=person.hub.env(
-                tmp_path / "home", PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.001", **env
-            ),
+            env=person.hub.env(tmp_path / "home", PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.001", **env),
             capture_output=True,
             text=True,
             timeout=300,

@@ -78,8 +78,7 @@ def test_folders_that_cannot_be_published(tmp_path: Path, model_run: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("file", "xet"),
-    [("metrics.json", False), (f"{NAMES[0].hook_folder}/sae_weights.safetensors", True)],
+    ("file", "xet"), [("metrics.json", False), (f"{NAMES[0].hook_folder}/sae_weights.safetensors", True)]
 )
 def test_a_file_that_changes_while_it_is_published(person: Person, file: str, xet: bool) -> None:
     first, second = NAMES[:2]
@@ -122,9 +121,7 @@ def test_a_hub_that_answers_nonsense_or_not_at_all(person: Person) -> None:
     assert answers[-1] == ["NoneType", "None"]
     failures = answers[:-1]
     assert len(failures) == len(once)
-    assert all(
-        kind == "HubError" and "does not come from a Hub" in text for kind, text in failures
-    ), failures
+    assert all(kind == "HubError" and "does not come from a Hub" in text for kind, text in failures), failures
     assert person.items()[-1] == ("model", f"org/{NAMES[0]}") and person.commits("model") == 1
     assert len(hub.collections) == 1
 
@@ -212,9 +209,7 @@ def test_interrupted_offline_and_without_a_place_for_the_journal(person: Person)
     assert "HF_HOME" in person.stderr and "Traceback" not in person.stderr
 
 
-def test_a_rate_limit_of_an_hour_is_not_waited_for(
-    person: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_limit_of_an_hour_is_not_waited_for(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     from httpx2 import Request as Asked
     from httpx2 import Response as Answer
 

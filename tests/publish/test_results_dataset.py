@@ -117,8 +117,6 @@ def test_datasets_loads_it_from_the_hub(tmp_path: Path) -> None:
         assert all(a[key] == b[key] for key in names if a[key] is not None), a["name"]
         assert all(b[key] is None for key in names if a[key] is None), a["name"]
     text = list(csv.DictReader(io.StringIO(files["results.csv"].decode())))
-    wanted: list[dict[str, Any]] = [
-        {k: "" if v is None else str(v) for k, v in r.items()} for r in parquet
-    ]
+    wanted: list[dict[str, Any]] = [{k: "" if v is None else str(v) for k, v in r.items()} for r in parquet]
     assert text == wanted
     assert len(PAPER) == 2

@@ -52,9 +52,7 @@ def plain_rows(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def asking(content: Any) -> dict[str, Any]:
-    return {
-        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes."}]
-    }
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes."}]}
 
 
 def refused(train: Train, out: Path, *arguments: str) -> FastzooError:
@@ -146,14 +144,10 @@ def with_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None], templ
     return folder
 
 
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ '### ' ~ m['role'] ~ ':\\n' ~ m['content'] ~ '\\n' }}{% endfor %}"
-)
+PLAIN_TEMPLATE = "{% for m in messages %}{{ '### ' ~ m['role'] ~ ':\\n' ~ m['content'] ~ '\\n' }}{% endfor %}"
 
 
-def test_a_tokenizer_without_special_tokens(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tokenizer_without_special_tokens(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def bare(values: dict[str, Any]) -> None:
         values["added_tokens"] = []
 
@@ -183,9 +177,7 @@ def test_a_tokenizer_without_special_tokens(
     report = command("eval", str(folder), "--model", str(model), "--dialogues", "3", "--json")
     found = json.loads(report.stdout)["metrics"]["bare-chat-L1-2x-jumprelu"]
     assert value(found, "mse", "special") is None and value(found, "mse") > 0
-    shown = dict(
-        line.split(maxsplit=1) for line in command("info", str(folder)).stdout.splitlines()
-    )
+    shown = dict(line.split(maxsplit=1) for line in command("info", str(folder)).stdout.splitlines())
     assert shown["special_tokens"] == "none" and shown["mse_special"] == "—"
 
 
@@ -209,9 +201,7 @@ def test_a_tokenizer_of_a_larger_vocabulary(train: Train, tmp_path: Path) -> Non
         ("{% for m in messages %}", 9, "is not valid Jinja (line 1: "),
     ],
 )
-def test_broken_chat_templates(
-    train: Train, tmp_path: Path, template: str, code: int, says: str
-) -> None:
+def test_broken_chat_templates(train: Train, tmp_path: Path, template: str, code: int, says: str) -> None:
     model = with_tokenizer(tmp_path / "broken", lambda values: None, template)
     error = refused(train, tmp_path / "out", f"model.name={model}")
     assert error.exit_code == code and says in str(error)

@@ -66,10 +66,7 @@ def run_script(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The script through `accelerate launch`, as the README has it; fails if that fails."""
     result = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-            *(str(SCRIPT), *SMALL, *arguments),
-        ],
+        [*(sys.executable, "-m", "accelerate.commands.launch", "--quiet"), *(str(SCRIPT), *SMALL, *arguments)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"},
         capture_output=True,
@@ -109,16 +106,11 @@ NAMES = [f"tiny-chat-L{layer}-8x-{a}" for layer in (1, 2) for a in ("jumprelu", 
 def test_every_sae_has_a_complete_folder(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {*NAMES, "recipe.yaml"}
     for name in NAMES:
-        files = {
-            str(p.relative_to(finished / name)) for p in (finished / name).rglob("*") if p.is_file()
-        }
+        files = {str(p.relative_to(finished / name)) for p in (finished / name).rglob("*") if p.is_file()}
         hook = f"blocks.{name[11]}.hook_resid_post"
         assert files == {
             *("README.md", "config.json", "metrics.json", "training_log.csv", "training.png"),
-            *(
-                f"{hook}/{f}"
-                for f in ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")
-            ),
+            *(f"{hook}/{f}" for f in ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")),
         }
         assert (finished / name / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -131,9 +123,7 @@ def test_training_went_down_and_the_log_says_so(finished: Path) -> None:
         assert float(rows[-1]["fvu"]) < 0.5 * float(rows[0]["fvu"])
 
 
-def test_resolved_recipe_runs_again_to_the_same_bytes(
-    finished: Path, tmp_path: Path, train: Any
-) -> None:
+def test_resolved_recipe_runs_again_to_the_same_bytes(finished: Path, tmp_path: Path, train: Any) -> None:
     saved = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert saved["training"]["tokens"] == 16384 and saved["preset"] == "quick"
     train([str(finished / "recipe.yaml"), f"output.folder={tmp_path / 'again'}"])
@@ -195,15 +185,7 @@ def test_load_by_name_from_the_runs_folder(
 @pytest.mark.parametrize("method", ["bt-f", "bt-p"])
 def test_block_training_does_the_same(method: str, tmp_path: Path, train: Any) -> None:
     out = tmp_path / "out"
-    train(
-        [
-            *SMALL,
-            f"method={method}",
-            "layers=[1]",
-            "architectures=[jumprelu]",
-            f"output.folder={out}",
-        ]
-    )
+    train([*SMALL, f"method={method}", "layers=[1]", "architectures=[jumprelu]", f"output.folder={out}"])
     record = json.loads((out / f"tiny-chat-L1-8x-jumprelu-{method}" / "config.json").read_text())
     assert record["sae"]["method"] == method
     source = "texts" if method == "bt-p" else "dialogues"
@@ -221,12 +203,7 @@ def test_own_dialogues_in_both_conventions(convention: str, tmp_path: Path, trai
     if convention == "conversations":
         names = {"user": "human", "assistant": "gpt", "system": "system"}
         rows = [
-            {
-                "conversations": [
-                    {"from": names[m["role"]], "value": m["content"]} for m in r["messages"]
-                ]
-            }
-            for r in rows
+            {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in r["messages"]]} for r in rows
         ]
     bad = [{"messages": []}, {"text": "x"}, {"messages": [{"role": "alien", "content": "hi"}]}]
     path = tmp_path / "mine.jsonl"
@@ -328,9 +305,7 @@ def test_folder_that_holds_another_run(finished: Path, train: Any) -> None:
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_a_complete_run_is_shown_again(
-    finished: Path, train: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_complete_run_is_shown_again(finished: Path, train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     train([*SMALL, f"output.folder={finished}"])
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
@@ -378,9 +353,7 @@ def test_nan_activations_name_layer_and_step_and_keep_the_last_good_state(
     rows = own_rows(300)
     clean = [r for r in rows if "Z" not in json.dumps(r)]
     path = tmp_path / "mine.jsonl"
-    poison = {
-        "messages": [{"role": "user", "content": "ZZZ"}, {"role": "assistant", "content": "Z"}]
-    }
+    poison = {"messages": [{"role": "user", "content": "ZZZ"}, {"role": "assistant", "content": "Z"}]}
     held = tmp_path / "held.jsonl"
     held.write_text("".join(json.dumps(r) + "\n" for r in clean[:20]))
     path.write_text("".join(json.dumps(r) + "\n" for r in [*clean[20:], poison]))
@@ -439,9 +412,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_complete(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"recipe.yaml"}
 
 
-def test_script_exit_codes_and_one_line_errors(
-    train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_script_exit_codes_and_one_line_errors(train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = run_script("layers=[7]", cwd=tmp_path)
     assert result.returncode == InputError.exit_code
     assert "0 to 3" in one_error_line(result.stderr)

@@ -107,29 +107,17 @@ def test_records_are_valid_and_hold_no_path_of_the_machine(workplace: Path) -> N
     assert again.output.folder == OUT and again.model.name.endswith(MODEL)
 
 
-def test_commands_find_the_sae_and_print_whole_lines(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_find_the_sae_and_print_whole_lines(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     assert load_sae(f"{OUT}/{NAME}").d_sae == 1024
     # The folder that is not UTF-8 is in the path this time: what cannot be printed is escaped.
     above = workplace.parent
     found = python(
-        *("-m", "fastzoo.cli.main", "list", "--local", "--json", "--folder"),
-        f"{workplace.name}/{OUT}",
-        cwd=above,
+        *("-m", "fastzoo.cli.main", "list", "--local", "--json", "--folder"), f"{workplace.name}/{OUT}", cwd=above
     )
     (row,) = json.loads(found.stdout.decode("utf-8"))
     assert row["name"] == NAME and row["path"] == f"{workplace.name}/{OUT}/{NAME}"
-    listed = python(
-        "-m",
-        "fastzoo.cli.main",
-        "list",
-        "--local",
-        "--folder",
-        f"{workplace.name}/{OUT}",
-        cwd=above,
-    )
+    listed = python("-m", "fastzoo.cli.main", "list", "--local", "--folder", f"{workplace.name}/{OUT}", cwd=above)
     assert len(listed.stdout.decode("utf-8").splitlines()) == 2
     told = python("-m", "fastzoo.cli.main", "info", "--", f"{OUT}/{NAME}", cwd=workplace)
     lines = told.stdout.decode("utf-8").splitlines()
@@ -141,16 +129,7 @@ def test_eval_of_one_sae_by_two_paths(workplace: Path) -> None:
     """Their own names do not tell them apart, so the table has the paths, brackets and all."""
     shutil.copytree(workplace / OUT, workplace / NASTY / "[/b]" / "copy")
     done = python(
-        *(
-            "-m",
-            "fastzoo.cli.main",
-            "eval",
-            "--dialogues",
-            "3",
-            "--model",
-            f"{NASTY}/{MODEL}",
-            "--",
-        ),
+        *("-m", "fastzoo.cli.main", "eval", "--dialogues", "3", "--model", f"{NASTY}/{MODEL}", "--"),
         *(f"{OUT}/{NAME}", f"{NASTY}/[/b]/copy/{NAME}"),
         cwd=workplace,
     )
@@ -160,9 +139,7 @@ def test_eval_of_one_sae_by_two_paths(workplace: Path) -> None:
 
 
 def test_a_folder_that_safetensors_cannot_open_says_so(workplace: Path) -> None:
-    done = python(
-        "-m", "fastzoo.cli.main", "info", f"{workplace.name}/{OUT}/{NAME}", cwd=workplace.parent
-    )
+    done = python("-m", "fastzoo.cli.main", "info", f"{workplace.name}/{OUT}/{NAME}", cwd=workplace.parent)
     assert done.returncode == InputError.exit_code and done.stdout == b""
     (line,) = done.stderr.decode("utf-8").splitlines()
     assert line.startswith("error: ") and line.endswith("not UTF-8; rename the folder")
@@ -196,12 +173,7 @@ def without_weights(tmp_path: Path) -> Path:
     ],
 )
 def test_output_folders_that_cannot_be(
-    train: Any,
-    without_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    folder: str,
-    says: str,
+    train: Any, without_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, says: str
 ) -> None:
     place = tmp_path / "place"
     (place / "full").mkdir(parents=True)
@@ -260,9 +232,7 @@ def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> 
     except FileNotFoundError:
         pytest.skip("no unshare here")
     done = python(
-        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", f"output.folder={place}/out"),
-        cwd=place,
-        before=inside,
+        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", f"output.folder={place}/out"), cwd=place, before=inside
     )
     assert done.returncode == OutputError.exit_code, done.stderr
     (line,) = [x for x in done.stderr.decode().splitlines() if x.startswith("error: ")]

@@ -56,9 +56,7 @@ def test_what_users_typed_is_shown_and_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("broken", ["sae", "base_model", "recipe", "training_data"])
-def test_a_card_that_cannot_be_rendered_does_not_fail(
-    broken: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_card_that_cannot_be_rendered_does_not_fail(broken: str, caplog: pytest.LogCaptureFixture) -> None:
     record, figures = example()
     del record[broken]
     with caplog.at_level(logging.WARNING):
@@ -167,12 +165,7 @@ def test_the_notice_is_saved_beside_the_card(tmp_path: Path) -> None:
         [
             *(f"model.name={model}", "layers=[0]", "expansions=[1]", "architectures=[standard]"),
             *("training.tokens=2048", "training.batch_size=256", "training.buffer_tokens=1024"),
-            *(
-                "evaluation.dialogues=2",
-                "threads=1",
-                "compute.step=reference",
-                f"output.folder={tmp_path / 'out'}",
-            ),
+            *("evaluation.dialogues=2", "threads=1", "compute.step=reference", f"output.folder={tmp_path / 'out'}"),
         ]
     )
     folder = tmp_path / "out" / "llama-3.2-toy-L0-1x-standard"

@@ -67,9 +67,9 @@ def test_text_above_and_below_the_block_stays_where_it_is() -> None:
     card = generated(1).replace("<!-- fastzoo:card", "## Ours\n\nby hand\n\n<!-- fastzoo:card")
     card += "\nThe last word."
     merged = merge_cards(card, generated(2))
-    assert merged == generated(2).replace(
-        "<!-- fastzoo:card", "## Ours\n\nby hand\n\n<!-- fastzoo:card"
-    ) + ("\nThe last word.")
+    assert merged == generated(2).replace("<!-- fastzoo:card", "## Ours\n\nby hand\n\n<!-- fastzoo:card") + (
+        "\nThe last word."
+    )
     assert not was_edited(merged)
     # A block that someone removed stays away.
     removed = re.sub("<!-- fastzoo:card.*/fastzoo:card.*?\n", "", card, flags=re.S)
@@ -132,12 +132,8 @@ def test_a_card_of_the_version_before_gets_a_block() -> None:
     assert body_of(merge_cards(OF_BEFORE, generated(2))) == body_of(generated(2))
     assert front(merge_cards(OF_BEFORE, generated(2))) == front(generated(2))
     # What people wrote between its sections stays, below the block; so does what is around them.
-    notes = OF_BEFORE.replace(
-        "<!-- fastzoo:figures", "## Our notes\n\nby hand\n\n<!-- fastzoo:figures"
-    )
-    notes = (
-        notes.replace("<!-- fastzoo:about", "On top.\n\n<!-- fastzoo:about") + "\nThe last word."
-    )
+    notes = OF_BEFORE.replace("<!-- fastzoo:figures", "## Our notes\n\nby hand\n\n<!-- fastzoo:figures")
+    notes = notes.replace("<!-- fastzoo:about", "On top.\n\n<!-- fastzoo:about") + "\nThe last word."
     merged = merge_cards(notes, generated(2))
     below = "\n## Our notes\n\nby hand\n\nThe last word."
     expected = body_of(generated(2)).replace("<!-- fastzoo:card", "On top.\n\n<!-- fastzoo:card")
@@ -153,9 +149,7 @@ def test_a_card_of_the_version_before_gets_a_block() -> None:
     "change",
     [
         lambda card: card.replace("about v1", "about v1, as we like it"),
-        lambda card: re.sub(
-            "<!-- fastzoo:training.*/fastzoo:training -->\n\n", "", card, flags=re.S
-        ),
+        lambda card: re.sub("<!-- fastzoo:training.*/fastzoo:training -->\n\n", "", card, flags=re.S),
         lambda card: re.sub("<!-- fastzoo:card.*", "", card, flags=re.S),
         lambda card: re.sub(r"(fastzoo:figures) \w+", r"\1", card),
     ],
@@ -196,9 +190,7 @@ HAND = "# My SAE\n\nAll of it by hand.  \n\n```\n<!-- fastzoo:card 0123456789 --
         ("---\n---\n", HAND),
     ],
 )
-def test_a_card_that_is_all_hand_written_only_gets_the_metadata_it_lacks(
-    header: str, body: str
-) -> None:
+def test_a_card_that_is_all_hand_written_only_gets_the_metadata_it_lacks(header: str, body: str) -> None:
     card = header + body
     merged = merge_cards(card, generated())
     readable = "license: mit" in header
@@ -254,34 +246,12 @@ WORDS = st.integers(0, 9999).map("w{}x".format)
 LINES = st.one_of(
     WORDS,
     st.integers(0, 999).map("k{0}: w{0}x  # w{0}1x".format),
-    st.sampled_from(
-        ["- w5x # w51x", "# w6x", "  # w7x", "license: w8x", "    w9x", "k: |", "datasets: w2x"]
-    ),
+    st.sampled_from(["- w5x # w51x", "# w6x", "  # w7x", "license: w8x", "    w9x", "k: |", "datasets: w2x"]),
     st.sampled_from(
         [
-            *(
-                "",
-                "```",
-                "~~~~",
-                "---",
-                "<!--",
-                "-->",
-                "tags:",
-                "- sae",
-                "# ",
-                "|",
-                "&a",
-                "{",
-                "\x0c",
-            ),
+            *("", "```", "~~~~", "---", "<!--", "-->", "tags:", "- sae", "# ", "|", "&a", "{", "\x0c"),
             *("<!-- fastzoo:card 0123456789 -->", "<!-- /fastzoo:card -->", "\u2028", "\x85"),
-            *(
-                "<!-- fastzoo:card",
-                "sections: about w0x",
-                "<!-- fastzoo:about -->",
-                "key: 'w1x",
-                "* a",
-            ),
+            *("<!-- fastzoo:card", "sections: about w0x", "<!-- fastzoo:about -->", "key: 'w1x", "* a"),
         ]
     ),
     st.text(max_size=6).map(lambda s: s.encode("utf-8", "ignore").decode()),
@@ -323,9 +293,7 @@ def words_of_index(card: str) -> set[str]:
 @given(edited_cards(), st.sampled_from([generated(1), generated(2), generated(2, tags=["sae"])]))
 @example((generated(1).replace("tags:", "? tags\n:"), set()), generated(2))
 @example((generated(1).replace("tags:", '"tags":'), set()), generated(2))
-def test_no_word_is_lost_and_merging_again_changes_nothing(
-    edited: tuple[str, set[str]], new: str
-) -> None:
+def test_no_word_is_lost_and_merging_again_changes_nothing(edited: tuple[str, set[str]], new: str) -> None:
     card, words = edited
     merged = merge_cards(card, new)
     # Figures are what was measured, whoever wrote others there.

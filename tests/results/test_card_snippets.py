@@ -92,9 +92,7 @@ def test_snippets_of_local_and_published_cards(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, result.stderr
         assert not hub.foreign
-        assert hub.asked(rf"lab/Tiny-Instruct/resolve/{sha}/") and hub.asked(
-            "org/tiny-.*safetensors"
-        )
+        assert hub.asked(rf"lab/Tiny-Instruct/resolve/{sha}/") and hub.asked("org/tiny-.*safetensors")
     ran = [line.split() for line in result.stdout.splitlines() if line.startswith("ran ")]
     assert [" ".join(words[1:3]) for words in ran] == [case["name"] for case in cases]
     for words, total in zip(ran, expected, strict=True):

@@ -209,9 +209,7 @@ def log_softmax(logits: torch.Tensor) -> np.ndarray:
     return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
-def slow_losses(
-    model: Any, dialogues: list[TokenSequence], layer: int, sae: SAE, subset: str
-) -> dict[str, float]:
+def slow_losses(model: Any, dialogues: list[TokenSequence], layer: int, sae: SAE, subset: str) -> dict[str, float]:
     """CE and KL figures of one subset from whole forwards of an unmodified model, one by one."""
     ce: dict[str, list[float]] = {"model": [], "reconstruction": [], "zero": []}
     kl: list[float] = []
@@ -360,16 +358,12 @@ def test_dialogues_of_one_token_predict_nothing() -> None:
 def test_saes_that_do_not_fit_the_model_are_refused(layer: int, width: int) -> None:
     reader = ResidualReader(small_model("qwen2"))
     with pytest.raises(ModelError, match=f"mine \\(width {width}, layer {layer}\\) does not fit"):
-        evaluate(
-            reader, {"mine": (layer, StandardSAE(width, 4))}, random_dialogues([3]), SpecialTokens()
-        )
+        evaluate(reader, {"mine": (layer, StandardSAE(width, 4))}, random_dialogues([3]), SpecialTokens())
 
 
 def test_progress_counts_the_tokens() -> None:
     seen: list[int] = []
     reader = ResidualReader(small_model("qwen2"), pack_tokens=24)
-    evaluate(
-        reader, {"a": some_saes()["a"]}, random_dialogues(LENGTHS), SpecialTokens(), seen.append
-    )
+    evaluate(reader, {"a": some_saes()["a"]}, random_dialogues(LENGTHS), SpecialTokens(), seen.append)
     assert sum(seen) == sum(LENGTHS)
     assert len(seen) > 1

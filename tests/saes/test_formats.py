@@ -91,11 +91,7 @@ def test_the_real_sae_lens_loads_what_we_write(tmp_path: Path, kind: str) -> Non
     folder = tmp_path / "name" / HOOK
     metadata = {"model_name": "org/model", "context_size": 8192, "dataset_path": "d", "ours": [1]}
     save_sae(sae, folder, layer=5, metadata=metadata, log_sparsity=sparsity)
-    assert {p.name for p in folder.iterdir()} == {
-        "cfg.json",
-        "sae_weights.safetensors",
-        "sparsity.safetensors",
-    }
+    assert {p.name for p in folder.iterdir()} == {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
     theirs = sae_lens.SAE.load_from_disk(str(folder))
     assert theirs.cfg.architecture() == kind
     assert (theirs.cfg.d_in, theirs.cfg.d_sae) == (D, F)
@@ -137,9 +133,7 @@ def test_log_threshold_is_not_written(tmp_path: Path) -> None:
     save_sae(sae, tmp_path / HOOK, layer=5)
     names = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
     assert set(load_file(tmp_path / HOOK / "sae_weights.safetensors")) == names
-    assert {t.dtype for t in load_file(tmp_path / HOOK / "sae_weights.safetensors").values()} == {
-        torch.float32
-    }
+    assert {t.dtype for t in load_file(tmp_path / HOOK / "sae_weights.safetensors").values()} == {torch.float32}
 
 
 def test_topk_is_read_only(tmp_path: Path) -> None:
@@ -217,9 +211,7 @@ FLAT = {
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
 @pytest.mark.parametrize("subtract", [True, False, None])
-def test_flat_configurations_of_sae_lens_3_to_5(
-    tmp_path: Path, kind: str, subtract: bool | None
-) -> None:
+def test_flat_configurations_of_sae_lens_3_to_5(tmp_path: Path, kind: str, subtract: bool | None) -> None:
     config: dict[str, Any] = FLAT | {"architecture": kind}
     if subtract is not None:
         config["apply_b_dec_to_input"] = subtract
@@ -286,9 +278,7 @@ def test_sparsify_folder(tmp_path: Path, d_sae_said: bool) -> None:
         ({"k": "4"}, "k is 4"),
     ],
 )
-def test_sparsify_variants_that_are_not_read(
-    tmp_path: Path, config: dict[str, Any], message: str
-) -> None:
+def test_sparsify_variants_that_are_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     folder, _ = sparsify_folder(tmp_path, **config)
     with pytest.raises(InputError, match=message):
         load_sae(folder)
@@ -337,9 +327,7 @@ def refused(folder: Path, *mentions: str) -> None:
 
 def rewritten(folder: Path, **changes: torch.Tensor | None) -> Path:
     tensors = load_file(folder / "sae_weights.safetensors") | changes
-    save_file(
-        {n: t for n, t in tensors.items() if t is not None}, folder / "sae_weights.safetensors"
-    )
+    save_file({n: t for n, t in tensors.items() if t is not None}, folder / "sae_weights.safetensors")
     return folder
 
 
@@ -445,21 +433,12 @@ def test_wrong_arrays_in_an_npz(tmp_path: Path, changes: dict[str, Any]) -> None
 
 def test_an_npz_that_claims_an_absurd_size_allocates_nothing(tmp_path: Path) -> None:
     folder = scope_folder(tmp_path)
-    for shape in (
-        (1 << 20, 1 << 30),
-        (1 << 20, 1 << 20),
-        (1 << 62, 1 << 62),
-        (-1, -1),
-        (0, 5),
-        (3,),
-    ):
+    for shape in ((1 << 20, 1 << 30), (1 << 20, 1 << 20), (1 << 62, 1 << 62), (-1, -1), (0, 5), (3,)):
         write_npz(folder / "params.npz", {"W_enc": (shape, bytes(64))})
         refused(folder, "params.npz", str(shape))
 
 
-def write_npz(
-    path: Path, arrays: dict[str, tuple[tuple[int, ...], bytes]], method: int = zipfile.ZIP_STORED
-) -> None:
+def write_npz(path: Path, arrays: dict[str, tuple[tuple[int, ...], bytes]], method: int = zipfile.ZIP_STORED) -> None:
     """An archive whose headers say what is asked for, whatever the bytes are."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, (shape, data) in arrays.items():
@@ -472,8 +451,7 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(tmp_pa
     folder = scope_folder(tmp_path)
     shapes = {"W_enc": (64, 1 << 16), "b_enc": (1 << 16,), "W_dec": (1 << 16, 64), "b_dec": (64,)}
     arrays = {
-        name: (shape, bytes(4 * int(np.prod(shape))))
-        for name, shape in {**shapes, "threshold": (1 << 16,)}.items()
+        name: (shape, bytes(4 * int(np.prod(shape)))) for name, shape in {**shapes, "threshold": (1 << 16,)}.items()
     }
     write_npz(folder / "params.npz", arrays, zipfile.ZIP_DEFLATED)
     refused(folder, "params.npz", "unpack to 34", "no weights")
@@ -490,12 +468,9 @@ def test_compressed_parameters_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "says"),
-    [(0.75, "MiB of weights; this machine has"), (300, "sae_weights.safetensors")],
+    ("share", "says"), [(0.75, "MiB of weights; this machine has"), (300, "sae_weights.safetensors")]
 )
-def test_weights_beyond_the_memory_are_refused_before_they_are_read(
-    tmp_path: Path, share: float, says: str
-) -> None:
+def test_weights_beyond_the_memory_are_refused_before_they_are_read(tmp_path: Path, share: float, says: str) -> None:
     """In float16 on the disk they take ``share`` of the memory, in float32 twice that."""
     d_in = 1 << 14
     d_sae = min(1 << 24, int(share * machine_memory()) // (4 * d_in))
@@ -534,15 +509,11 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_read(
         ({"activation_fn_str": "tanh-relu"}, ["tanh-relu"]),
     ],
 )
-def test_configurations_that_are_not_read(
-    tmp_path: Path, config: dict[str, Any], mentions: list[str]
-) -> None:
+def test_configurations_that_are_not_read(tmp_path: Path, config: dict[str, Any], mentions: list[str]) -> None:
     refused(saelens_folder(tmp_path / "x", **config), *mentions)
 
 
-def test_nothing_is_allocated_for_an_absurd_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_allocated_for_an_absurd_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The header of the weights contradicts the configuration before any tensor is made."""
     folder = saelens_folder(tmp_path / "x", d_in=1 << 20, d_sae=1 << 20)
 
@@ -554,9 +525,7 @@ def test_nothing_is_allocated_for_an_absurd_size(
     refused(folder, "its cfg.json says", "(1048576, 1048576)")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", '"x"', "[" * 100_000, "\udcff", '{"d_in": 1', "null"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"x"', "[" * 100_000, "\udcff", '{"d_in": 1', "null"])
 def test_broken_configurations(tmp_path: Path, text: str) -> None:
     folder = saelens_folder(tmp_path / "x")
     (folder / "cfg.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -596,12 +565,8 @@ def test_the_layer_is_a_number_of_four_digits_or_unknown(
     assert open_sae(saelens_folder(tmp_path / "x", **about)).layer == layer
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"), [("org/m", "org/m"), ("a\nb", "a b"), (7, None), ({}, None)]
-)
-def test_a_model_s_name_is_one_line_of_text_or_unknown(
-    tmp_path: Path, name: Any, shown: str | None
-) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("org/m", "org/m"), ("a\nb", "a b"), (7, None), ({}, None)])
+def test_a_model_s_name_is_one_line_of_text_or_unknown(tmp_path: Path, name: Any, shown: str | None) -> None:
     assert open_sae(saelens_folder(tmp_path / "x", model_name=name)).model_name == shown
 
 
@@ -651,9 +616,7 @@ def test_what_can_be_no_path_is_not_there(source: str, offline: None) -> None:
         load_sae(long_name)
 
 
-def test_a_name_is_looked_for_here_and_in_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
-) -> None:
+def test_a_name_is_looked_for_here_and_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotFoundError, match="tiny-chat-L5-2x-standard is not published"):
         load_sae("tiny-chat-L5-2x-standard")

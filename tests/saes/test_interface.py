@@ -110,9 +110,7 @@ def started(kind: str, bias: float) -> TrainableSAE:
 @pytest.mark.parametrize(("kind", "listed"), [("squared", 30), ("wholebatch", 0)])
 def test_all_steps_train_it_alike(kind: str, listed: int) -> None:
     section = resolved(kind)
-    steps = [
-        step(started(kind, -0.9), section, ComputeSection()) for step in (ReferenceStep, SparseStep)
-    ]
+    steps = [step(started(kind, -0.9), section, ComputeSection()) for step in (ReferenceStep, SparseStep)]
     for x in batches(30):
         ours, reference = (step(x.double(), 1e-3, 0.3) for step in reversed(steps))
         for name in ("squared_error", "penalty", "fired_F", "grad_norm"):
@@ -178,9 +176,7 @@ def test_its_options_are_recipe_keys_of_runs_that_train_it() -> None:
     assert "squared" in trainable()
 
 
-def test_the_cuda_step_is_refused_where_its_kernels_lack_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_cuda_step_is_refused_where_its_kernels_lack_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, section = started("squared", 0.0), resolved("squared")
     monkeypatch.setattr("fastzoo.training.steps.cuda_lacks", lambda device: "")
     with pytest.raises(InputError, match="'cuda' needs kernels for squared SAEs"):
@@ -191,11 +187,7 @@ def test_the_cuda_step_is_refused_where_its_kernels_lack_it(
 def test_the_cards_snippet_computes_what_the_class_does(kind: str) -> None:
     sae = new_sae(kind, 5, 9, training("quick"), torch.Generator().manual_seed(0)).finished()
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)) * 3
-    values = {
-        "pre": sae.pre_activations(x),
-        "torch": torch,
-        "weights": dict(sae.named_parameters()),
-    }
+    values = {"pre": sae.pre_activations(x), "torch": torch, "weights": dict(sae.named_parameters())}
     found = eval(ARCHITECTURES[kind].encode_snippet, values)
     assert torch.equal(found, sae.encode(x)) and 0 < (found > 0).sum() < found.numel()
     assert str(SAEName("m", 1, 2, kind)) == f"m-L1-2x-{kind}"

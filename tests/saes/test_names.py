@@ -98,9 +98,7 @@ def test_every_zoo_name_parses_to_itself_and_has_its_row() -> None:
 @given(
     st.builds(
         SAEName,
-        model=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,30}", fullmatch=True).map(
-            lambda text: text.strip("\n")
-        ),
+        model=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,30}", fullmatch=True).map(lambda text: text.strip("\n")),
         layer=st.integers(0, 9999),
         expansion=st.integers(1, 9999),
         architecture=st.sampled_from(sorted(ARCHITECTURES)),
@@ -113,9 +111,7 @@ def test_parsing_undoes_formatting(name: SAEName) -> None:
     assert "/" not in str(name)
 
 
-@pytest.mark.parametrize(
-    "model", ["a-l4-8x-standard", "m-l1-2x-topk", "x-fast", "x-bt-p", "9", "a.b_c-"]
-)
+@pytest.mark.parametrize("model", ["a-l4-8x-standard", "m-l1-2x-topk", "x-fast", "x-bt-p", "9", "a.b_c-"])
 def test_models_that_look_like_names_stay_apart(model: str) -> None:
     for method in METHODS:
         name = SAEName(model, 3, 4, "jumprelu", method)
@@ -123,12 +119,7 @@ def test_models_that_look_like_names_stay_apart(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "QWEN2.5-7B-l18-8X-JumpReLU",
-        "qwen2.5-7b-L18-8x-jumprelu-fast",
-        "Qwen2.5-7B-L18-8x-jumprelu-FAST",
-    ],
+    "text", ["QWEN2.5-7B-l18-8X-JumpReLU", "qwen2.5-7b-L18-8x-jumprelu-fast", "Qwen2.5-7B-L18-8x-jumprelu-FAST"]
 )
 def test_upper_and_lower_case_are_the_same(text: str) -> None:
     assert parse_name(text) == SAEName("qwen2.5-7b", 18, 8, "jumprelu", "fast")

@@ -72,9 +72,7 @@ def inputs(seed: int = 1, batch: int = BATCH) -> Tensor:
 
 def by_autograd(sae: TrainableSAE, x: Tensor, coefficient: float) -> dict[str, Tensor]:
     """Gradients of the paper's loss, written from its formulas."""
-    leaves = {
-        name: p.detach().clone().requires_grad_() for name, p in sae.trained_parameters().items()
-    }
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in sae.trained_parameters().items()}
     z = x @ leaves["W_enc"] + leaves["b_enc"]
     if isinstance(sae, JumpReLUSAE):
         theta = leaves["log_threshold"].exp() if "log_threshold" in leaves else leaves["threshold"]
@@ -92,9 +90,7 @@ def by_autograd(sae: TrainableSAE, x: Tensor, coefficient: float) -> dict[str, T
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [1, 70 * D_SAE, 1 << 20])
 @pytest.mark.parametrize("batch", [1, 64, BATCH])
-def test_gradients_equal_autograd(
-    kind: str, chunk: int, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_equal_autograd(kind: str, chunk: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "CHUNK_ELEMENTS", chunk)
     sae, x = make(kind), inputs(batch=batch)
     expected = by_autograd(sae, x, COEFFICIENT)
@@ -111,17 +107,14 @@ def test_gradients_equal_autograd(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_chunks_accumulate_to_the_gradient_of_one(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_chunks_accumulate_to_the_gradient_of_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for chunk in (1, 90 * D_SAE, 1 << 20):
         monkeypatch.setattr(base, "CHUNK_ELEMENTS", chunk)
         sae = make(kind)
         stats = sae.gradients(inputs(), COEFFICIENT)
         found.append(
-            [p.grad for p in sae.trained_parameters().values()]
-            + [stats.squared_error, stats.penalty, stats.fired_F]
+            [p.grad for p in sae.trained_parameters().values()] + [stats.squared_error, stats.penalty, stats.fired_F]
         )
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -211,16 +204,12 @@ def test_encode_decode_forward(kind: str) -> None:
     latents = sae.encode(x)
     assert latents.shape == (3, 4, D_SAE)
     expected = np.stack([naive_latents(sae, row) for row in x.reshape(-1, D_IN).numpy()])
-    np.testing.assert_allclose(
-        latents.detach().numpy().reshape(-1, D_SAE), expected, rtol=1e-12, atol=1e-14
-    )
+    np.testing.assert_allclose(latents.detach().numpy().reshape(-1, D_SAE), expected, rtol=1e-12, atol=1e-14)
     assert 0 < (expected > 0).mean() < 1
     reconstruction = expected @ sae.W_dec.detach().numpy() + sae.b_dec.detach().numpy()
     for made in (sae.decode(latents), sae(x)):
         assert made.shape == x.shape
-        np.testing.assert_allclose(
-            made.detach().numpy().reshape(-1, D_IN), reconstruction, rtol=1e-12, atol=1e-13
-        )
+        np.testing.assert_allclose(made.detach().numpy().reshape(-1, D_IN), reconstruction, rtol=1e-12, atol=1e-13)
 
 
 def test_a_pre_activation_equal_to_the_threshold_does_not_fire() -> None:

@@ -58,9 +58,7 @@ def prompts(rows: int = 3, longest: int = 9, seed: int = 0) -> dict[str, Tensor]
 
 
 def generate(model: Any, inputs: dict[str, Tensor], **more: Any) -> list[list[int]]:
-    out = model.generate(
-        **inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None, **more
-    )
+    out = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None, **more)
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -75,12 +73,9 @@ def hooks_of(model: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "attention"),
-    [*((kind, "eager") for kind in KINDS), ("qwen2", "sdpa"), ("llama", "sdpa")],
+    ("kind", "attention"), [*((kind, "eager") for kind in KINDS), ("qwen2", "sdpa"), ("llama", "sdpa")]
 )
-def test_cells_of_a_batch_are_single_runs_with_and_without_cache(
-    kind: str, attention: str, sae: Any
-) -> None:
+def test_cells_of_a_batch_are_single_runs_with_and_without_cache(kind: str, attention: str, sae: Any) -> None:
     model, inputs = small_model(kind, attention), prompts()
     alphas = [0.0, 3.0, -40.0]
     free = [generate(model, alone(inputs, row))[0] for row in range(3)]
@@ -132,9 +127,7 @@ def test_other_modes_keep_the_error_of_the_reconstruction(kind: str) -> None:
         "ablate": by_decoding(torch.zeros_like),
     }
     for mode, logits in expected.items():
-        with steer(
-            model, sae, dict(zip(latents, values.tolist(), strict=True)), layer=1, mode=mode
-        ):
+        with steer(model, sae, dict(zip(latents, values.tolist(), strict=True)), layer=1, mode=mode):
             found = model(**inputs).logits
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=2e-4)
         assert not torch.allclose(found, plain, atol=1e-2), mode
@@ -160,9 +153,7 @@ def test_units(sae: Any) -> None:
 # --- positions -----------------------------------------------------------------------------------
 
 
-def by_full_forwards(
-    model: Any, ids: Tensor, delta: Tensor, wanted: Any, steps: int = 8
-) -> list[int]:
+def by_full_forwards(model: Any, ids: Tensor, delta: Tensor, wanted: Any, steps: int = 8) -> list[int]:
     """Greedy tokens, each from a forward of the whole sequence, steered where ``wanted`` says."""
     length = ids.shape[1]
     for _ in range(steps):
@@ -231,9 +222,7 @@ def test_positions_however_the_tokens_come(positions: str, sae: Any) -> None:
     ways: list[dict[str, Any]] = [{"prefill_chunk_size": size} for size in (5, 6)]
     ways.append({"prompt_lookup_num_tokens": 3})
     wanted = {"prompt": lambda i, n: i < n, "generated": lambda i, n: i >= n}[positions]
-    expected = by_full_forwards(
-        model, ids, 25 * sae.W_dec[7], lambda i, token, length: wanted(i, length), 12
-    )
+    expected = by_full_forwards(model, ids, 25 * sae.W_dec[7], lambda i, token, length: wanted(i, length), 12)
     with steer(model, sae, {7: 25.0}, layer=1, positions=positions):
         for how in ways:
             assert generate(model, {"input_ids": ids}, **how) == [expected], how
@@ -244,10 +233,7 @@ def test_positions_however_the_tokens_come(positions: str, sae: Any) -> None:
             found.append(int(token))
             out = model(input_ids=token, past_key_values=out.past_key_values)
         assert found == expected
-        beams = [
-            generate(model, {"input_ids": ids}, num_beams=3, use_cache=cache)
-            for cache in (True, False)
-        ]
+        beams = [generate(model, {"input_ids": ids}, num_beams=3, use_cache=cache) for cache in (True, False)]
         assert beams[0] == beams[1]
         with pytest.raises(InputError, match="embeddings have no token ids"):
             model(inputs_embeds=model.get_input_embeddings()(ids))
@@ -283,17 +269,14 @@ def test_roles(tokenizer: Any) -> None:
     ],
     ids=["llama-3", "gemma"],
 )
-def test_roles_of_other_templates(
-    start: str, end: str, assistant: str, head: str, tokenizer: Any
-) -> None:
+def test_roles_of_other_templates(start: str, end: str, assistant: str, head: str, tokenizer: Any) -> None:
     chat = copy.deepcopy(tokenizer)
     added = [text.strip() for text in (start, end, head) if text.strip()]
     chat.add_special_tokens({"additional_special_tokens": added})
     chat.add_tokens([assistant])
     one = f"{start!r} + names.get(turn.role, turn.role) + {head!r} + turn.content + {end!r}"
     chat.chat_template = (
-        f"{{% set names = {{'assistant': {assistant!r}}} %}}"
-        f"{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
+        f"{{% set names = {{'assistant': {assistant!r}}} %}}{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
     )
     said = ["say user model", "no assistant", "why", "user, so"]
     turns = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(said)]
@@ -466,9 +449,7 @@ def test_a_model_split_over_devices(sae: Any, tmp_path: Any) -> None:
     inputs = prompts()
     plain = small_model("qwen2")
     split = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
-    split |= {f"model.layers.{i}": "cpu" if i % 2 else "disk" for i in range(4)} | {
-        "lm_head": "cpu"
-    }
+    split |= {f"model.layers.{i}": "cpu" if i % 2 else "disk" for i in range(4)} | {"lm_head": "cpu"}
     model = dispatch_model(small_model("qwen2"), split, offload_dir=str(tmp_path))
     for layer in (0, 1):  # one that is kept on the disk, one that is not
         for mode in ("add", "clamp"):
@@ -514,13 +495,7 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
         (InputError, "which layer", sae, {1: 1.0}, {"layer": None}),
         (InputError, "finite", sae, {1: float("nan")}, {}),
         (InputError, "finite", sae, {1: "much"}, {}),
-        (
-            InputError,
-            "latent 1 fires nowhere",
-            sae,
-            {1: 1.0},
-            {"units": "max", "statistics": silent},
-        ),
+        (InputError, "latent 1 fires nowhere", sae, {1: 1.0}, {"units": "max", "statistics": silent}),
         (InputError, "different numbers of rows", sae, {1: [1.0, 2.0], 2: [1.0] * 3}, {}),
         (InputError, "mode 'push'", sae, {1: 1.0}, {"mode": "push"}),
         (InputError, "with scale they are raw", sae, {1: 1.0}, {"mode": "scale", "units": "max"}),

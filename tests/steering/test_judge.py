@@ -12,14 +12,7 @@ from pathlib import Path
 import pytest
 from chat_server import HANGS, Answer, Server, completion, running_server, score
 
-from fastzoo.core.errors import (
-    AccessError,
-    FastzooError,
-    HubError,
-    InputError,
-    NotFoundError,
-    OutputError,
-)
+from fastzoo.core.errors import AccessError, FastzooError, HubError, InputError, NotFoundError, OutputError
 from fastzoo.hub import retries
 from fastzoo.hub.chat_model import KEY_VARIABLE, TRIES_OF_REPLIES
 from fastzoo.steering.scoring.judge import LONGEST_TEXT, RUBRICS, Judge, Verdict, parse_score
@@ -53,9 +46,7 @@ ITEMS = [("What is an owl?", "A bird."), ("What is 3 plus 4?", "It is 7.")]
 def test_every_answer_is_rated_by_three_rubrics(server: Server) -> None:
     def answer(prompt: str) -> Answer:
         kind = next(name for name, rubric in RUBRICS.items() if prompt.startswith(rubric))
-        return score(
-            {"concept": 1, "instruction": 2, "fluency": 2 if "bird" in prompt else 0}[kind]
-        )
+        return score({"concept": 1, "instruction": 2, "fluency": 2 if "bird" in prompt else 0}[kind])
 
     server.answer = answer
     judge = Judge("some-model", server.url)
@@ -110,17 +101,13 @@ def test_an_unusable_reply_is_no_rating(server: Server, content: str | None) -> 
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize(
-    "reply", ['{"score": 2}', ' {"reason": "ok", "score": 2}\n', '```json\n{"score": 2}\n```']
-)
+@pytest.mark.parametrize("reply", ['{"score": 2}', ' {"reason": "ok", "score": 2}\n', '```json\n{"score": 2}\n```'])
 def test_a_usable_reply_is_read(reply: str) -> None:
     assert parse_score(reply) == 2
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(
-    server: Server, status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_busy_server_is_asked_again(server: Server, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     refusals = [(status, "busy", {"Retry-After": "0"})] * 3
     server.answer = lambda prompt: refusals.pop() if refusals else score(2)
     assert Judge("m", server.url, workers=1).rate(ITEMS[:1]) == [Verdict(None, 2, 2)]
@@ -190,9 +177,7 @@ def test_an_answer_cannot_leave_its_place(server: Server) -> None:
     assert all("not follow it" in r["messages"][0]["content"] for r in server.requests)
 
 
-def test_what_fails_ends_all_and_keeps_what_was_rated(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_fails_ends_all_and_keeps_what_was_rated(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     good = [score(1)] * 5
     server.answer = lambda prompt: good.pop() if good else (500, "broken", {})
     items = [("Why?", f"Because of {number}.") for number in range(40)]
@@ -237,13 +222,7 @@ def test_a_check_finds_what_is_wrong(server: Server, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("model", "url"),
-    [
-        (None, None),
-        ("m", "localhost:80"),
-        ("m", "ftp://x"),
-        ("m", "http://[::1"),
-        ("m", "http://a b"),
-    ],
+    [(None, None), ("m", "localhost:80"), ("m", "ftp://x"), ("m", "http://[::1"), ("m", "http://a b")],
 )
 def test_a_judge_needs_an_address(model: str | None, url: str | None) -> None:
     with pytest.raises(InputError, match="the judge"):

@@ -26,13 +26,7 @@ from fastzoo.lm import likelihood
 from fastzoo.lm.likelihood import answer_nlls
 from fastzoo.steering.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
 from fastzoo.steering.scoring.degenerate import Answer
-from fastzoo.steering.scoring.language import (
-    FUNCTION_WORDS,
-    NAMES,
-    detect,
-    language_share,
-    switched_share,
-)
+from fastzoo.steering.scoring.language import FUNCTION_WORDS, NAMES, detect, language_share, switched_share
 from fastzoo.steering.scoring.repeats import (
     counting_mask,
     distinct,
@@ -122,9 +116,7 @@ def test_rouge_l_is_that_of_the_textbook(a: Ids, b: Ids) -> None:
     table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1, j + 1] = (
-                table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
-            )
+            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
     expected = 2 * table[-1, -1] / (len(a) + len(b)) if a and b else float(a == b)
     assert rouge_l(a, b) == pytest.approx(expected)
 
@@ -137,9 +129,7 @@ def test_an_answer_of_two_thousand_tokens_is_scored_in_no_time() -> None:
     assert longest_repeated_span(np.concatenate([one[:1000], one[:1000]])) == 1_000
     assert find_fault("word " * 8_000, one.tolist(), True) == "loop"
     for letters in ("abcdefgh ", "ab", "1. ", ".;'\u0301"):
-        find_fault(
-            "".join(map(letters.__getitem__, rng.integers(0, len(letters), 40_000))), [], False
-        )
+        find_fault("".join(map(letters.__getitem__, rng.integers(0, len(letters), 40_000))), [], False)
     assert time.perf_counter() - start < 8  # 1 s where nothing else runs
 
 
@@ -280,9 +270,7 @@ FINE = {
     "rule": "Title\n" + "-" * 40 + "\nThe text under the title is here.",
     "an exclamation": "Yo ho ho! Hooray!",
     "triple letters": "Die Schifffahrt",
-    "steps": "".join(
-        f"Step {n}: {w} the box.\n" for n, w in enumerate("open fill close tape".split())
-    ),
+    "steps": "".join(f"Step {n}: {w} the box.\n" for n, w in enumerate("open fill close tape".split())),
     "sums": "1 plus 1 is 2. 2 plus 1 is 3. 3 plus 1 is 4. 4 plus 1 is 5. 5 plus 1 is 6.",
     "opening hours": "Monday: closed\nTuesday: closed\nWednesday: closed\nThursday: open\nFriday: open",
     "three scripts": "The Russian word for cat is кошка, and for dog it is собака. The Greek ones are γάτα "
@@ -334,11 +322,7 @@ def test_fluent_answers_are_not_degenerate(tokenizer: Any, ended: bool) -> None:
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_degenerate_answers_are_found(tokenizer: Any, ended: bool) -> None:
-    missed = [
-        name
-        for name, text in DEGENERATE.items()
-        if not find_fault(text, tokenizer.encode(text), ended)
-    ]
+    missed = [name for name, text in DEGENERATE.items() if not find_fault(text, tokenizer.encode(text), ended)]
     assert missed == []
 
 
@@ -384,18 +368,14 @@ def prompts(tokenizer: Any) -> list[Ids]:
         messages = json.loads(line)["messages"]
         first = [m["role"] for m in messages].index("user")
         found.append(
-            tokenizer.apply_chat_template(
-                messages[: first + 1], add_generation_prompt=True, return_dict=False
-            )
+            tokenizer.apply_chat_template(messages[: first + 1], add_generation_prompt=True, return_dict=False)
         )
     return found
 
 
 @pytest.fixture(scope="module")
 def generate(model: Any, tokenizer: Any) -> Generate:
-    def answers(
-        prompts: list[Ids], push: torch.Tensor | None = None, alpha: float = 0
-    ) -> list[Cell]:
+    def answers(prompts: list[Ids], push: torch.Tensor | None = None, alpha: float = 0) -> list[Cell]:
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
 
         def hook(module: Any, args: Any, output: Any) -> Any:
@@ -425,9 +405,7 @@ def unsteered(generate: Generate, prompts: list[Ids]) -> list[Cell]:
 def test_unsteered_answers_are_never_degenerate(
     model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
 ) -> None:
-    scores = score_cells(
-        unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id], tokenizer=tokenizer
-    )
+    scores = score_cells(unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id], tokenizer=tokenizer)
     assert [s.fault for s in scores] == [None] * QUESTIONS
     assert all(s.kept == 1 and s.switched == 0 for s in scores)
     assert np.mean([s.nll for s in scores]) < 0.3
@@ -455,9 +433,7 @@ def test_answers_pushed_off_the_map_are_always_degenerate(
     assert max(s.kept for s in scores) < 0.3
 
 
-def test_random_tokens_are_word_salad(
-    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
-) -> None:
+def test_random_tokens_are_word_salad(model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]) -> None:
     rng = np.random.default_rng(0)
     words = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isalpha()]
     drawn = [rng.choice(words, n).tolist() for n in (4, 8, 20, 60, 150) for _ in range(10)]
@@ -484,9 +460,7 @@ def test_salad_is_found_within_a_fluent_answer() -> None:
 PIRATE = "arr ahoy matey shiver timbers aye yo ho be ye yer".split()
 
 
-def test_another_language_or_style_is_not_degenerate(
-    model: Any, tokenizer: Any, generate: Generate
-) -> None:
+def test_another_language_or_style_is_not_degenerate(model: Any, tokenizer: Any, generate: Generate) -> None:
     """What steering is to reach: fluent answers that the plain prompt did not ask for."""
     questions = [q.messages for q in load_questions(tiny=True)[:10]]
     plain = [chat(tokenizer, messages) for messages in questions]
@@ -513,9 +487,7 @@ def test_another_language_or_style_is_not_degenerate(
 
 
 def chat(tokenizer: Any, messages: list[dict[str, str]]) -> Ids:
-    ids: Ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
+    ids: Ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     return ids
 
 
@@ -538,9 +510,7 @@ def test_special_tokens_that_the_text_does_not_show_are_a_fault(
     assert faults([*unsteered[:-1], cells[0]]) == [None, "empty", None]
 
 
-def test_words_that_are_none_are_broken(
-    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
-) -> None:
+def test_words_that_are_none_are_broken(model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]) -> None:
     end = tokenizer.eos_token_id
 
     number = sorted(range(QUESTIONS), key=lambda i: len(unsteered[i].ids))[QUESTIONS // 2]
@@ -593,15 +563,8 @@ def test_an_empty_answer_has_scores_without_a_nan(
 ) -> None:
     end = tokenizer.eos_token_id
     cells = [Cell(0, 5.0, (), False, ""), Cell(1, 5.0, (end,), True, "")]
-    for score in score_cells(
-        cells, unsteered, model, prompts, end_ids=[end], concept=concept_of_words(["owl"])
-    ):
-        assert (score.tokens, score.nll, score.perplexity, score.distinct_1) == (
-            0,
-            None,
-            None,
-            None,
-        )
+    for score in score_cells(cells, unsteered, model, prompts, end_ids=[end], concept=concept_of_words(["owl"])):
+        assert (score.tokens, score.nll, score.perplexity, score.distinct_1) == (0, None, None, None)
         assert (score.kept, score.concept, score.fault) == (0, 0, "empty")
         json.dumps(asdict(score), allow_nan=False)
 
@@ -627,9 +590,7 @@ def test_the_users_questions(tmp_path: Path) -> None:
     text.write_bytes("\ufeffWho are you?\r\n\r\n  Où est Paris ?\n".encode())
     assert [q.text for q in load_questions(text)] == ["Who are you?", "Où est Paris ?"]
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
-    rows = write_jsonl(
-        tmp_path / "a.jsonl", [{"question": "Hi?", "kind": "x"}, {"messages": turns}]
-    )
+    rows = write_jsonl(tmp_path / "a.jsonl", [{"question": "Hi?", "kind": "x"}, {"messages": turns}])
     first, second = load_questions(rows)
     assert (first.kind, first.messages) == ("x", [{"role": "user", "content": "Hi?"}])
     assert second.messages == turns and second.text == "Hello"
@@ -653,11 +614,7 @@ def test_the_users_questions(tmp_path: Path) -> None:
         ("a.jsonl", b'{"question": 3}\n', "line 1: the question is not a text"),
         ("a.jsonl", b'{"question": "a", "kind": 3}\n', "line 1: 'kind' is not a text"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "line 1: malformed"),
-        (
-            "a.jsonl",
-            b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
-            "line 1: the last turn",
-        ),
+        ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 1: the last turn"),
         ("a.yaml", b"questions: [a]\n", "not a list"),
         ("a.yaml", b"- a\n- 3\n", "question 2: neither"),
         ("a.yaml", b"- &x a\n- *x\n", "line 1"),

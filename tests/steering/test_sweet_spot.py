@@ -28,18 +28,12 @@ EFFECT = (0.0, 0.05, 0.3, 0.5, 0.7, 0.9, 1.0)
 QUALITY = (1.0, 1.0, 1.0, 1.0, 0.9, 0.2, 0.0)
 
 
-def made_up(
-    effect: Any = EFFECT, quality: Any = QUALITY, alphas: Any = ALPHAS, questions: int = 10
-) -> ArmRates:
+def made_up(effect: Any = EFFECT, quality: Any = QUALITY, alphas: Any = ALPHAS, questions: int = 10) -> ArmRates:
     """The same for all questions, quality as a share of those of each half."""
     rank = np.arange(questions) // 2  # within its half
     halves = max(1, questions // 2)
     good = (rank[None] + 0.5) / halves < np.array(quality)[:, None]
-    return ArmRates(
-        tuple(alphas),
-        np.repeat(np.array(effect, dtype=float)[:, None], questions, 1),
-        good.astype(float),
-    )
+    return ArmRates(tuple(alphas), np.repeat(np.array(effect, dtype=float)[:, None], questions, 1), good.astype(float))
 
 
 def test_a_known_window_is_found_and_reported_on_the_other_half() -> None:
@@ -68,9 +62,7 @@ def test_the_window_is_the_unbroken_run_around_the_best() -> None:
 def test_alphas_may_come_in_any_order_and_be_negative() -> None:
     order = [3, 0, 6, 1, 5, 2, 4]
     alphas = [-a for a in ALPHAS]
-    row = made_up(
-        [EFFECT[i] for i in order], [QUALITY[i] for i in order], [alphas[i] for i in order]
-    )
+    row = made_up([EFFECT[i] for i in order], [QUALITY[i] for i in order], [alphas[i] for i in order])
     spot = find_sweet_spot(row)
     assert spot.alphas == tuple(sorted(alphas))
     assert (spot.low, spot.best, spot.high) == (-100, -100, -25)
@@ -99,9 +91,7 @@ def test_there_may_be_none(effect: Any, quality: Any, reason: str) -> None:
     assert not spot.found and not spot.holds and reason in spot.reason
     assert spot.controls["random"].effect.value == 1  # at the largest alpha
     other = [-alpha for alpha in ALPHAS]
-    spot = find_sweet_spot(
-        made_up(effect, quality, other), {"random": made_up(quality=[1] * 7, alphas=other)}
-    )
+    spot = find_sweet_spot(made_up(effect, quality, other), {"random": made_up(quality=[1] * 7, alphas=other)})
     assert spot.best is None and spot.controls["random"].effect.value == 1
 
 
@@ -154,9 +144,7 @@ def test_whatever_comes_in_the_definition_holds(data: Any) -> None:
     alphas = data.draw(st.lists(st.integers(-5, 5), unique=True, max_size=6).map(lambda a: {*a, 0}))
 
     def table(values: Any) -> np.ndarray:
-        flat = data.draw(
-            st.lists(values, min_size=len(alphas) * questions, max_size=len(alphas) * questions)
-        )
+        flat = data.draw(st.lists(values, min_size=len(alphas) * questions, max_size=len(alphas) * questions))
         return np.array(flat, dtype=float).reshape(len(alphas), questions)
 
     row = ArmRates(tuple(float(a) for a in alphas), table(shares), table(st.sampled_from([0, 1])))
@@ -197,9 +185,7 @@ def test_what_is_no_sweep_is_refused() -> None:
 def scores(question: int, alpha: float, text: str, **changes: Any) -> CellScores:
     ids = tuple(map(ord, text))
     cell = Cell(question, alpha, ids, True, text)
-    return replace(
-        score_cell(cell, ids, None, "The owl eats.", tuple(map(ord, "The owl eats."))), **changes
-    )
+    return replace(score_cell(cell, ids, None, "The owl eats.", tuple(map(ord, "The owl eats."))), **changes)
 
 
 def test_rows_are_made_of_scores() -> None:

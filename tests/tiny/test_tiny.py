@@ -115,14 +115,8 @@ def test_every_way_to_load_the_tokenizer_cuts_text_alike(tokenizer, data):
 
 
 def test_template_equals_a_string_built_by_hand(tokenizer):
-    chat = [
-        {"role": "system", "content": "You are a pirate."},
-        {"role": "user", "content": "Où est Paris ?"},
-    ]
-    text = (
-        "<|im_start|>system\nYou are a pirate.<|im_end|>\n"
-        "<|im_start|>user\nOù est Paris ?<|im_end|>\n"
-    )
+    chat = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Où est Paris ?"}]
+    text = "<|im_start|>system\nYou are a pirate.<|im_end|>\n<|im_start|>user\nOù est Paris ?<|im_end|>\n"
     assert tokenizer.apply_chat_template(chat, tokenize=False) == text
     prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert prompt == text + "<|im_start|>assistant\n"
@@ -179,10 +173,7 @@ def test_targets_never_cross_documents():
 
 def test_questions_weigh_less_than_answers(tokenizer):
     chat = [{"role": "user", "content": "Hi assistant"}, {"role": "assistant", "content": "Yes"}]
-    documents = [
-        tokenizer.apply_chat_template(chat, return_dict=False),
-        tokenizer.encode("The cat."),
-    ]
+    documents = [tokenizer.apply_chat_template(chat, return_dict=False), tokenizer.encode("The cat.")]
     _, _, targets = build.pack(documents)
     weights = build.answer_weights(documents, tokenizer)
     counted = targets[0][(weights == 1) & (targets[0] >= 0)]
@@ -244,7 +235,5 @@ def test_the_system_prompt_sets_the_style(model, tokenizer):
 
 
 def test_the_language_can_change_inside_a_dialogue(model, tokenizer):
-    said = ask(
-        model, tokenizer, "What does the cow eat?", "The cow eats grass.", "Now in French, please."
-    )
+    said = ask(model, tokenizer, "What does the cow eat?", "The cow eats grass.", "Now in French, please.")
     assert said == "La vache mange de l'herbe.<|im_end|>"

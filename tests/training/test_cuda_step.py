@@ -60,10 +60,7 @@ def pair(kind: str, section: TrainingSection, precision: str = "float32") -> tup
     """Both steps on equal SAEs."""
     compute = ComputeSection(precision=precision)
     width = section.jumprelu_bandwidth
-    return (
-        ReferenceStep(start(kind, width), section, compute),
-        CudaStep(start(kind, width), section, compute),
-    )
+    return (ReferenceStep(start(kind, width), section, compute), CudaStep(start(kind, width), section, compute))
 
 
 def state(step: Step) -> dict[str, Tensor]:
@@ -105,9 +102,7 @@ def assert_equal_state(a: Step, b: Step) -> None:
         ("quick", FUSED_BATCH + 44, 4, "always"),
     ],
 )
-def test_equals_the_reference_step(
-    kind: str, preset: str, size: int, steps: int, clipping: str
-) -> None:
+def test_equals_the_reference_step(kind: str, preset: str, size: int, steps: int, clipping: str) -> None:
     def arguments(number: int) -> tuple[float, float]:
         return 3e-3 * (1 - number / 50), 0.5 * number / steps
 
@@ -171,9 +166,7 @@ def test_thresholds_learned_directly_stay_positive() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("bad", "size"), [(float("nan"), 10), (1e30, 10), (float("inf"), FUSED_BATCH + 1)]
-)
+@pytest.mark.parametrize(("bad", "size"), [(float("nan"), 10), (1e30, 10), (float("inf"), FUSED_BATCH + 1)])
 def test_a_gradient_that_is_not_finite_changes_nothing(kind: str, bad: float, size: int) -> None:
     _, cuda = pair(kind, training("quick"))
     good, other = batches(size, 2)
@@ -203,9 +196,7 @@ def test_bfloat16_products_are_close(kind: str, size: int) -> None:
     for x in batches(size, 3):
         expected, found = reference(x, 1e-3, 0.1), cuda(x, 1e-3, 0.1)
         for name in ("squared_error", "grad_norm"):
-            assert getattr(found, name).item() == pytest.approx(
-                getattr(expected, name).item(), rel=0.03
-            )
+            assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=0.03)
     after, ours = state(reference), state(cuda)
     for name in ("W_enc", "W_dec"):
         assert distance(after[name], ours[name]) < 0.01
@@ -262,21 +253,10 @@ def test_the_trainer_trains_with_it() -> None:
     names = [SAEName("model", 0, 2, kind, "fast") for kind in ("standard", "jumprelu")]
     section = training("quick", tokens=80, batch_size=20)
     generator = torch.Generator().manual_seed(0)
-    columns = [
-        {"L0": torch.randn(20, D_IN, generator=generator), "position": torch.arange(20)}
-        for _ in range(4)
-    ]
+    columns = [{"L0": torch.randn(20, D_IN, generator=generator), "position": torch.arange(20)} for _ in range(4)]
     rows = {}
     for kind in ("reference", "cuda"):
-        trainer = Trainer(
-            names,
-            D_IN,
-            section,
-            columns[0],
-            seed=0,
-            device=DEVICE,
-            compute=ComputeSection(step=kind),
-        )
+        trainer = Trainer(names, D_IN, section, columns[0], seed=0, device=DEVICE, compute=ComputeSection(step=kind))
         for batch in columns:
             trainer.step(batch)
         rows[kind] = [learner.log[-1] for learner in trainer.learners]
@@ -304,9 +284,7 @@ def test_it_goes_on_from_its_state(precision: str) -> None:
         whole.step(batch)
     other.restore(whole.plain_state())
     for one, learner in zip(whole.learners, other.learners, strict=True):
-        groups = {
-            g: {n: t.cpu().clone() for n, t in tensors.items()} for g, tensors in one.tensors()
-        }
+        groups = {g: {n: t.cpu().clone() for n, t in tensors.items()} for g, tensors in one.tensors()}
         learner.restore(one.plain_state(), groups.__getitem__)
     for batch in columns[5:]:
         assert whole.step(batch) == other.step(batch)

@@ -148,9 +148,7 @@ def test_fresh_sae(kind: str, preset: str) -> None:
         np.testing.assert_allclose(weights["threshold"], np.full(192, start), rtol=1e-6)
         assert ("log_threshold" in weights) == (preset == "paper")
         if preset == "paper":
-            np.testing.assert_allclose(
-                weights["log_threshold"], np.full(192, math.log(start)), rtol=1e-6
-            )
+            np.testing.assert_allclose(weights["log_threshold"], np.full(192, math.log(start)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])

@@ -30,13 +30,7 @@ from fastzoo.core.exit import report_failures
 from fastzoo.core.processes import Stopped
 from fastzoo.lm.load import load_model
 from fastzoo.training.checkpoint_schedule import CheckpointSchedule
-from fastzoo.training.checkpoints import (
-    FORMAT,
-    digest_of,
-    find_checkpoint,
-    open_checkpoint,
-    set_aside_newer,
-)
+from fastzoo.training.checkpoints import FORMAT, digest_of, find_checkpoint, open_checkpoint, set_aside_newer
 from fastzoo.training.trainer import Trainer
 
 SMALL = [
@@ -108,9 +102,7 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "manifest.json").read_text())
 
 
-def start_script(
-    *arguments: str, cwd: Path, processes: int = 1, script: Path = SCRIPT
-) -> subprocess.Popen[str]:
+def start_script(*arguments: str, cwd: Path, processes: int = 1, script: Path = SCRIPT) -> subprocess.Popen[str]:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     launcher += ["--num_processes", str(processes)]
     return subprocess.Popen(
@@ -232,10 +224,7 @@ def test_signals_end_the_script_and_the_same_command_goes_on(
     script.unlink()
 
     with inside(tmp_path):
-        with (
-            at_step(step + 4, lambda: ask_to_stop(signal.SIGINT)),
-            pytest.raises(SystemExit) as left,
-        ):
+        with at_step(step + 4, lambda: ask_to_stop(signal.SIGINT)), pytest.raises(SystemExit) as left:
             report_failures(lambda: train(SMALL))
         assert left.value.code == 130
         said = capsys.readouterr().err
@@ -245,9 +234,7 @@ def test_signals_end_the_script_and_the_same_command_goes_on(
     assert differences(undisturbed, out) == []
 
 
-def test_stopped_before_the_first_step_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_before_the_first_step_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: Any) -> Any:
         ask_to_stop()
         return load_model(*arguments)
@@ -258,9 +245,7 @@ def test_stopped_before_the_first_step_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopped_in_the_first_refill_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_in_the_first_refill_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     idle, calls = CheckpointSchedule.idle, iter(range(1000))
 
     def stop_here(self: CheckpointSchedule) -> None:
@@ -396,9 +381,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_begun_by_two_processes_and_finished_by_one_and_by_three(
-    one_process: Path, tmp_path: Path
-) -> None:
+def test_begun_by_two_processes_and_finished_by_one_and_by_three(one_process: Path, tmp_path: Path) -> None:
     first = tmp_path / "one"
     first.mkdir()
     two = start_script(*ALONE, cwd=first, processes=2)
@@ -465,10 +448,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
     assert line.startswith("step-00000018 is damaged (") and Path(name).name in line
     assert line.endswith("the one before is used: step-00000016") and "\n" not in line
     set_aside_newer(found)
-    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == [
-        "damaged-step-00000018",
-        "step-00000016",
-    ]
+    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == ["damaged-step-00000018", "step-00000016"]
 
 
 def test_the_checkpoint_before_leads_to_the_same_end(
@@ -511,9 +491,7 @@ def test_a_checkpoint_of_another_format_is_left_alone(stopped: Path) -> None:
     manifest["format"] = FORMAT + 1
     text = json.dumps({**manifest, "sha256": digest_of(manifest)})
     (newest(stopped) / "manifest.json").write_text(text)
-    assert f"has format {FORMAT + 1}, this version of fastzoo has {FORMAT}" in refused(
-        SMALL, stopped
-    )
+    assert f"has format {FORMAT + 1}, this version of fastzoo has {FORMAT}" in refused(SMALL, stopped)
 
 
 # --- another run ---------------------------------------------------------------------------------
@@ -628,25 +606,18 @@ def test_a_folder_that_becomes_free_is_used(how: str, tmp_path: Path) -> None:
 # --- full disks ----------------------------------------------------------------------------------
 
 
-def test_a_disk_that_refuses_a_checkpoint_keeps_the_one_before(
-    undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_disk_that_refuses_a_checkpoint_keeps_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
     with inside(tmp_path) as out:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         with (
             largest_file(hard),
             at_step(9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))),
-            pytest.raises(
-                OutputError, match=r"step-00000012' cannot be written: .*too large"
-            ) as caught,
+            pytest.raises(OutputError, match=r"step-00000012' cannot be written: .*too large") as caught,
         ):
             train(SMALL)
         assert caught.value.exit_code == OutputError.exit_code and "\n" not in str(caught.value)
         assert [p.name for p in out.iterdir() if p.name != "recipe.yaml"] == ["checkpoints"]
-        assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
-            "step-00000004",
-            "step-00000008",
-        ]
+        assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
         assert open_checkpoint(newest(out)).step == 8
         train(SMALL)
     assert differences(undisturbed, out) == []
@@ -699,8 +670,7 @@ def test_a_full_disk(undisturbed: Path, tmp_path: Path) -> None:
     script.write_text(FULL)
     room = 3 * sum(p.stat().st_size for p in undisturbed.rglob("*.safetensors")) * 3 // 2
     shell = (
-        'mount -t tmpfs -o size=256m none "$1" && disk="$1" kept="$2" && shift 2 && '
-        '"$@" && cp -r "$disk/out" "$kept"'
+        'mount -t tmpfs -o size=256m none "$1" && disk="$1" kept="$2" && shift 2 && "$@" && cp -r "$disk/out" "$kept"'
     )
     run = [sys.executable, str(script), str(disk), str(room), *SMALL]
     result = subprocess.run(

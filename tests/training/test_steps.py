@@ -49,10 +49,7 @@ def batches(count: int, dtype: torch.dtype = torch.float64, rows: int = BATCH) -
     """Points near a six-dimensional subspace, so that there is something to learn."""
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn(6, D_IN, generator=generator)
-    return [
-        (torch.randn(rows, 6, generator=generator) @ directions / 2.5).to(dtype)
-        for _ in range(count)
-    ]
+    return [(torch.randn(rows, 6, generator=generator) @ directions / 2.5).to(dtype) for _ in range(count)]
 
 
 def tensors(step: Step) -> dict[str, Tensor]:
@@ -170,9 +167,7 @@ def test_how_the_work_is_divided_changes_no_bit(name: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("bias", [0.3, -0.9])
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
-def test_large_batches_go_in_chunks(
-    kind: str, bias: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_batches_go_in_chunks(kind: str, bias: float, monkeypatch: pytest.MonkeyPatch) -> None:
     data = batches(3, rows=300)
     steps = [start(SparseStep, kind, "quick", bias) for _ in range(2)]
     train(steps[0], data, 1e-3, 0.1)
@@ -199,9 +194,7 @@ def test_saes_share_the_workspace_without_harm() -> None:
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
 @pytest.mark.parametrize("bias", [0.3, -0.9])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_an_unusable_gradient_changes_nothing(
-    step_type: type[Step], kind: str, bias: float, value: float
-) -> None:
+def test_an_unusable_gradient_changes_nothing(step_type: type[Step], kind: str, bias: float, value: float) -> None:
     data = batches(4, torch.float32)
     step = start(step_type, kind, "quick", bias, torch.float32)
     train(step, data[:3], 1e-3, 0.1)

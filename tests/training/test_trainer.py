@@ -45,16 +45,12 @@ def new_trainer(names: list[SAEName] = NAMES) -> Trainer:
 
 def same(one: Learner, other: Learner) -> bool:
     left, right = one.sae.state_dict(), other.sae.state_dict()
-    rows = [
-        [{k: v for k, v in r.items() if "second" not in k} for r in x.log] for x in (one, other)
-    ]
+    rows = [[{k: v for k, v in r.items() if "second" not in k} for r in x.log] for x in (one, other)]
     return rows[0] == rows[1] and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 4])
-def test_side_by_side_or_one_by_one_the_saes_are_the_same(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_side_by_side_or_one_by_one_the_saes_are_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(threads)
     together = new_trainer()
     for batch in batches(20):
@@ -123,9 +119,7 @@ WINDOW = 7
 """Steps of a feature-sampling window; a log row is written after every fifth step."""
 
 
-def made(
-    step: str, preset: str, names: list[SAEName] = NAMES, sample: Columns | None = None
-) -> Trainer:
+def made(step: str, preset: str, names: list[SAEName] = NAMES, sample: Columns | None = None) -> Trainer:
     more: dict[str, Any] = {"feature_sampling_window": WINDOW, "dead_window": 3}
     if preset == "paper":
         more |= {"lr_warmup": 3, "lr_decay": 5, "sparsity_warmup": 8, "lr": 1e-3}
@@ -159,9 +153,7 @@ def same_state(one: Trainer, other: Trainer) -> None:
 @pytest.mark.parametrize("preset", ["quick", "paper"])
 @pytest.mark.parametrize("step", ["reference", "sparse"])
 @pytest.mark.parametrize("at", [1, 4, 5, 7, 11, 14, 23])
-def test_a_trainer_goes_on_from_its_state_as_if_nothing_had_been(
-    step: str, preset: str, at: int
-) -> None:
+def test_a_trainer_goes_on_from_its_state_as_if_nothing_had_been(step: str, preset: str, at: int) -> None:
     """Within a log interval and a window, and at the ends of both."""
     whole = made(step, preset, sample=batches(1)[0])
     for batch in batches(at):

@@ -44,8 +44,6 @@ def read_sae(root: Path) -> LoadedSAE:
         raise InputError(f"{root}: no SAE here; looked for {', '.join(READERS)}")
     if len(found) > 1 and found[0][0] != root:
         names = ", ".join(str(f.relative_to(root)) for f, _ in found[:5])
-        raise InputError(
-            f"{root}: holds {len(found)} SAEs ({names}, ...); name one of these folders"
-        )
+        raise InputError(f"{root}: holds {len(found)} SAEs ({names}, ...); name one of these folders")
     folder, weights = found[0]
     return READERS[weights](folder)

@@ -45,9 +45,7 @@ def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: lacks {name}")
         with archive.open(entries[name]) as file:
             wide = np.lib.format.read_magic(file) != (1, 0)
-            read = (
-                np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
-            )
+            read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
             found[name], _, dtype = read(file)
             held = entries[name].file_size - file.tell()
         if dtype not in (np.float16, np.float32, np.float64):

@@ -50,15 +50,11 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Refuse weights that this machine cannot hold in float32. Raises InputError."""
     needed, there = 4 * sum(map(math.prod, shapes.values())), machine_memory()
     if needed > there:
-        raise InputError(
-            f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory"
-        )
+        raise InputError(f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory")
 
 
 def read_tensors(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    optional: Mapping[str, tuple[int, ...]] | None = None,
+    path: Path, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file, once its header is found to be as expected.
 
@@ -83,8 +79,7 @@ def read_tensors(
                 part = file.get_slice(name)
                 if tuple(part.get_shape()) != tuple(allowed[name]):
                     raise InputError(
-                        f"{path}: {name} has shape {tuple(part.get_shape())}; its cfg.json says "
-                        f"{tuple(allowed[name])}"
+                        f"{path}: {name} has shape {tuple(part.get_shape())}; its cfg.json says {tuple(allowed[name])}"
                     )
                 if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise InputError(f"{path}: {name} is {part.get_dtype()}, not floating point")
@@ -93,19 +88,12 @@ def read_tensors(
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (SafetensorError, OSError, RuntimeError, struct.error) as error:  # mmap is torch's
-        raise InputError(
-            f"{path}: not a readable safetensors file ({one_line(error, 100)})"
-        ) from None
+        raise InputError(f"{path}: not a readable safetensors file ({one_line(error, 100)})") from None
 
 
 @torch.no_grad()
 def build(
-    kind: type[SAE],
-    d_in: int,
-    d_sae: int,
-    weights: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    folder: Path,
+    kind: type[SAE], d_in: int, d_sae: int, weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
 ) -> SAE:
     """An SAE of these weights, named as its attributes. Raises InputError."""
     try:

@@ -16,14 +16,7 @@ from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
 from fastzoo.saes import ARCHITECTURES, architecture
 from fastzoo.saes.base import SAE
-from fastzoo.saes.formats.loaded import (
-    LoadedSAE,
-    build,
-    fold_input_bias_,
-    layer_number,
-    read_tensors,
-    size_at,
-)
+from fastzoo.saes.formats.loaded import LoadedSAE, build, fold_input_bias_, layer_number, read_tensors, size_at
 
 SAELENS_VERSION = "6.54.12"
 """The sae-lens whose format is written; without a version >= 6 it drops all metadata."""
@@ -48,14 +41,11 @@ def save_sae(
         OutputError: an architecture that SAELens has no such format for.
     """
     if not sae.writable:
-        raise OutputError(
-            f"{sae.architecture} SAEs are read only; no file format is written for them"
-        )
+        raise OutputError(f"{sae.architecture} SAEs are read only; no file format is written for them")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: getattr(sae, name).detach().float().cpu().contiguous()
-        for name in sae.shapes(sae.d_in, sae.d_sae)
+        name: getattr(sae, name).detach().float().cpu().contiguous() for name in sae.shapes(sae.d_in, sae.d_sae)
     }
     config = {
         "architecture": sae.architecture,
@@ -90,8 +80,7 @@ def read(folder: Path) -> LoadedSAE:
     d_in, d_sae = size_at(config, "d_in", folder), size_at(config, "d_sae", folder)
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise InputError(
-            f"{folder}/cfg.json: architecture '{one_line(name, 40)}' is not read; "
-            f"{', '.join(ARCHITECTURES)} are"
+            f"{folder}/cfg.json: architecture '{one_line(name, 40)}' is not read; {', '.join(ARCHITECTURES)} are"
         )
     kind = architecture(name)
     shapes = kind.shapes(d_in, d_sae)

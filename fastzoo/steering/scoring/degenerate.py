@@ -59,8 +59,7 @@ def _broken_characters(answer: Answer) -> bool:
     """5% of the characters, and more than one (which may have been cut off), are no text: control
     characters, private use, halves of surrogate pairs, U+FFFD for bytes that are not UTF-8."""
     broken = sum(
-        c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co", "Cs") and c not in "\t\n\r")
-        for c in answer.text
+        c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co", "Cs") and c not in "\t\n\r") for c in answer.text
     )
     return broken > 1 and broken / len(answer.text) >= 0.05
 
@@ -190,9 +189,7 @@ def _repeated(text: str) -> np.ndarray:
     """Which words of a text lie in spans that stood before."""
     numbers: dict[str, int] = {}
     words = WORD.findall(text.casefold())
-    return repeats.repeated_mask(
-        [numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS
-    )
+    return repeats.repeated_mask([numbers.setdefault(w, len(numbers)) for w in words], REPEATED_WORDS)
 
 
 def _codes(text: str) -> np.ndarray:

@@ -107,11 +107,7 @@ def parse_score(reply: str) -> int | None:
         value = dict(pairs)
     except (ValueError, TypeError, RecursionError):
         return None
-    if (
-        not text.startswith("{")
-        or len(value) != len(pairs)
-        or not set(value) <= {"score", "reason"}
-    ):
+    if not text.startswith("{") or len(value) != len(pairs) or not set(value) <= {"score", "reason"}:
         return None
     score = value.get("score")
     return score if type(score) is int and 0 <= score <= 2 else None

@@ -196,14 +196,9 @@ def scripts_jumble(text: str) -> bool:
     have no blanks around them, or Greek letters in formulas ("\u0394x").
     """
     found = [
-        (word, scripts)
-        for word in _TOKEN.finditer(text)
-        if (scripts := {script_of(c) for c in word[0]} - {"other"})
+        (word, scripts) for word in _TOKEN.finditer(text) if (scripts := {script_of(c) for c in word[0]} - {"other"})
     ]
-    mixed = sum(
-        len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts)
-        for word, scripts in found
-    )
+    mixed = sum(len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts) for word, scripts in found)
     if mixed >= 2 and mixed / len(found) >= 0.2:
         return True
     changes = [

@@ -46,9 +46,7 @@ def repeated_mask(ids: Ids, least: int) -> np.ndarray:
     return _covered(np.flatnonzero(~first), np.flatnonzero(~first) + least, len(array))
 
 
-def loop_mask(
-    ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = LONGEST_UNIT
-) -> np.ndarray:
+def loop_mask(ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = LONGEST_UNIT) -> np.ndarray:
     """Which tokens lie in a loop: a unit of ``shortest`` to ``longest`` tokens, at least ``copies`` times
     one after the other. A last copy that is cut off belongs to it."""
     array = _array(ids)
@@ -81,11 +79,7 @@ def counting_mask(ids: Ids, numbers: int) -> np.ndarray:
 
 
 def _loops(
-    array: np.ndarray,
-    alike: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    copies: int,
-    shortest: int,
-    longest: int,
+    array: np.ndarray, alike: Callable[[np.ndarray, np.ndarray], np.ndarray], copies: int, shortest: int, longest: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each unit: its length, where its loops start, and where their last copies start."""
     for unit in range(shortest, min(longest, len(array) // copies) + 1):

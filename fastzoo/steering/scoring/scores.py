@@ -15,20 +15,9 @@ from typing import Any
 import numpy as np
 
 from fastzoo.data.token_texts import TokenTexts
-from fastzoo.steering.scoring.degenerate import (
-    BROKEN_NATS,
-    SURPRISING_NATS,
-    Answer,
-    letters_looping,
-    repeated_share,
-)
+from fastzoo.steering.scoring.degenerate import BROKEN_NATS, SURPRISING_NATS, Answer, letters_looping, repeated_share
 from fastzoo.steering.scoring.language import language_share, switched_share, words_of
-from fastzoo.steering.scoring.repeats import (
-    distinct,
-    longest_immediate_repetition,
-    longest_repeated_span,
-    rouge_l,
-)
+from fastzoo.steering.scoring.repeats import distinct, longest_immediate_repetition, longest_repeated_span, rouge_l
 
 Concept = Callable[[str], float]
 """How much of a text belongs to a concept, 0 to 1."""
@@ -149,16 +138,7 @@ def score_cells(
         texts = TokenTexts(tokenizer)
         inside = [texts.inside_words(ids) for ids in answers]
     return [
-        score_cell(
-            cell,
-            ids,
-            nll,
-            unsteered[cell.question].text,
-            references[cell.question],
-            concept,
-            strays,
-            within,
-        )
+        score_cell(cell, ids, nll, unsteered[cell.question].text, references[cell.question], concept, strays, within)
         for cell, ids, nll, within in zip(cells, answers, nlls, inside, strict=True)
     ]
 

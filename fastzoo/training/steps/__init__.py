@@ -58,9 +58,7 @@ def choose(compute: ComputeSection, device: torch.device, sae: TrainableSAE | No
         if not lacks and sae is not None and sae.cuda_form() is None:
             lacks = f"kernels for {sae.architecture} SAEs, and there are none"
     if lacks and compute.step != "auto":
-        raise InputError(
-            f"compute.step: '{kind}' needs {lacks}; 'auto' takes a step that runs here"
-        )
+        raise InputError(f"compute.step: '{kind}' needs {lacks}; 'auto' takes a step that runs here")
     if lacks:
         _say_once(f"SAEs train by the slower step 'reference': '{kind}' needs {lacks}")
         kind = "reference"

@@ -28,9 +28,7 @@ class Step:
     precision: str = "float32"
     """Of the matrix products."""
 
-    def __init__(
-        self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection
-    ) -> None:
+    def __init__(self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection) -> None:
         self.sae = sae
         self.beta1, self.beta2 = training.adam_betas
         self.eps, self.clip_norm = training.adam_eps, training.clip_norm

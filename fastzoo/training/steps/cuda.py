@@ -99,9 +99,7 @@ class CudaStep(Step):
     kind = "cuda"
     side_by_side = False  # Triton's interpreter runs one kernel at a time
 
-    def __init__(
-        self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection
-    ) -> None:
+    def __init__(self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection) -> None:
         super().__init__(sae, training, compute)
         device = sae.W_enc.device
         form = sae.cuda_form()

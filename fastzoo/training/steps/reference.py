@@ -13,15 +13,10 @@ from fastzoo.training.steps.base import Step
 class ReferenceStep(Step):
     kind = "reference"
 
-    def __init__(
-        self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection
-    ) -> None:
+    def __init__(self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection) -> None:
         super().__init__(sae, training, compute)
         self.optimizer = torch.optim.Adam(
-            sae.trained_parameters().values(),
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            fused=True,
+            sae.trained_parameters().values(), betas=(self.beta1, self.beta2), eps=self.eps, fused=True
         )
 
     def __call__(self, x_BD: Tensor, rate: float, coefficient: float) -> StepStats:
@@ -30,9 +25,7 @@ class ReferenceStep(Step):
         if not norm < float("inf"):
             return stats
         if norm > self.clip_norm:
-            gradients = [
-                p.grad for p in self.sae.trained_parameters().values() if p.grad is not None
-            ]
+            gradients = [p.grad for p in self.sae.trained_parameters().values() if p.grad is not None]
             torch._foreach_mul_(gradients, self.clip_norm / (norm + 1e-6))
         for group in self.optimizer.param_groups:
             group["lr"] = rate

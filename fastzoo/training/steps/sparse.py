@@ -72,13 +72,10 @@ WORKSPACE = Workspace()
 class SparseStep(Step):
     kind = "sparse"
 
-    def __init__(
-        self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection
-    ) -> None:
+    def __init__(self, sae: TrainableSAE, training: TrainingSection, compute: ComputeSection) -> None:
         super().__init__(sae, training, compute)
         self._moments = {
-            name: (torch.zeros_like(p), torch.zeros_like(p))
-            for name, p in sae.trained_parameters().items()
+            name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in sae.trained_parameters().items()
         }
         self.sparse_steps = 0
         """Steps that ran on lists; the others were too dense."""
@@ -109,9 +106,7 @@ class SparseStep(Step):
 
     # --- the two ways to the gradients ---
 
-    def _dense(
-        self, x_BD: Tensor, rate: float, coefficient: float, pre_CF: Tensor, run: Run
-    ) -> StepStats:
+    def _dense(self, x_BD: Tensor, rate: float, coefficient: float, pre_CF: Tensor, run: Run) -> StepStats:
         sae = self.sae
         dtype = x_BD.numpy().dtype
         grad_enc_FD, grad_dec_FD = self._gradient_rows(dtype)
@@ -119,20 +114,14 @@ class SparseStep(Step):
         sae.W_dec.grad = torch.from_numpy(grad_dec_FD)
         stats = sae.gradients(x_BD, coefficient, pre_CF)
         sae.W_enc.grad = sae.W_dec.grad = None  # the arrays are everyone's
-        vectors = {
-            name: p.grad.numpy()
-            for name, p in sae.trained_parameters().items()
-            if p.grad is not None
-        }
+        vectors = {name: p.grad.numpy() for name, p in sae.trained_parameters().items() if p.grad is not None}
         x = x_BD.numpy()
         none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
         rows = (x, x), none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
         self._update(stats, rows, vectors, rate, run)
         return stats
 
-    def _sparse(
-        self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run
-    ) -> StepStats:
+    def _sparse(self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run) -> StepStats:
         sae, weight = self.sae, coefficient / len(x_BD)
         active_F, by_latent = entries.by_latent()
         act_M, grad_M = by_latent[2:]
@@ -152,9 +141,7 @@ class SparseStep(Step):
         vectors |= {name: gradient_F.numpy() for name, gradient_F in own.items()}
         # The encoder bias is in squared_F.
         squared = float(squared_F.sum(dtype=np.float64))
-        squared += sum(
-            float(np.square(v, dtype=np.float64).sum()) for n, v in vectors.items() if n != "b_enc"
-        )
+        squared += sum(float(np.square(v, dtype=np.float64).sum()) for n, v in vectors.items() if n != "b_enc")
         stats = StepStats(
             x_BD.new_tensor(float(entries.squared_B.sum(dtype=np.float64))),
             x_BD.new_tensor(float(sae.penalty_terms(acts).numpy().sum(dtype=np.float64))),
@@ -172,12 +159,7 @@ class SparseStep(Step):
     # --- clipping, Adam, constraints ---
 
     def _update(
-        self,
-        stats: StepStats,
-        rows: tuple[Any, ...],
-        vectors: dict[str, ndarray],
-        rate: float,
-        run: Run,
+        self, stats: StepStats, rows: tuple[Any, ...], vectors: dict[str, ndarray], rate: float, run: Run
     ) -> None:
         norm = stats.grad_norm.item()
         if not math.isfinite(norm):
@@ -195,8 +177,7 @@ class SparseStep(Step):
         )
         parameters = sae.trained_parameters()
         weights = {
-            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name]))
-            for name in ("W_dec", *vectors)
+            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name])) for name in ("W_dec", *vectors)
         }
         encoder = tuple(t.t().numpy() for t in (sae.W_enc.detach(), *moments["W_enc"]))
         run(kernels.update_rows, sae.d_sae, *rows, encoder, weights["W_dec"], hyper)
@@ -216,9 +197,7 @@ class _Entries:
         theta: thresholds, of each latent or one for all.
     """
 
-    def __init__(
-        self, sae: TrainableSAE, batch: int, pre_CF: Tensor, theta: Tensor, run: Run
-    ) -> None:
+    def __init__(self, sae: TrainableSAE, batch: int, pre_CF: Tensor, theta: Tensor, run: Run) -> None:
         self.sae, self.batch, self.run = sae, batch, run
         self.dtype = pre_CF.numpy().dtype
         self.theta_F = theta.expand(sae.d_sae).contiguous().numpy()
@@ -264,9 +243,7 @@ class _Entries:
             run(kernels.near_threshold, sae.d_sae, *near)
             run(kernels.pick, tokens, grad_CF, entries)
         first_token_P = np.minimum(np.arange(parts + 1) * size, tokens) + done
-        self._chunks.append(
-            _Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF)
-        )
+        self._chunks.append(_Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF))
         self._tokens, self._listed = done + tokens, self._listed + listed
 
     def by_latent(self) -> tuple[ndarray, kernels.Arrays]:
@@ -287,8 +264,7 @@ class _Entries:
         parts = len(all_.active_PF)
         margin = self.margin if self.near_listed else real(0)
         near_PF, near_grad_PF = near = tuple(
-            WORKSPACE(name, self.dtype, parts if margin else 0, d_sae)
-            for name in ("near", "near grad")
+            WORKSPACE(name, self.dtype, parts if margin else 0, d_sae) for name in ("near", "near grad")
         )
         entries = all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N
         found = first_F, token_M, act_M, grad_M

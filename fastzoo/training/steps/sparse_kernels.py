@@ -41,9 +41,7 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
 
 @_kernel
-def count_entries(
-    start: int, stop: int, pre_CF: ndarray, theta_F: ndarray, margin: float, count_C: ndarray
-) -> None:
+def count_entries(start: int, stop: int, pre_CF: ndarray, theta_F: ndarray, margin: float, count_C: ndarray) -> None:
     """How many latents of each token lie above θ − margin."""
     for c in range(start, stop):
         row_F = pre_CF[c]
@@ -142,12 +140,7 @@ def _add_rows(index_K: ndarray, weight_K: ndarray, rows_ND: ndarray, sum_D: ndar
         i0, i1, i2, i3 = index_K[k], index_K[k + 1], index_K[k + 2], index_K[k + 3]
         w0, w1, w2, w3 = weight_K[k], weight_K[k + 1], weight_K[k + 2], weight_K[k + 3]
         for d in range(width):
-            sum_D[d] += (
-                w0 * rows_ND[i0, d]
-                + w1 * rows_ND[i1, d]
-                + w2 * rows_ND[i2, d]
-                + w3 * rows_ND[i3, d]
-            )
+            sum_D[d] += w0 * rows_ND[i0, d] + w1 * rows_ND[i1, d] + w2 * rows_ND[i2, d] + w3 * rows_ND[i3, d]
         k += 4
     while k < entries:
         i0, w0 = index_K[k], weight_K[k]
@@ -192,13 +185,7 @@ def pick(start: int, stop: int, grad_CF: ndarray, entries: Arrays) -> None:
 
 @_kernel
 def near_threshold(
-    start: int,
-    stop: int,
-    pre_CF: ndarray,
-    grad_CF: ndarray,
-    theta_F: ndarray,
-    margin: float,
-    near: Arrays,
+    start: int, stop: int, pre_CF: ndarray, grad_CF: ndarray, theta_F: ndarray, margin: float, near: Arrays
 ) -> None:
     """Add, per latent, how many pre-activations are within ``margin`` of θ, and their gradients."""
     near_F, near_grad_F = near
@@ -286,13 +273,7 @@ in the stored rows of latents that were active; or in the stored rows of all."""
 
 @_kernel
 def row_gradients(
-    start: int,
-    stop: int,
-    batch: Arrays,
-    by_latent: Arrays,
-    store: bool,
-    grads: Arrays,
-    found: Arrays,
+    start: int, stop: int, batch: Arrays, by_latent: Arrays, store: bool, grads: Arrays, found: Arrays
 ) -> None:
     """Each latent's squared gradient norm (two rows and bias), its bias gradient and, if asked, rows.
 
