@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -39,19 +40,15 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(SteerSettings)
     parameters = []
     for setting in fields(SteerSettings):
-        hint, default = hints[setting.name], setting.default
-        if default is MISSING:  # typer reads a list without values as None
+        hint, default, how = hints[setting.name], setting.default, dict(setting.metadata)
+        if setting.default_factory is not MISSING:  # typer reads a list without values as None
             hint, default = hint | None, None
-        how = dict(setting.metadata)
         if how:
             callback = _text if hint == (str | None) else None
             hint = Annotated[hint, typer.Option(*how.pop("names"), callback=callback, **how)]
         hint = SHARED.get(setting.name, hint)
-        if setting.name == "source":
-            default = inspect.Parameter.empty
-        parameters.append(
-            inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        )
+        default = Parameter.empty if default is MISSING else default
+        parameters.append(Parameter(setting.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     command.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
     return command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ SHOWN = 3
 """Questions whose answers are printed; if there are more, only the first one's are."""
 
 SCORES = ("changed", "concept", "degenerate", "nll", "distinct_2", "switched", "ended", "tokens")
-
 RATINGS = ("judged_concept", "judged_instruction", "judged_fluency", "judged_overall", "unrated")
 
 HEADINGS = {"nll": "NLL", "distinct_2": "distinct-2"}
@@ -27,8 +27,7 @@ HEADINGS = {"nll": "NLL", "distinct_2": "distinct-2"}
 
 
 class LiveAnswers:
-    """Shows on stderr how far a sweep is; on a terminal also the answers to the first question while they
-    are written."""
+    """Shows on stderr how far a sweep is; on a terminal also the answers to the first question as they are written."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -37,7 +36,7 @@ class LiveAnswers:
         self._rows = arms * len(sweep.questions) * len(sweep.alphas) + prompted
         # The latent's answers to the first question are the first rows.
         self._texts: dict[int, list[int]] = {row: [] for row in range(len(sweep.alphas))}
-        self._lengths: dict[int, int] = {}
+        self._lengths = Counter[int]()
         self._written = 0
         self._live: Any = None
         self._progress = Progress("steering", self._rows, shown=not sys.stderr.isatty())
@@ -49,9 +48,8 @@ class LiveAnswers:
             from rich.live import Live
 
             # Drawn a few times a second, however fast the tokens come.
-            self._live = Live(
-                console=Console(stderr=True), transient=True, refresh_per_second=8, get_renderable=self._lines
-            )
+            console = Console(stderr=True)
+            self._live = Live(console=console, transient=True, refresh_per_second=8, get_renderable=self._lines)
             self._live.start()
         return self._told
 
@@ -61,7 +59,7 @@ class LiveAnswers:
 
     def _told(self, step: Step) -> None:
         for row, token in step:
-            self._lengths[row] = self._lengths.get(row, 0) + 1
+            self._lengths[row] += 1
             if row in self._texts:
                 self._texts[row].append(token)
         # Rows that are no longer told of have ended; the others may go on to the last token.
@@ -77,8 +75,7 @@ class LiveAnswers:
         lines = []
         for row, alpha in enumerate(self._sweep.alphas):
             said = self._sweep.tokenizer.decode(self._texts[row], skip_special_tokens=True)
-            end = one_line(said, len(said) + 1)[10 - self._live.console.width :]
-            lines.append(f"{alpha:>8g}  {end}")
+            lines.append(f"{alpha:>8g}  {one_line(said, len(said) + 1)[10 - self._live.console.width :]}")
         lines.append(f"{self._written} of {self._rows} answers")
         return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
@@ -93,8 +90,7 @@ def print_outcome(outcome: Outcome) -> None:
                 note = f"  ({score.fault})" if score.fault else ""
                 print(f"{cell.alpha:>8g}  {one_line(cell.text, 2000)}{note}")
         print()
-    if len(questions) < len(outcome.questions):
-        more = len(outcome.questions) - len(questions)
+    if more := len(outcome.questions) - len(questions):
         print(f"answers to {more} more questions: --html FILE or --json", file=sys.stderr)
     rows = means(outcome)
     present = {key for row in rows for key, value in row.items() if value is not None}
@@ -129,9 +125,6 @@ def summary(outcome: Outcome) -> str:
     if spot.low == spot.high:
         line = f"{start}: window alpha {spot.low:g} alone"
     if best := spot.at_best:
-        effect, quality = best.effect, best.quality
-        line += (
-            f"; on the other questions effect {effect.value:.2f} ({effect.low:.2f} to "
-            f"{effect.high:.2f}), quality {quality.value:.2f} ({quality.low:.2f} to {quality.high:.2f})"
-        )
+        effect, quality = (f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" for e in (best.effect, best.quality))
+        line += f"; on the other questions effect {effect}, quality {quality}"
     return line if spot.holds else f"{line}; it does not hold: {spot.reason}"

@@ -26,12 +26,10 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """How much each mode changes the latents' activations, by alpha."""
 
 MODES = ("add", *CHANGES)
-
 UNITS = ("raw", "max", "norm")
 
-Alpha = float | Sequence[float] | Tensor
-
-Latents = Mapping[int, Alpha]
+Latents = Mapping[int, float | Sequence[float] | Tensor]
+"""Latent to alpha: one number, or one for each row of the batch."""
 
 
 @dataclass
@@ -42,9 +40,8 @@ class Edit:
     values_RX: Tensor
     """float32. Mode ``add``: (R, D), what is added. Other modes: (R, K), the latents' alphas."""
     mode: str = "add"
-    sae: SAE | None = None
+    sae: SAE | None = None  # this and the next: of the other modes
     latents_K: Tensor | None = None
-    """SAE and latents of the other modes."""
     _ready: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -74,9 +71,8 @@ class Edit:
                     f"alphas for {self.rows} rows do not fit a batch of {batch}; give one alpha, or one per row"
                 )
             # Beams and several answers per prompt are neighbours.
-            values = self.values_RX
-            spread = values if self.rows == 1 else values.repeat_interleave(batch // self.rows, 0)
-            self._ready[key] = spread.to(like_BTD.device, like_BTD.dtype)[:, None, :]
+            spread_BX = self.values_RX.repeat_interleave(1 if self.rows == 1 else batch // self.rows, 0)
+            self._ready[key] = spread_BX.to(like_BTD.device, like_BTD.dtype)[:, None, :]
         return self._ready[key]
 
     def keep(self, places_R: Tensor) -> None:
@@ -130,13 +126,11 @@ def _alphas(latents: Latents) -> Tensor:
             column = torch.as_tensor(alpha, dtype=torch.float32).cpu().reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             column = torch.empty(0)
-        if not column.numel() or not bool(column.isfinite().all()):
-            raise InputError(
-                f"alpha of latent {latent} is {one_line(alpha, 60)}; it must be one or more finite numbers (float32)"
-            )
+        if not column.numel() or not column.isfinite().all():
+            said = one_line(alpha, 60)
+            raise InputError(f"alpha of latent {latent} is {said}; it must be one or more finite numbers (float32)")
         columns.append(column)
     sizes = {column.numel() for column in columns} - {1}
     if len(sizes) > 1:
         raise InputError(f"alphas for different numbers of rows: {sorted(sizes)}")
-    rows = sizes.pop() if sizes else 1
-    return torch.stack([column.expand(rows) for column in columns], 1)
+    return torch.stack(torch.broadcast_tensors(*columns), 1)

@@ -27,10 +27,9 @@ TOY_PARAMETERS, TOY_PRODUCTS = 1 << 24, 1 << 28
 twice as fast as two threads that sleep between operations (0.8M parameters, 1 to 256 rows; 7M, 1 to 16)."""
 
 OBEYED = frozenset(
-    "bos_token_id decoder_start_token_id use_cache min_new_tokens bad_words_ids sequence_bias "
-    "suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id "
-    "exponential_decay_length_penalty remove_invalid_values renormalize_logits "
-    "watermarking_config".split()
+    "bos_token_id decoder_start_token_id use_cache min_new_tokens bad_words_ids sequence_bias suppress_tokens "
+    "begin_suppress_tokens forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty "
+    "remove_invalid_values renormalize_logits watermarking_config".split()
 )
 """What a model's own generation config may say: which tokens it suppresses, biases or forces. Everything
 else has the value that transformers gives it by default: penalties would hide what large alphas do,
@@ -68,11 +67,10 @@ def write_answers(
     model: Any,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
-    *,
-    ends: Collection[int] = (),
-    pad: int = 0,
-    told: Callable[[Step], None] | None = None,
-    kept: Callable[[Tensor], None] | None = None,
+    ends: Collection[int],
+    pad: int,
+    told: Callable[[Step], None] | None,
+    kept: Callable[[Tensor], None],
 ) -> list[list[int]]:
     """The answer to each prompt, up to and including the token that ends it.
 
@@ -82,25 +80,19 @@ def write_answers(
 
     Args:
         told: called after each step with (row, token) of the rows that go on.
-        kept: called with the places (1-d int64, in the batch before) of the rows that stay when others
-            leave.
+        kept: called with the places (1-d int64, in the batch before) of the rows that stay when others leave.
     """
     device = model.get_input_embeddings().weight.device
     if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
         device = torch.device("cpu")
     longest = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), longest), pad)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    draws = []
-    if settings.temperature:
-        draws = [torch.Generator(device).manual_seed(settings.seed) for _ in prompts]
-    batch = _Batch(mask_BT.to(device), draws, told, kept)
+    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    draws = [torch.Generator(device).manual_seed(settings.seed) for _ in prompts] if settings.temperature else []
+    batch = _Batch(mask_BT, draws, told, kept)
     model.generate(
-        input_ids=ids_BT.to(device),
-        attention_mask=mask_BT.to(device),
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
         custom_generate=batch.run,
         **_defaults() | settings.arguments(),
         pad_token_id=pad,
@@ -110,18 +102,15 @@ def write_answers(
 
 
 def _defaults() -> dict[str, Any]:
-    """transformers' default of every generation setting that is neither obeyed nor given.
-
-    They go to ``generate`` one by one: what a config of our own leaves open, it would fill in from the
-    model's.
-    """
+    """transformers' default of every generation setting that is neither obeyed nor given. They go to ``generate``
+    one by one: what a config of our own leaves open, it would fill in from the model's."""
     from transformers import GenerationConfig
 
     empty = GenerationConfig()
     neutral = vars(empty) | getattr(empty, "_get_default_generation_params", dict)()
-    given = {"max_length": None, "min_length": None}
+    neutral |= {"max_length": None, "min_length": None}
     left = OBEYED | {"pad_token_id", "eos_token_id", "transformers_version"}
-    return {k: v for k, v in (neutral | given).items() if k not in left and k[0] != "_"}
+    return {k: v for k, v in neutral.items() if k not in left and k[0] != "_"}
 
 
 class _Batch:
@@ -132,22 +121,14 @@ class _Batch:
         mask_BT: Tensor,
         draws: Sequence[torch.Generator],
         told: Callable[[Step], None] | None,
-        kept: Callable[[Tensor], None] | None,
+        kept: Callable[[Tensor], None],
     ) -> None:
         self.answers: list[list[int]] = [[] for _ in mask_BT]
         self._rows = list(range(len(mask_BT)))  # those in the batch; some may have ended
         self._going = set(self._rows)
         self._mask_BT, self._draws, self._told, self._kept = mask_BT, draws, told, kept
 
-    def run(
-        self,
-        model: Any,
-        ids_BT: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **inputs: Any,
-    ) -> Tensor:
+    def run(self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any) -> Tensor:
         """The loop that ``generate`` calls instead of its own."""
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
@@ -171,8 +152,7 @@ class _Batch:
         if self._cache is not None:
             inputs["past_key_values"] = self._cache
         if self._placed:
-            places_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
-            inputs["position_ids"] = places_BT[:, -new:]
+            inputs["position_ids"] = (self._mask_BT.cumsum(1) - 1).clamp(min=0)[:, -new:]
         products = self._parameters * len(self._ids_BT) * new
         toy = self._parameters <= TOY_PARAMETERS and products <= TOY_PRODUCTS
         with one_thread() if toy and self._ids_BT.device.type == "cpu" else nullcontext():
@@ -193,14 +173,12 @@ class _Batch:
             sound = probs_BV.isfinite().all(-1).tolist()  # others stay greedy
             for place, row in enumerate(self._rows):
                 if sound[place]:
-                    one_V, draw = probs_BV[place], self._draws[row]
-                    tokens_B[place] = torch.multinomial(one_V, 1, generator=draw)[0]
+                    tokens_B[place] = torch.multinomial(probs_BV[place], 1, generator=self._draws[row])[0]
         return tokens_B
 
     def _end(self, tokens: list[int], ended: list[bool]) -> None:
         """Note a step's tokens, and let rows leave once enough of them have ended."""
-        pairs = zip(self._rows, tokens, strict=True)
-        step = [(row, token) for row, token in pairs if row in self._going]
+        step = [(row, token) for row, token in zip(self._rows, tokens, strict=True) if row in self._going]
         for row, token in step:
             self.answers[row].append(token)
         if self._told is not None:
@@ -215,5 +193,4 @@ class _Batch:
         self._padded = not bool(self._mask_BT.all())
         if self._cache is not None:
             self._cache.reorder_cache(places_B)
-        if self._kept is not None:
-            self._kept(places_B)
+        self._kept(places_B)

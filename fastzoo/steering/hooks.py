@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
@@ -72,10 +72,9 @@ class Steering:
         self._live = False
         self._undo.close()
         if kind is None and self.edits and not self._acted:
+            advice = "use steering.stream(...) or start threads with contextvars.copy_context().run"
             warnings.warn(
-                "the model did not run in this block's thread, so nothing was steered; use "
-                "steering.stream(...) or start threads with contextvars.copy_context().run",
-                stacklevel=2,
+                f"the model did not run in this block's thread, so nothing was steered; {advice}", stacklevel=2
             )
 
     def _forget(self) -> None:
@@ -90,8 +89,6 @@ class Steering:
         name = next(name for name, part in self.model.named_modules() if part is self._layers)
         parts = name.split(".")
         return [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-
-    # --- hooks ---
 
     def _acts(self) -> bool:
         return self._live and self in _ACTIVE.get()
@@ -110,9 +107,9 @@ class Steering:
         self._acted = True
         hidden_BTD = hidden_of(output)
         if hidden_BTD.ndim != 3:
+            shape = tuple(hidden_BTD.shape)
             raise ModelError(
-                f"layer {edit.layer} passes on {tuple(hidden_BTD.shape)}, which is not one residual "
-                "stream of (batch, tokens, width)"
+                f"layer {edit.layer} passes on {shape}, not one residual stream of (batch, tokens, width)"
             )
         change_BTD = edit.change(hidden_BTD)
         if not self._tracker.everywhere:
@@ -123,33 +120,29 @@ class Steering:
 
     def keep(self, places_B: Tensor) -> None:
         """Keep these rows of the batch, in this order (1-d int64), also in the blocks around this one.
-
-        Alphas must be one for all rows or one for each.
-        """
+        Alphas must be one for all rows or one for each."""
         for edit in self.edits:
             edit.keep(places_B)
         for steering in open_blocks(self.model):
             steering._tracker.keep(places_B)
 
     def stream(self, **generate: Any) -> Iterator[list[int]]:
-        """``model.generate(**generate)`` steered, token by token.
-
-        Yields:
-            The next token of each row; rows that ended go on with padding. To stop listening stops the
-            generation after its current token.
-        """
+        """``model.generate(**generate)`` steered: yields the next token of each row; rows that ended go on with
+        padding. To stop listening stops the generation after its current token."""
         from transformers import StoppingCriteriaList
 
         if not self._live:
             raise InputError("stream(...) is for inside the block: with steer(...) as steering:")
         tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # transformers' own streamers refuse batches.
+        streamer = SimpleNamespace(put=lambda ids: tokens.put(ids.reshape(-1).tolist()), end=lambda: None)
         stop = threading.Event()
         criteria = StoppingCriteriaList(generate.pop("stopping_criteria", ()))
         criteria.append(lambda ids, scores, **_: torch.full(ids.shape[:1], stop.is_set()))
 
         def work() -> None:
             try:
-                self.model.generate(**generate, streamer=_Queue(tokens), stopping_criteria=criteria)
+                self.model.generate(**generate, streamer=streamer, stopping_criteria=criteria)
                 tokens.put(None)
             except BaseException as error:
                 tokens.put(error)
@@ -157,7 +150,8 @@ class Steering:
         thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
         thread.start()
         try:
-            while isinstance(step := tokens.get(), list):
+            step = tokens.get()  # the prompt
+            while isinstance(step, list) and isinstance(step := tokens.get(), list):
                 yield step
         finally:
             stop.set()
@@ -170,22 +164,6 @@ def open_blocks(model: Any) -> list[Steering]:
     """The blocks that steer a model in this thread, the outermost first."""
     layers = decoder_layers(model)
     return [steering for steering in _ACTIVE.get() if steering._layers is layers]
-
-
-class _Queue:
-    """A streamer for batches, which transformers' own refuse."""
-
-    def __init__(self, tokens: queue.SimpleQueue[Any]) -> None:
-        self._tokens, self._prompt = tokens, True
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt:
-            self._prompt = False
-        else:
-            self._tokens.put(value.reshape(-1).tolist())
-
-    def end(self) -> None:
-        pass
 
 
 def steer(
@@ -202,33 +180,29 @@ def steer(
 ) -> Steering:
     """Steer a transformers causal language model inside a ``with`` block.
 
-    Blocks may be nested, for several SAEs and layers: all of them act, the inner first where they
-    meet at a layer.
+    Blocks may be nested, for several SAEs and layers: all of them act, the inner first where they meet.
 
     Args:
         sae: a name, folder, ``hf:`` reference, what ``open_sae`` returns, or an SAE itself.
         latents: latent to alpha; an alpha is one number, or one per row of the batch.
         layer: the decoder layer, from 0, where the SAE does not say.
-        mode: ``add`` alpha times the decoder row; ``clamp`` the latent to alpha; ``scale`` it by alpha;
-            ``ablate`` it where alpha is not 0. The last three change the residual stream by the
-            difference that they make to the reconstruction, so its error stays.
-        units: what alpha of ``add`` counts: ``raw``; ``max``, the latent's mean maximum; ``norm``, the
-            mean norm of the residual stream, the row taken at length 1. The last two need
-            ``statistics``; ``clamp`` takes ``raw`` and ``max``.
-        statistics: a ``LatentStatistics`` of the SAE.
-        positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far
-            (B, T) to which of them are steered, such as ``fastzoo.roles`` returns.
+        mode: ``add`` alpha times the decoder row; ``clamp`` the latent to alpha; ``scale`` it by alpha; ``ablate``
+            it where alpha is not 0. The last three change the residual stream by the difference that they make to
+            the reconstruction, so its error stays.
+        units: what alpha of ``add`` counts: ``raw``; ``max``, the latent's mean maximum; ``norm``, the mean norm of
+            the residual stream, the row taken at length 1. The last two need ``statistics`` (a ``LatentStatistics``
+            of the SAE); ``clamp`` takes ``raw`` and ``max``.
+        positions: ``all``, ``prompt`` or ``generated``; token ids; or a function from the tokens so far (B, T) to
+            which of them are steered, such as ``fastzoo.roles`` returns.
         force: steer a model that the SAE was not trained on.
 
-    Raises:
-        InputError: a latent, layer, unit or mode that does not exist; a model that is not the SAE's.
-        ModelError: a model without decoder layers, or of another width.
+    Raises InputError for a latent, layer, unit or mode that does not exist and for a model that is not the SAE's;
+    ModelError for a model without decoder layers, or of another width.
     """
     loaded = None
     if not isinstance(sae, SAE):
         loaded = sae if isinstance(sae, LoadedSAE) else open_sae(sae)
-        layer = loaded.layer if layer is None else layer
-        sae = loaded.sae
+        layer, sae = loaded.layer if layer is None else layer, loaded.sae
     edit = make_edit(sae, latents, layer=layer, mode=mode, units=units, statistics=statistics)
     check_fits(model, sae, edit.layer)
     if loaded is not None and not force:
@@ -251,10 +225,8 @@ def check_base_model(model: Any, loaded: LoadedSAE) -> None:
     said = text_at(loaded.record, "base_model", "name") or loaded.model_name
     here = str(getattr(model, "name_or_path", "") or "")
     if said and here and _called(said) != _called(here):
-        raise InputError(
-            f"the SAE was trained on {one_line(said, 100)}, and this is {one_line(here, 100)}; "
-            "force=True steers it all the same"
-        )
+        said, here = one_line(said, 100), one_line(here, 100)
+        raise InputError(f"the SAE was trained on {said}, and this is {here}; force=True steers it all the same")
 
 
 def _called(name: str) -> str:
@@ -262,11 +234,10 @@ def _called(name: str) -> str:
     for part in Path(name).parts:
         if part.startswith("models--"):
             return part.rpartition("--")[2].lower()
-    return EMBEDDED_MODEL if name == EMBEDDED_MODEL else Path(name).name.lower()
+    return Path(name).name.lower()
 
 
 _EAGER = threading.Lock()
-
 _eager: dict[str, Any] = {"blocks": 0, "stance": None}
 
 

@@ -57,7 +57,6 @@ class Outcome:
         return [(cell, score) for cell, score, _ in self.judged_cells() if cell.arm == arm]
 
     def to_value(self) -> dict[str, Any]:
-        """Plain data."""
         cells = []
         for cell, score, verdict in self.judged_cells():
             cells.append(asdict(cell) | {"scores": asdict(score) | {"degenerate": score.degenerate}})

@@ -66,22 +66,18 @@ class Tracker:
     def begin(self, depth: int, args: Any, kwargs: dict[str, Any]) -> None:
         """Note which tokens of a forward pass are steered, as it enters a module. Raises InputError.
 
-        Args:
-            depth: of the module; that of the model is 0. Which modules a pass enters depends on the
-                family and on the caller; the first that is given tokens says what they are.
+        The model has depth 0. Which modules a pass enters depends on the family and on the caller; the first that
+        is given tokens says what they are.
         """
         if self._pass.outermost is None or depth <= self._pass.outermost:
             self._pass.outermost, self._pass.mask_BT = depth, None
         elif self._pass.mask_BT is not None:
             return
         ids_BT = kwargs.get("input_ids", args[0] if args else None)
-        if ids_BT is None:
-            return
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        known_BT = self._history(ids_BT, cache, past, kwargs.get("logits_to_keep"))
-        mask_BT = self._mask(known_BT, self._pass.prompt)
-        self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
+        if ids_BT is not None:
+            known_BT = self._history(ids_BT, kwargs.get("past_key_values"), kwargs.get("logits_to_keep"))
+            mask_BT = self._mask(known_BT, self._pass.prompt)
+            self._pass.mask_BT = mask_BT[:, known_BT.shape[1] - ids_BT.shape[1] :]
 
     def end(self, depth: int, output: Any) -> None:
         """Note that a forward pass has left a module."""
@@ -96,56 +92,46 @@ class Tracker:
         if known_BT is not None:
             self._pass.known_BT = known_BT[places_B.to(known_BT.device)]
 
-    def _history(self, ids_BT: Tensor, cache: Any, past: int, logits_to_keep: Any) -> Tensor:
+    def _history(self, ids_BT: Tensor, cache: Any, logits_to_keep: Any) -> Tensor:
         """The tokens so far, and how many of them are the prompt, noted as ``prompt``.
 
         A forward pass goes on with what came before it where the cache that it fills is the same or,
         without a cache, where its tokens begin with the same prompt and are one more than before.
 
-        Args:
-            logits_to_keep: how many of the last tokens the logits are wanted of: all but one of these
-                are guesses that assisted decoding has checked; 0 or None: of all.
+        ``logits_to_keep`` says of how many of the last tokens the logits are wanted: all but one of these are
+        guesses that assisted decoding has checked; 0 or None: of all.
         """
-        before_BT = self._pass.known_BT
+        before_BT, prompt = self._pass.known_BT, self._pass.prompt
+        past = 0 if cache is None else int(cache.get_seq_length())
         same = cache is not None and self._pass.cache is cache
-        wanted = logits_to_keep
-        asked = wanted if isinstance(wanted, int) and wanted > 0 else None
-        guessed = 0 if asked is None else asked - 1
+        asked = logits_to_keep if isinstance(logits_to_keep, int) else 0
         if past and same and before_BT is not None and past <= before_BT.shape[1]:
             # Beams exchange their pasts; their tokens before are those of the rows they came from.
             known_BT = torch.cat([before_BT[:, :past].to(ids_BT.device), ids_BT], 1)
             # More tokens than are asked about are the next piece of a prompt that comes in pieces.
-            new = asked is not None and ids_BT.shape[1] > asked
+            new = 0 < asked < ids_BT.shape[1]
         else:
-            known_BT = ids_BT
-            if past:  # a cache that was filled before this block
-                unknown = ids_BT.new_full((ids_BT.shape[0], past), -1)
-                known_BT = torch.cat([unknown, ids_BT], 1)
+            # A cache that was filled before this block holds unknown tokens.
+            known_BT = torch.nn.functional.pad(ids_BT, (past, 0), value=-1)
             new = (
                 bool(past)
                 or before_BT is None
                 or before_BT.shape != (ids_BT.shape[0], ids_BT.shape[1] - 1)
-                or not self._same_prompt(before_BT, ids_BT)
+                # After the prompt beams exchange their tokens.
+                or not torch.equal(before_BT[:, :prompt].to(ids_BT.device), ids_BT[:, :prompt])
             )
         if new:
-            self._pass.prompt = known_BT.shape[1] - guessed
+            self._pass.prompt = known_BT.shape[1] - max(0, asked - 1)
         self._pass.known_BT, self._pass.cache = known_BT, cache
         return known_BT
-
-    def _same_prompt(self, before_BT: Tensor, ids_BT: Tensor) -> bool:
-        """Whether two sequences begin with the prompt; after it beams exchange their tokens."""
-        prompt = self._pass.prompt
-        return torch.equal(before_BT[:, :prompt].to(ids_BT.device), ids_BT[:, :prompt])
 
 
 def mask_of(positions: Positions) -> Mask:
     """What says which tokens are steered. Raises InputError for positions of no known kind."""
     if isinstance(positions, str):
         if positions not in PLACES:
-            raise InputError(
-                f"positions '{one_line(positions, 40)}' is not one of {', '.join(PLACES)}; token ids "
-                "and roles(...) can be given too"
-            )
+            known = f"{', '.join(PLACES)}; token ids and roles(...) can be given too"
+            raise InputError(f"positions '{one_line(positions, 40)}' is not one of {known}")
         return PLACES[positions]
     if callable(positions):
         return partial(_chosen, positions)
@@ -160,7 +146,6 @@ def mask_of(positions: Positions) -> Mask:
 def _chosen(choose: Callable[[Tensor], Tensor], known_BT: Tensor, prompt: int) -> Tensor:
     mask_BT = choose(known_BT).bool()
     if mask_BT.shape != known_BT.shape:
-        raise InputError(
-            f"positions gave a mask of shape {tuple(mask_BT.shape)} for tokens of shape {tuple(known_BT.shape)}"
-        )
+        shape, tokens = tuple(mask_BT.shape), tuple(known_BT.shape)
+        raise InputError(f"positions gave a mask of shape {shape} for tokens of shape {tokens}")
     return mask_BT

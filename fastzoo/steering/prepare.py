@@ -65,23 +65,15 @@ def judge_of(settings: SteerSettings) -> Judge | None:
 
 
 def make_sweep(settings: SteerSettings, assembly: Assembly, questions: Sequence[Question]) -> Sweep:
-    """The sweep, checked as far as that goes before latents are measured.
-
-    Raises:
-        InputError: latents, alphas, units, a mode or positions that do not exist.
-        DataError: a question that is too long, or that the chat template refuses.
-    """
+    """The sweep, checked as far as that goes before latents are measured. Raises InputError for latents, alphas,
+    units, a mode or positions that do not exist, DataError for a question that is too long, or that the chat
+    template refuses."""
     ((name, (layer, sae)),) = assembly.saes.items()
     units, alphas = alphas_of(settings, assembly)
     refuse_missing(settings.latents, sae.d_sae, name)
-    make_edit(
-        sae,
-        dict.fromkeys(settings.latents or [0], alphas),
-        layer=layer,
-        mode=settings.mode,
-        units=units,
-        statistics=SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0),
-    )
+    latents = dict.fromkeys(settings.latents or [0], alphas)
+    unmeasured = SimpleNamespace(mean_max_F=torch.ones(sae.d_sae), residual_norm=1.0)
+    make_edit(sae, latents, layer=layer, mode=settings.mode, units=units, statistics=unmeasured)
     sweep = Sweep(
         model=assembly.reader.model,
         tokenizer=assembly.chat.tokenizer,
@@ -105,11 +97,9 @@ def alphas_of(settings: SteerSettings, assembly: Assembly) -> tuple[str, list[fl
     """Units and alphas; where latents are added, 0 is among them. Raises InputError."""
     papers = any(row.base_model == assembly.source.name for row in GRID)
     added = settings.mode == "add"
-    norms = added and not settings.alphas and not papers
-    units = settings.units or ("norm" if norms else "raw")
-    alphas = settings.alphas or _default_alphas(settings.mode, units, papers)
-    found = list(dict.fromkeys(map(float, alphas)))
-    return units, found if 0.0 in found or not added else [0.0, *found]
+    units = settings.units or ("norm" if added and not settings.alphas and not papers else "raw")
+    alphas = list(dict.fromkeys(map(float, settings.alphas or _default_alphas(settings.mode, units, papers))))
+    return units, alphas if 0.0 in alphas or not added else [0.0, *alphas]
 
 
 def _default_alphas(mode: str, units: str, papers: bool) -> Sequence[float]:
@@ -130,7 +120,6 @@ def positions_of(settings: SteerSettings, assembly: Assembly) -> Positions:
     if settings.positions in ROLE_WORDS:
         return roles(assembly.chat.tokenizer, settings.positions)
     if settings.positions not in PLACES:
-        raise InputError(
-            f"--positions '{one_line(settings.positions, 40)}' is not one of {', '.join((*PLACES, *ROLE_WORDS))}"
-        )
+        known = ", ".join((*PLACES, *ROLE_WORDS))
+        raise InputError(f"--positions '{one_line(settings.positions, 40)}' is not one of {known}")
     return settings.positions

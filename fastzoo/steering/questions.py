@@ -14,12 +14,14 @@ from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import one_line
 from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
 
-MAX_QUESTIONS = 1_000
+MAX_QUESTIONS, MAX_BYTES = 1_000, 4 << 20
 
 MAX_CHARACTERS = 20_000
 """Of one question with the turns before it."""
 
-MAX_BYTES = 4 << 20
+
+Values = Iterator[tuple[str, Any]]
+"""Each value of a file with its place there."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,8 @@ class Question:
 
 
 def given_questions(texts: Sequence[str]) -> list[Question]:
-    """Questions of a command line, each as it is: line breaks and all.
-
-    Raises:
-        InputError: one is empty.
-        DataError: one is too long.
-    """
+    """Questions of a command line, each as it is: line breaks and all. Raises InputError where one is empty,
+    DataError where one is too long."""
     if not all(map(str.strip, texts)):
         raise InputError("a question is empty")
     # Bytes of an argument that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
@@ -64,9 +62,8 @@ def load_questions(path: Path | None = None, tiny: bool = False) -> list[Questio
             of questions, or of mappings as in .jsonl. ``kind`` may stand beside them.
         tiny: without a path, those that the embedded model can answer.
 
-    Raises:
-        InputError: there is no such file, or it has another ending.
-        DataError: it is too large, holds no question, or something that is not one (names the line).
+    Raises InputError for no such file, or another ending; DataError for a file that is too large, holds no question,
+    or something that is not one (names the line).
     """
     if path is None:
         ours = files("fastzoo.steering").joinpath("questions.yaml").read_text(encoding="utf-8")
@@ -101,10 +98,6 @@ def _read(path: Path, where: str, most: int) -> str:
         raise DataError(f"{where}, line {line}: not UTF-8") from None
 
 
-Values = Iterator[tuple[str, Any]]
-"""Each value of a file with its place there."""
-
-
 def _yaml_values(text: str, where: str) -> Values:
     try:
         values = read_yaml(text, where)
@@ -126,10 +119,8 @@ def _json_values(text: str, where: str) -> Values:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f'{at}: not valid JSON ({one_line(error, 80)}); each line is {{"question": "..."}} or '
-                '{"messages": [...]}'
-            ) from None
+            expected = 'each line is {"question": "..."} or {"messages": [...]}'
+            raise DataError(f"{at}: not valid JSON ({one_line(error, 80)}); {expected}") from None
         if not isinstance(value, dict):
             raise DataError(f"{at}: not an object with 'question' or 'messages'")
         yield at, value
@@ -145,7 +136,6 @@ READERS: dict[str, tuple[int, Callable[[str, str], Values]]] = {
 
 
 def _question(value: Any, at: str) -> Question:
-    """Raises DataError."""
     row = {"question": value} if isinstance(value, str) else value
     if not isinstance(row, dict):
         raise DataError(f"{at}: neither a text nor a mapping with 'question' or 'messages'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import astuple
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +22,6 @@ MARKED = 4
 TITLES = {LATENT: "the latent", RANDOM: "a random direction", PROMPT: "said in the system prompt"}
 
 SCORES = ("concept", "degenerate", "nll", "distinct_2", "repeated", "switched", "ended", "tokens")
-
 RATINGS = ("concept", "instruction", "fluency", "overall")
 
 
@@ -32,13 +32,9 @@ def render_report(outcome: Outcome) -> str:
     environment = Environment(loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"figure": show, "short": short, "visible": control_pictures}
     return environment.get_template("report.html.j2").render(
-        about=outcome.about,
-        questions=outcome.questions,
+        vars(outcome),
         arms=[(arm, TITLES[arm], _table(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
         means=means(outcome),
-        judged=outcome.verdicts is not None,
-        spot=outcome.spot,
-        candidates=outcome.candidates,
         curves=draw_curves(outcome),
         titles=TITLES,
         zip=zip,
@@ -52,15 +48,12 @@ def means(outcome: Outcome) -> list[dict[str, Any]]:
     for arm in ARMS:
         for alpha in dict.fromkeys(cell.alpha for cell, _, _ in cells if cell.arm == arm):
             part = [row for row in cells if (row[0].arm, row[0].alpha) == (arm, alpha)]
-            changed = mean(1 - score.kept for _, score, _ in part)
-            found.append({"arm": arm, "alpha": alpha, "changed": changed})
-            for name in SCORES:
-                found[-1][name] = mean(getattr(score, name) for _, score, _ in part)
+            row: dict[str, Any] = {"arm": arm, "alpha": alpha, "changed": mean(1 - score.kept for _, score, _ in part)}
+            row |= {name: mean(getattr(score, name) for _, score, _ in part) for name in SCORES}
             if outcome.verdicts is not None:
-                verdicts = [verdict for _, _, verdict in part]
-                for name in RATINGS:
-                    found[-1][f"judged_{name}"] = mean(getattr(v, name) for v in verdicts)
-                found[-1]["unrated"] = mean(v is None or v.overall is None for v in verdicts)
+                row |= {f"judged_{name}": mean(getattr(v, name) for _, _, v in part) for name in RATINGS}
+                row["unrated"] = mean(v is None or v.overall is None for _, _, v in part)
+            found.append(row)
     return found
 
 
@@ -81,8 +74,7 @@ def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
     for cell, score, verdict in outcome.judged_cells():
         if cell.arm == arm:
             pieces = parts(cell, outcome.tokenizer)
-            entry = {"cell": cell, "score": score, "parts": pieces, "verdict": verdict}
-            table[cell.question].append(entry)
+            table[cell.question].append({"cell": cell, "score": score, "parts": pieces, "verdict": verdict})
     return table
 
 
@@ -125,10 +117,8 @@ def draw_curves(outcome: Outcome) -> str:
         if spot.low is not None and spot.high is not None:
             axis.axvspan(spot.low, spot.high, color="#a8d5a8", alpha=0.6, linewidth=4)
         for key, colour in colours.items():
-            values = [getattr(rates, key) for rates in curve]
-            middle = [estimate.value for estimate in values]
+            middle, low, high = zip(*(astuple(getattr(rates, key)) for rates in curve), strict=True)
             axis.plot(spot.alphas, middle, "o-", color=colour, label=key, markersize=4)
-            low, high = [e.low for e in values], [e.high for e in values]
             axis.fill_between(spot.alphas, low, high, color=colour, alpha=0.1, linewidth=0)
         axis.set(ylim=(-0.03, 1.03), xlabel=f"alpha ({outcome.about['units']})", title=title)
         axis.grid(alpha=0.3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,13 @@ from fastzoo.core.files import machine_memory
 from fastzoo.lm.activations import decoder_layers
 from fastzoo.steering.edits import Edit
 
-LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
-
-ARMS = (LATENT, RANDOM, PROMPT)
+ARMS = LATENT, RANDOM, PROMPT = "latent", "random", "prompt"
 """What rows are steered by: the latents, a random direction as long, a wish in the system prompt."""
 
 MEMORY_SHARE = 0.4
 """Of the memory that is free, for the rows of one call."""
 
 MOST_ROWS = 512
-
-Turns = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class Row:
     question: int
     alpha: float
     prompt: list[int]
-    edit: Edit | None = None
-    """None: it is not steered."""
+    edit: Edit | None = None  # None: it is not steered
     index: int = 0
     """Its row of the edit's values."""
 
@@ -66,20 +61,19 @@ def random_edit(edit: Edit, alphas: Sequence[float], seed: int) -> Edit:
 
 def joined(rows: Sequence[Row]) -> list[Edit]:
     """One edit that steers each row of a batch by its own; no edit if no row is steered."""
-    edits = [row.edit for row in rows if row.edit is not None]
-    if not edits:
+    first = next((row.edit for row in rows if row.edit is not None), None)
+    if first is None:
         return []
-    nothing = torch.zeros_like(edits[0].values_RX[0])
+    nothing = torch.zeros_like(first.values_RX[0])
     values = [nothing if r.edit is None else r.edit.values_RX[r.index] for r in rows]
-    return [replace(edits[0], values_RX=torch.stack(values))]
+    return [replace(first, values_RX=torch.stack(values))]
 
 
 def groups_of(rows: Sequence[Row]) -> list[list[list[int]]]:
     """The places of rows, those with the same answer in one group: they are answered once.
 
-    Returns:
-        Queues of groups that may share a batch: a latent cannot be clamped in some of its rows only.
-        In each, prompts of similar length are neighbours, so that little is padding.
+    Returns queues of groups that may share a batch: a latent cannot be clamped in some of its rows only. In each,
+    prompts of similar length are neighbours, so that little is padding.
     """
     same: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
@@ -87,17 +81,14 @@ def groups_of(rows: Sequence[Row]) -> list[list[list[int]]]:
     groups = sorted(same.values(), key=lambda group: len(rows[group[0]].prompt))
     if all(row.edit is None or row.edit.mode == "add" for row in rows):
         return [groups]
-    plain = [group for group in groups if rows[group[0]].edit is None]
-    return [[group for group in groups if rows[group[0]].edit is not None], plain]
+    return [[group for group in groups if (rows[group[0]].edit is None) == plain] for plain in (False, True)]
 
 
 def rows_that_fit(model: Any, tokens: int, new_tokens: int) -> int:
     """How many rows memory has room for, with prompts of ``tokens`` tokens and ``new_tokens`` new ones."""
     config = model.config.get_text_config()
-    width = config.hidden_size
-    every = _size(config, "num_attention_heads", 1)
-    heads = _size(config, "num_key_value_heads", every)
-    head = _size(config, "head_dim", width // every)
+    width, every = config.hidden_size, _size(config, "num_attention_heads", 1)
+    heads, head = _size(config, "num_key_value_heads", every), _size(config, "head_dim", width // every)
     weight = next(model.parameters())
     cached = 2 * len(decoder_layers(model)) * heads * head * (tokens + new_tokens)
     # The prompt's hidden states and MLP, and the logits of one step in float32.

@@ -38,12 +38,8 @@ def run_steer(
 ) -> Outcome:
     """Steer the SAE's language model as the settings say.
 
-    Args:
-        watch: given a sweep, the context in which it runs, with what is told of its tokens.
-
-    Raises:
-        InputError: latents, alphas, units or questions that cannot be used.
-        DataError, ModelError, HubError, TrainingError.
+    ``watch`` makes of a sweep the context in which it runs, with what is told of its tokens. Raises InputError for
+    latents, alphas, units or questions that cannot be used; DataError, ModelError, HubError, TrainingError.
     """
     settings.check()
     assembly = assemble([settings.source], model_name=settings.model, revision=settings.revision, data=settings.data)
@@ -64,9 +60,8 @@ def run_steer(
         cells = sweep.cells(told)
     scores = sweep.scores(cells, concept)
     about = _about(settings, assembly, sweep, writes)
-    about["special_tokens"] = {
-        entry["latent"]: entry["special_tokens"] for entry in candidates[:1] if settings.special
-    }
+    best = candidates[:1] if settings.special else []
+    about["special_tokens"] = {entry["latent"]: entry["special_tokens"] for entry in best}
     about["judge"], about["definitions"] = None, SWEEP_DEFINITIONS
     verdicts, failure = None, None
     if judge is not None:
@@ -79,14 +74,10 @@ def run_steer(
     return Outcome(about, questions, cells, scores, verdicts, sweep.tokenizer, spot, candidates, failure)
 
 
-# --- its steps -----------------------------------------------------------------------------------
-
-
 def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentStatistics:
     with Progress("measuring latents", sum(map(len, sequences))) as bar:
-        (known,) = statistics(
-            assembly.reader, assembly.saes, sequences, lambda tokens: bar.advance(tokens, "tokens")
-        ).values()
+        found = statistics(assembly.reader, assembly.saes, sequences, lambda tokens: bar.advance(tokens, "tokens"))
+    (known,) = found.values()
     return known
 
 
@@ -98,9 +89,7 @@ def _found(
     concept: Concept | None,
 ) -> tuple[Sweep, list[dict[str, Any]]]:
     """The sweep with the latent that ``--auto`` finds, and what it tried, the best first."""
-    on: dict[int, list[str]] = {}
-    if settings.special:
-        on = _special_latents(assembly, settings.dialogues)
+    on = _special_latents(assembly, settings.dialogues) if settings.special else {}
     words = settings.words or FUNCTION_WORDS.get(settings.language or "", "").split()
     pool = list(on) or settings.latents or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
     # The questions that choose; see ``sweet_spot``.
@@ -127,12 +116,10 @@ def _rated(
     judge: Judge, pairs: Sequence[tuple[str, str]], concept: str | None
 ) -> tuple[list[Verdict], FastzooError | KeyboardInterrupt | None]:
     """The verdicts on questions and answers, and what ended the rating before all were there."""
-    failure: FastzooError | KeyboardInterrupt | None = None
     try:
-        judge.rate(pairs, concept)
+        return judge.rate(pairs, concept), None
     except (FastzooError, KeyboardInterrupt) as error:
-        failure = error
-    return judge.so_far(pairs, concept), failure
+        return judge.so_far(pairs, concept), error
 
 
 def _about(settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]) -> dict[str, Any]:
@@ -177,9 +164,8 @@ def _sweet_spot(cells: Sequence[Cell], scores: Sequence[CellScores], sweep: Swee
     """None where nothing is added, or only at alpha 0."""
     if sweep.mode != "add" or 0.0 not in sweep.alphas or len(sweep.alphas) < 2:
         return None
-    by_arm: dict[str, list[CellScores]] = {arm: [] for arm in ARMS}
-    for cell, score in zip(cells, scores, strict=True):
-        by_arm[cell.arm].append(score)
+    pairs = list(zip(cells, scores, strict=True))
+    by_arm = {arm: [score for cell, score in pairs if cell.arm == arm] for arm in ARMS}
     unsteered = [score for score in by_arm[LATENT] if score.alpha == 0]
     arms = {arm: rates_of(found, unsteered) for arm, found in by_arm.items() if found}
     return find_sweet_spot(arms.pop(LATENT), arms)

@@ -59,14 +59,8 @@ ROUNDS = (Round(None, 3, 16, 2), Round(32, 6, 24), Round(8))
 def find_pool(
     assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence], words: Collection[str], count: int
 ) -> list[int]:
-    """Latents that are worth trying, at most ``count``.
-
-    Args:
-        words: the concept's; empty where any change will do.
-
-    Raises:
-        InputError: no latent fires often enough.
-    """
+    """Latents that are worth trying, at most ``count``; ``words`` are the concept's, empty where any change will do.
+    Raises InputError if no latent fires often enough."""
     ((layer, sae),) = assembly.saes.values()
     often_F = known.dialogue_frequency_F.cpu() >= FEWEST_DIALOGUES
     directed_F = sae.W_dec.detach().any(1).cpu()
@@ -82,16 +76,8 @@ def find_pool(
     firing = firing[: max(FIRING, count)]
     starts = answer_starts(assembly.chat, sequences, STARTS)
     with Progress("output scores", len(firing) * len(starts)) as bar:
-        found = output_scores(
-            assembly.reader,
-            sae,
-            layer,
-            firing,
-            starts,
-            1.0,
-            residual_norm=known.residual_norm,
-            progress=lambda rows: bar.advance(rows, "prompts"),
-        )
+        tell, norm = lambda rows: bar.advance(rows, "prompts"), known.residual_norm
+        found = output_scores(assembly.reader, sae, layer, firing, starts, 1.0, residual_norm=norm, progress=tell)
     ranked = sorted(zip(found, firing, strict=True), key=lambda pair: (-pair[0], pair[1]))
     return [latent for _, latent in ranked[:count]]
 
@@ -100,12 +86,11 @@ def _points_to(assembly: Assembly, rows_LD: Tensor, words: Collection[str]) -> T
     """(L,) how far the logit lens of decoder rows raises the first tokens of words above all tokens, in
     standard deviations over the vocabulary."""
     tokenizer, size = assembly.chat.tokenizer, assembly.vocabulary
-    forms = {form for word in words for form in (f" {word}", f" {word.capitalize()}", word)}
     firsts = set()
-    for form in forms:
+    for form in {form for word in words for form in (f" {word}", f" {word.capitalize()}", word)}:
         ids = tokenizer.encode(form, add_special_tokens=False)
         # Some tokenizers put a space before a text, which then is a token of its own.
-        firsts |= {next((token for token in ids if tokenizer.decode([token]).strip()), size)}
+        firsts.add(next((token for token in ids if tokenizer.decode([token]).strip()), size))
     wanted = sorted(token for token in firsts if token < size)
     if not wanted:
         return torch.zeros(len(rows_LD))
@@ -119,11 +104,8 @@ def _points_to(assembly: Assembly, rows_LD: Tensor, words: Collection[str]) -> T
 def search(
     sweep: Sweep, pool: Sequence[int], concept: Concept | None, rounds: Sequence[Round] = ROUNDS
 ) -> list[dict[str, Any]]:
-    """What came of the latents of the last round, the best first.
-
-    Args:
-        sweep: its questions are those that may choose; see ``sweet_spot``.
-    """
+    """What came of the latents of the last round, the best first. The sweep's questions are those that may choose;
+    see ``sweet_spot``."""
     found: list[dict[str, Any]] = []
     pool = list(dict.fromkeys(pool))
     alphas = [alpha for alpha in sweep.alphas if alpha]
@@ -144,10 +126,8 @@ def search(
 
 
 def try_latents(sweep: Sweep, latents: Sequence[int], concept: Concept | None) -> list[dict[str, Any]]:
-    """Sweep latents one by one; what came of each, the best first.
-
-    Where no alpha is good (see ``sweet_spot``) the best product of effect and quality still orders them.
-    """
+    """Sweep latents one by one; what came of each, the best first. Where no alpha is good (see ``sweet_spot``) the
+    best product of effect and quality still orders them."""
     found = []
     with Progress("trying latents", len(latents)) as bar:
         for start in range(0, len(latents), TOGETHER):

@@ -50,8 +50,8 @@ class SteerSettings:
     concept: str | None = option("Words that the answer should turn to, separated by commas.", "WORDS")
     language: str | None = option("Or a language: en, fr, de, es, it, pt or nl.", "CODE")
     wish: str | None = option(
-        "The same as a system prompt, which is tried beside it; by default the language, the "
-        "concept's words or the latent's.",
+        "The same as a system prompt, which is tried beside it; by default the language, the concept's words or "
+        "the latent's.",
         "TEXT",
     )
     control: bool = option("Sweep a random direction beside it.", default=True)

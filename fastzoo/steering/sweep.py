@@ -17,23 +17,13 @@ import torch
 
 from fastzoo.core.errors import DataError, InputError, ModelError
 from fastzoo.core.text import one_line
+from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.tokenizer import apply_template
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
 from fastzoo.steering.hooks import Steering, check_fits, open_blocks
-from fastzoo.steering.rows import (
-    LATENT,
-    PROMPT,
-    RANDOM,
-    Row,
-    Turns,
-    arm_rows,
-    groups_of,
-    joined,
-    random_edit,
-    rows_that_fit,
-)
+from fastzoo.steering.rows import LATENT, PROMPT, RANDOM, Row, arm_rows, groups_of, joined, random_edit, rows_that_fit
 from fastzoo.steering.scoring.scores import Cell, CellScores, Concept, score_cells
 
 Watch = Callable[[Step], None]
@@ -49,7 +39,7 @@ class Sweep:
     layer: int
     latents: Sequence[int]
     """Each is steered by alpha."""
-    questions: Sequence[Turns]
+    questions: Sequence[Dialogue]
     alphas: Sequence[float]
     units: str = "raw"
     statistics: Any = None
@@ -64,15 +54,10 @@ class Sweep:
     def cells(self, watch: Watch | None = None) -> list[Cell]:
         """All answers, by arm, question and alpha; of the prompting baseline alpha is 0.
 
-        Args:
-            watch: called after each step with (row, token) of the rows that go on; rows are numbered as
-                the returned cells are.
-
-        Raises:
-            InputError: no question, no alpha, an alpha that is not finite, an open steering block with
-                alphas per row; see also ``steer``.
-            DataError: the chat template refuses a question, or it is too long for the model.
-            ModelError: a width or layer that is not the model's.
+        ``watch`` is called after each step with (row, token) of the rows that go on; rows are numbered as the
+        returned cells are. Raises InputError for no question, no alpha, an alpha that is not finite, an open steering
+        block with alphas per row, and as ``steer`` does; DataError for a question that the chat template refuses or
+        that is too long for the model; ModelError for a width or layer that is not the model's.
         """
         return self._answers(self.rows(), watch)
 
@@ -88,23 +73,19 @@ class Sweep:
         return found
 
     def scores(self, cells: Sequence[Cell], concept: Concept | None = None) -> list[CellScores]:
-        """The scores of each cell, beside the unsteered answers.
-
-        These are the latent's own cells at alpha 0 where it is added. A latent that is clamped to 0 is
-        steered, so other modes write them anew.
-        """
-        unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
-        if self.mode != "add":
-            plain = replace(self, mode="add", units="raw", alphas=[0.0], control=False, wish=None)
-            unsteered = plain.cells()
-        how: dict[str, Any] = {"tokenizer": self.tokenizer, "concept": concept}
-        return score_cells(cells, unsteered, self.model, self.prompts(), end_ids=self.ends(), **how)
+        """The scores of each cell, beside the unsteered answers: the latent's own cells at alpha 0 where it is
+        added. A latent that is clamped to 0 is steered, so other modes write them anew."""
+        if self.mode == "add":
+            unsteered = [cell for cell in cells if cell.arm == LATENT and cell.alpha == 0]
+        else:
+            unsteered = replace(self, mode="add", units="raw", alphas=[0.0], control=False, wish=None).cells()
+        return score_cells(cells, unsteered, self.model, self.prompts(), self.ends(), self.tokenizer, concept)
 
     def prompts(self) -> list[list[int]]:
         """The questions' token ids, up to where the answer begins. Raises DataError."""
         return [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
 
-    def _told(self, index: int, turns: Turns, wish: str) -> list[int]:
+    def _told(self, index: int, turns: Dialogue, wish: str) -> list[int]:
         """The prompt with a wish in its system turn; before the question where the chat template has no
         such turn (Gemma 2)."""
         if turns[0]["role"] == "system":
@@ -115,17 +96,15 @@ class Sweep:
             first = {**turns[0], "content": f"{wish}\n\n{turns[0]['content']}"}
             return self._prompt(index, [first, *turns[1:]])
 
-    def _prompt(self, index: int, turns: Turns) -> list[int]:
+    def _prompt(self, index: int, turns: Dialogue) -> list[int]:
         try:
             ids = apply_template(self.tokenizer, turns, answer=True, tokenize=True)
         except Exception as error:  # jinja raises many kinds
             raise DataError(f"question {index + 1} is refused by the chat template: {one_line(error, 150)}") from None
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) + self.settings.max_new_tokens > longest:
-            raise DataError(
-                f"question {index + 1} has {len(ids)} tokens; with {self.settings.max_new_tokens} new "
-                f"ones that is more than the model's {longest} positions"
-            )
+            more = f"with {self.settings.max_new_tokens} new ones that is more than the model's {longest} positions"
+            raise DataError(f"question {index + 1} has {len(ids)} tokens; {more}")
         return ids
 
     def rows(self) -> list[Row]:
@@ -135,8 +114,7 @@ class Sweep:
         edit, prompts = self._edit(self.latents), self.prompts()
         rows = arm_rows(LATENT, prompts, self.alphas, edit)
         if self.control and self.mode == "add":
-            random = random_edit(edit, self.alphas, self.settings.seed)
-            rows += arm_rows(RANDOM, prompts, self.alphas, random)
+            rows += arm_rows(RANDOM, prompts, self.alphas, random_edit(edit, self.alphas, self.settings.seed))
         if self.wish is not None:
             for question, turns in enumerate(self.questions):
                 rows.append(Row(PROMPT, question, 0.0, self._told(question, turns, self.wish)))
@@ -145,16 +123,8 @@ class Sweep:
     def _edit(self, latents: Sequence[int]) -> Edit:
         """One row for each alpha. Raises InputError, ModelError."""
         check_fits(self.model, self.sae, self.layer)
-        return make_edit(
-            self.sae,
-            dict.fromkeys(latents, self.alphas),
-            layer=self.layer,
-            mode=self.mode,
-            units=self.units,
-            statistics=self.statistics,
-        )
-
-    # --- generating ---
+        how = {"layer": self.layer, "mode": self.mode, "units": self.units, "statistics": self.statistics}
+        return make_edit(self.sae, dict.fromkeys(latents, self.alphas), **how)
 
     def _answers(self, rows: Sequence[Row], watch: Watch | None) -> list[Cell]:
         if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
@@ -178,43 +148,25 @@ class Sweep:
                     for place in group:
                         answers[place] = tokens
                 del queue[: len(batch)]
-        ends = self.ends()
-        return [
-            Cell(
-                row.question,
-                row.alpha,
-                tuple(tokens),
-                bool(tokens) and tokens[-1] in ends,
-                self.tokenizer.decode(tokens, skip_special_tokens=True),
-                row.arm,
-            )
-            for row, tokens in zip(rows, answers, strict=True)
-        ]
+        cells, ends = [], self.ends()
+        for row, tokens in zip(rows, answers, strict=True):
+            ended = bool(tokens) and tokens[-1] in ends
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            cells.append(Cell(row.question, row.alpha, tuple(tokens), ended, text, row.arm))
+        return cells
 
     def _generate(self, rows: Sequence[Row], told: Watch | None) -> list[list[int]]:
         """The tokens of rows that go together."""
-        edits = joined(rows)
+        edits, prompts, ends = joined(rows), [row.prompt for row in rows], self.ends()
+        pad = self.tokenizer.pad_token_id
+        pad = min(ends, default=0) if pad is None else pad
         with Steering(self.model, edits, self.positions if edits else "all") as steering:
-            return write_answers(
-                self.model,
-                [row.prompt for row in rows],
-                self.settings,
-                ends=self.ends(),
-                pad=self._padding(),
-                told=told,
-                kept=steering.keep,
-            )
+            return write_answers(self.model, prompts, self.settings, ends, pad, told, steering.keep)
 
     def ends(self) -> set[int]:
         """Tokens that end a turn."""
         said = getattr(self.model.generation_config, "eos_token_id", None)
-        found = set(said if isinstance(said, list) else [] if said is None else [said])
-        own = self.tokenizer.eos_token_id
-        return found | ({own} if own is not None else set())
-
-    def _padding(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else min(self.ends(), default=0))
+        return {*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id} - {None}
 
 
 class _Told:

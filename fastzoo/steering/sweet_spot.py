@@ -59,13 +59,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class ArmRates:
-    """Effect and quality of every answer of one arm. A control may have a single alpha of its own."""
+    """Effect and quality of every answer of one arm: (alphas, questions), 0 to 1. A control may have a single alpha
+    of its own."""
 
     alphas: tuple[float, ...]
     effect: np.ndarray
-    """(alphas, questions), 0 to 1."""
     quality: np.ndarray
-    """(alphas, questions), 0 to 1; 0 or 1 for a single answer."""
 
     def __post_init__(self) -> None:
         for name in ("effect", "quality"):
@@ -91,8 +90,7 @@ class ArmRates:
 
     def in_order(self) -> ArmRates:
         order = np.argsort(self.alphas)
-        alphas = tuple(self.alphas[i] for i in order)
-        return ArmRates(alphas, self.effect[order], self.quality[order])
+        return ArmRates(tuple(self.alphas[i] for i in order), self.effect[order], self.quality[order])
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class SweetSpot:
 
     alphas: tuple[float, ...]
     low: float | None
-    """The window's smallest alpha; ``low``, ``high`` and ``best`` are None without a window."""
+    """The window's smallest alpha; this and the next two are None without a window."""
     high: float | None
     best: float | None
     reason: str
@@ -109,9 +107,8 @@ class SweetSpot:
     holds: bool
     """Whether the best alpha is also good on the questions that had no part in the choice."""
     chosen_on: tuple[Rates, ...]
-    """The curve on the questions of even index."""
     reported: tuple[Rates, ...]
-    """The curve on the others; empty where there are none."""
+    """The curves on the questions of even index, and on the others; empty where there are none."""
     controls: Mapping[str, Rates]
     """Each control on the same questions as ``reported``: at its alpha nearest to the best one (or, without
     one, to that farthest from 0). Empty where there are none."""
@@ -129,12 +126,8 @@ class SweetSpot:
 def rates_of(scores: Sequence[CellScores], unsteered: Sequence[CellScores]) -> ArmRates:
     """The arrays of one arm: every question at every alpha, in any order.
 
-    Args:
-        unsteered: the alpha-0 scores of each question, by index. With scores of a concept, the effect is
-            what it gained.
-
-    Raises:
-        ValueError: a cell is missing or stands twice.
+    ``unsteered`` are the alpha-0 scores of each question, by index. With scores of a concept, the effect is what it
+    gained. Raises ValueError if a cell is missing or stands twice.
     """
     alphas = tuple(sorted({score.alpha for score in scores}))
     effect = np.full((len(alphas), len(unsteered)), np.nan)
@@ -157,23 +150,13 @@ def rates_of(scores: Sequence[CellScores], unsteered: Sequence[CellScores]) -> A
 
 def is_good_answer(score: CellScores, unsteered: CellScores) -> bool:
     """Whether an answer counts for quality. Without an NLL of both, not being degenerate is enough."""
-    if score.degenerate:
-        return False
-    if score.nll is None or unsteered.nll is None:
-        return True
-    return score.nll <= unsteered.nll + CLOSE_NATS
+    close = score.nll is None or unsteered.nll is None or score.nll <= unsteered.nll + CLOSE_NATS
+    return close and not score.degenerate
 
 
 def find_sweet_spot(latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0) -> SweetSpot:
-    """The window of a latent's sweep, by this module's definition.
-
-    Args:
-        latent: the latent's answers; alpha 0 must be among them.
-        controls: by name (``random``, ``prompting``), with as many questions.
-
-    Raises:
-        ValueError: there is no alpha 0, or a control has other questions.
-    """
+    """The window of a latent's sweep, by this module's definition. Raises ValueError if there is no alpha 0, or if a
+    control, by name (``random``, ``prompting``), has other questions."""
     if 0.0 not in latent.alphas:
         raise ValueError("the sweep lacks alpha 0, which all others are compared with")
     questions = latent.effect.shape[1]
@@ -188,47 +171,23 @@ def find_sweet_spot(latent: ArmRates, controls: Mapping[str, ArmRates] | None = 
     reason = _why_none(alphas, chosen_on, questions)
     if not reason:
         good = _good(alphas, chosen_on)
-        place = _choose(alphas, chosen_on, good)
-        first, last = _widen(place, good)
+        # Rounded, so that a last bit does not decide between equals.
+        ranks = [(round(rates.score.value, 9), -abs(a), a) for rates, a in zip(chosen_on, alphas, strict=True)]
+        place = max((i for i, is_good in enumerate(good) if is_good), key=ranks.__getitem__)
+        # The unbroken run of good alphas around the best one.
+        first = max((i + 1 for i in range(place) if not good[i]), default=0)
+        last = min((i - 1 for i in range(place, len(good)) if not good[i]), default=len(good) - 1)
         low, high, best = alphas[first], alphas[last], alphas[place]
         reason = _why_it_fails(place, alphas, reported)
     at = max(alphas, key=abs) if best is None else best
-    return SweetSpot(
-        alphas=alphas,
-        low=low,
-        high=high,
-        best=best,
-        reason=reason,
-        holds=not reason,
-        chosen_on=chosen_on,
-        reported=reported,
-        controls={name: c.nearest(at, seed) for name, c in controls.items() if reported},
-    )
+    beside = {name: control.nearest(at, seed) for name, control in controls.items() if reported}
+    return SweetSpot(alphas, low, high, best, reason, not reason, chosen_on, reported, beside)
 
 
 def _good(alphas: Sequence[float], curve: Sequence[Rates]) -> list[bool]:
     """Which alphas are good."""
     floor = LEAST_QUALITY * curve[alphas.index(0.0)].quality.value
     return [rates.effect.value >= LEAST_EFFECT and rates.quality.value >= floor > 0 for rates in curve]
-
-
-def _choose(alphas: Sequence[float], curve: Sequence[Rates], good: Sequence[bool]) -> int:
-    """The place of the best alpha."""
-    return max(
-        (i for i, is_good in enumerate(good) if is_good),
-        # Rounded, so that a last bit does not decide between equals.
-        key=lambda i: (round(curve[i].score.value, 9), -abs(alphas[i]), alphas[i]),
-    )
-
-
-def _widen(place: int, good: Sequence[bool]) -> tuple[int, int]:
-    """The first and last place of the unbroken run of good alphas around one."""
-    first = last = place
-    while first > 0 and good[first - 1]:
-        first -= 1
-    while last + 1 < len(good) and good[last + 1]:
-        last += 1
-    return first, last
 
 
 def _why_it_fails(place: int, alphas: Sequence[float], curve: Sequence[Rates]) -> str:
@@ -245,10 +204,8 @@ def _why_it_fails(place: int, alphas: Sequence[float], curve: Sequence[Rates]) -
 def _why_none(alphas: Sequence[float], curve: Sequence[Rates], questions: int) -> str:
     """Why there is no window; empty where there is one."""
     if questions < 2:
-        return (
-            f"{questions} question{'s' * (questions != 1)}: at least 2 are needed, to choose the window "
-            "on one half and report it on the other"
-        )
+        need = "at least 2 are needed, to choose the window on one half and report it on the other"
+        return f"{questions} question{'s' * (questions != 1)}: {need}"
     if any(_good(alphas, curve)):
         return ""
     unsteered = curve[alphas.index(0.0)].quality.value
@@ -270,15 +227,7 @@ def estimate_rates(effect: np.ndarray, quality: np.ndarray, seed: int = 0) -> Ra
     effects, qualities = effect[draws].mean(1), quality[draws].mean(1)
     # The harmonic mean of two, 0 where both are.
     scores = 2 * effects * qualities / np.maximum(effects + qualities, np.finfo(float).tiny)
-    mean_effect, mean_quality = float(effect.mean()), float(quality.mean())
-    return Rates(
-        _estimate(mean_effect, effects),
-        _estimate(mean_quality, qualities),
-        _estimate(harmonic_mean(mean_effect, mean_quality), scores),
-    )
-
-
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+    means = float(effect.mean()), float(quality.mean())
+    values = zip((*means, harmonic_mean(*means)), (effects, qualities, scores), strict=True)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail)).tolist()
-    return Estimate(value, low, high)
+    return Rates(*(Estimate(value, *np.quantile(drawn, (tail, 1 - tail)).tolist()) for value, drawn in values))

@@ -58,9 +58,8 @@ class Answer:
 def _broken_characters(answer: Answer) -> bool:
     """5% of the characters, and more than one (which may have been cut off), are no text: control
     characters, private use, halves of surrogate pairs, U+FFFD for bytes that are not UTF-8."""
-    broken = sum(
-        c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co", "Cs") and c not in "\t\n\r") for c in answer.text
-    )
+    text = re.sub(r"[\t\n\r]", "", answer.text)
+    broken = sum(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Co", "Cs") for c in text)
     return broken > 1 and broken / len(answer.text) >= 0.05
 
 
@@ -131,15 +130,12 @@ def _word_salad(answer: Answer) -> bool:
     """Surprising tokens: three or more that are a quarter of all (fluent answers in another language or
     style surprise where they begin, at most 17%), seven or more that are 18%, or six among twelve in a
     row, however fluent the rest is."""
-    if answer.nlls is None:
-        return False
-    surprising = answer.nlls > SURPRISING_NATS
+    surprising = np.zeros(0) if answer.nlls is None else answer.nlls > SURPRISING_NATS
     count, share = int(surprising.sum()), _share(surprising)
     if count < 3:
         return False
-    if share >= 0.25 or (count >= 7 and share >= 0.18):
-        return True
-    return int(np.convolve(surprising, np.ones(12, dtype=np.int64)).max()) >= 6
+    together = int(np.convolve(surprising, np.ones(12, dtype=np.int64)).max())
+    return share >= 0.25 or (count >= 7 and share >= 0.18) or together >= 6
 
 
 def _broken_words(answer: Answer) -> bool:

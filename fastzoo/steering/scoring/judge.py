@@ -72,27 +72,15 @@ class Judge(ChatModel):
     role, option, system, reply_tokens = "the judge", "--judge", SYSTEM, REPLY_TOKENS
 
     def rate(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
-        """Rate pairs of question and answer, with a progress bar.
-
-        Args:
-            concept: in words; None leaves the concept, and so ``overall``, unrated.
-
-        Raises:
-            HubError, AccessError, NotFoundError, InputError, OutputError: as ``ask`` raises them; what
-                was rated until then is not lost, see ``so_far``.
-        """
+        """Rate pairs of question and answer, with a progress bar. Without a ``concept`` in words, neither it nor
+        ``overall`` is rated. Raises as ``ask`` does; what was rated until then is not lost, see ``so_far``."""
         self.ask((p for row in _prompts(items, concept) for p in row.values()), "judging")
         return self.so_far(items, concept)
 
     def so_far(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
         """The verdicts of ``rate`` from the replies that there are, None where there is no reply."""
-        return [
-            Verdict(
-                **dict.fromkeys(RUBRICS)
-                | {name: parse_score(self.reply(prompt) or "") for name, prompt in row.items()}
-            )
-            for row in _prompts(items, concept)
-        ]
+        replies = ({name: self.reply(prompt) for name, prompt in row.items()} for row in _prompts(items, concept))
+        return [Verdict(*(parse_score(row.get(name) or "") for name in RUBRICS)) for row in replies]
 
 
 def parse_score(reply: str) -> int | None:

@@ -16,27 +16,11 @@ from functools import lru_cache
 from itertools import pairwise
 
 SCRIPTS = {
-    "LATIN": "latin",
-    "GREEK": "greek",
-    "CYRILLIC": "cyrillic",
-    "ARABIC": "arabic",
-    "HEBREW": "hebrew",
-    "DEVANAGARI": "devanagari",
-    "BENGALI": "bengali",
-    "TAMIL": "tamil",
-    "TELUGU": "telugu",
-    "THAI": "thai",
-    "GEORGIAN": "georgian",
-    "ARMENIAN": "armenian",
-    # Japanese and Korean mix these within a word, so they are one.
-    "CJK": "east-asian",
-    "HIRAGANA": "east-asian",
-    "KATAKANA": "east-asian",
-    "KATAKANA-HIRAGANA": "east-asian",
-    "HANGUL": "east-asian",
-    "BOPOMOFO": "east-asian",
-}
-"""By the first word of a letter's Unicode name, the script that it counts as; all else is "other"."""
+    script.upper(): script
+    for script in "latin greek cyrillic arabic hebrew devanagari bengali tamil telugu thai georgian armenian".split()
+} | dict.fromkeys("CJK HIRAGANA KATAKANA HANGUL BOPOMOFO".split(), "east-asian")
+"""By the first word of a letter's Unicode name, the script that it counts as; all else is "other". Japanese and
+Korean mix the last five within a word, so they are one."""
 
 UNSPACED = frozenset({"east-asian", "thai"})
 """Scripts that put no blanks between words."""
@@ -61,15 +45,7 @@ FUNCTION_WORDS = {
 }
 """Words of which hardly any sentence of the language has none; a word may belong to several languages."""
 
-NAMES = {
-    "en": "English",
-    "fr": "French",
-    "de": "German",
-    "es": "Spanish",
-    "it": "Italian",
-    "pt": "Portuguese",
-    "nl": "Dutch",
-}
+NAMES = dict(zip(FUNCTION_WORDS, "English French German Spanish Italian Portuguese Dutch".split(), strict=True))
 
 WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
@@ -98,15 +74,12 @@ class Language:
 
     @property
     def language(self) -> str | None:
-        """The likeliest."""
         return self.languages[0] if self.languages else None
 
     def differs(self, other: Language) -> bool:
         """Whether both are known and not the same: of another script, or no language in common."""
-        if self.script is None or other.script is None:
-            return False
         if self.script != other.script:
-            return True
+            return None not in (self.script, other.script)
         known = bool(self.languages and other.languages)
         return known and set(self.languages).isdisjoint(other.languages)
 
@@ -116,10 +89,20 @@ def words_of(text: str) -> list[str]:
     return [word.replace("’", "'") for word in _TOKEN.findall(text.lower())]
 
 
-def detect(text: str) -> Language:
-    """Script and languages of a text."""
-    script = _script(text)
-    return Language(script, _candidates(_hits(text)) if script == "latin" else ())
+def detect(text: str, whole: dict[str, float] | None = None) -> Language:
+    """Script and languages of a text, also by the words of a whole that it is part of (see ``sentences``)."""
+    scripts = Counter(script_of(c) for c in text if c.isalpha())
+    script = scripts.most_common(1)[0][0] if scripts else None
+    if script != "latin":
+        return Language(script, ())
+    hits = _hits(text)
+    if whole is not None:
+        most = max(whole.values()) or 1.0
+        hits = {language: hits[language] + 2 * whole[language] / most for language in hits}
+    most = max(hits.values())
+    # Of equals, the first in FUNCTION_WORDS is the likelier.
+    likeliest = sorted(hits, key=lambda language: -hits[language])
+    return Language(script, tuple(x for x in likeliest if hits[x] and hits[x] * CLEAR_LEAD > most))
 
 
 def sentences(text: str) -> list[tuple[str, Language]]:
@@ -129,22 +112,8 @@ def sentences(text: str) -> list[tuple[str, Language]]:
     decides where no word tells.
     """
     whole = _hits(text)
-    most = max(whole.values()) or 1.0
-    found = []
-    for sentence in _SENTENCE.split(text):
-        script = _script(sentence)
-        if script == "latin":
-            hits = _hits(sentence)
-            together = {language: hits[language] + 2 * whole[language] / most for language in hits}
-            found.append((sentence, Language(script, _candidates(together))))
-        elif script is not None:
-            found.append((sentence, Language(script, ())))
-    return found
-
-
-def _script(text: str) -> str | None:
-    scripts = Counter(script_of(c) for c in text if c.isalpha())
-    return scripts.most_common(1)[0][0] if scripts else None
+    found = [(sentence, detect(sentence, whole)) for sentence in _SENTENCE.split(text)]
+    return [(sentence, known) for sentence, known in found if known.script is not None]
 
 
 def _hits(text: str) -> dict[str, float]:
@@ -155,13 +124,6 @@ def _hits(text: str) -> dict[str, float]:
         language: len(words & known) + 0.5 * bool(letters & set(LETTERS.get(language, "")))
         for language, known in WORDS.items()
     }
-
-
-def _candidates(hits: dict[str, float]) -> tuple[str, ...]:
-    """The languages that are not out, the likeliest first; of equals, the first in FUNCTION_WORDS."""
-    most = max(hits.values())
-    likeliest = sorted(hits, key=lambda language: -hits[language])
-    return tuple(x for x in likeliest if hits[x] and hits[x] * CLEAR_LEAD > most)
 
 
 def switched_share(text: str, reference: str) -> float:
@@ -178,12 +140,12 @@ def language_share(text: str, language: str) -> float:
 
 def _share(text: str, counts: Callable[[Language], bool]) -> float:
     """Share of the words (not numbers) that stand in the sentences that count."""
-    lengths = [
-        (sum(not word.isdecimal() for word in WORD.findall(sentence)), counts(now))
-        for sentence, now in sentences(text)
-    ]
-    total = sum(length for length, _ in lengths)
-    return sum(length for length, counted in lengths if counted) / total if total else 0.0
+    counted = total = 0
+    for sentence, now in sentences(text):
+        words = sum(not word.isdecimal() for word in WORD.findall(sentence))
+        total += words
+        counted += words * counts(now)
+    return counted / total if total else 0.0
 
 
 def scripts_jumble(text: str) -> bool:
@@ -195,9 +157,8 @@ def scripts_jumble(text: str) -> bool:
     not count: a list of translations has them. Nor do foreign words within East Asian text, which
     have no blanks around them, or Greek letters in formulas ("\u0394x").
     """
-    found = [
-        (word, scripts) for word in _TOKEN.finditer(text) if (scripts := {script_of(c) for c in word[0]} - {"other"})
-    ]
+    words = ((word, {script_of(c) for c in word[0]} - {"other"}) for word in _TOKEN.finditer(text))
+    found = [(word, scripts) for word, scripts in words if scripts]
     mixed = sum(len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts) for word, scripts in found)
     if mixed >= 2 and mixed / len(found) >= 0.2:
         return True

@@ -9,11 +9,8 @@ import numpy as np
 
 Ids = Sequence[int] | np.ndarray
 
-COPIES = 3
-"""A loop is a unit that many times, one after the other."""
-
-LONGEST_UNIT = 1_000
-"""Tokens of the longest unit of a loop."""
+COPIES, LONGEST_UNIT = 3, 1_000
+"""A loop is a unit that many times, one after the other; and the tokens of the longest unit."""
 
 
 def distinct(ids: Ids, n: int) -> float | None:
@@ -39,11 +36,9 @@ def repeated_mask(ids: Ids, least: int) -> np.ndarray:
 
     The first occurrence of a span is not marked: it was new.
     """
-    array = _array(ids)
-    grams = _grams(array, least)
-    first = np.zeros(len(grams), dtype=bool)
-    first[np.unique(grams, return_index=True)[1]] = True
-    return _covered(np.flatnonzero(~first), np.flatnonzero(~first) + least, len(array))
+    grams = _grams(_array(ids), least)
+    again = np.delete(np.arange(len(grams)), np.unique(grams, return_index=True)[1])
+    return _covered(again, again + least, len(ids))
 
 
 def loop_mask(ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = LONGEST_UNIT) -> np.ndarray:
@@ -57,12 +52,8 @@ def loop_mask(ids: Ids, copies: int = COPIES, shortest: int = 1, longest: int = 
 
 
 def counting_mask(ids: Ids, numbers: int) -> np.ndarray:
-    """Which tokens lie in a loop that counts: its unit has at least two tokens, and one number in each copy
-    is one more or one less than in the copy before.
-
-    Args:
-        numbers: a number is this plus its value; all other tokens are less than this.
-    """
+    """Which tokens lie in a loop that counts: its unit has at least two tokens, and one number in each copy is one
+    more or one less than in the copy before. A number is ``numbers`` plus its value; other tokens are less."""
     array = _array(ids)
     mask = np.zeros(len(array), dtype=bool)
 

@@ -78,7 +78,6 @@ class CellScores:
     kept: float
     """ROUGE-L (F1) of the tokens with those of the unsteered answer."""
     concept: float | None
-    """How much of the answer belongs to the concept, if one was given."""
     fault: str | None
     """Why the answer is degenerate: a name in ``degenerate.FAULTS``; None if it is not."""
 
@@ -110,7 +109,6 @@ def score_cells(
     unsteered: Sequence[Cell],
     model: Any,
     prompts: Sequence[Sequence[int]],
-    *,
     end_ids: Collection[int] = (),
     tokenizer: Any = None,
     concept: Concept | None = None,
@@ -118,29 +116,25 @@ def score_cells(
     """The scores of each cell, in order.
 
     Args:
-        cells: any answers, the unsteered ones among them or not.
         unsteered: the alpha-0 answer of each question, by the question's index.
         model: the language model, which must not be steered while this runs.
         prompts: token ids of each question's prompt, generation prompt included, by its index.
         end_ids: the tokens that end a turn; one at the end of an answer is not scored.
-        tokenizer: without it neither special tokens, which an answer's text does not show, nor broken
-            words are seen. A special token that no unsteered answer has is a fault.
+        tokenizer: without it neither special tokens, which an answer's text does not show, nor broken words are
+            seen. A special token that no unsteered answer has is a fault.
     """
     from fastzoo.lm.likelihood import answer_nlls
 
     answers = [_without_end(cell.ids, end_ids) for cell in cells]
     references = [_without_end(cell.ids, end_ids) for cell in unsteered]
     nlls = answer_nlls(model, [prompts[cell.question] for cell in cells], answers)
-    strays: set[int] = set()
-    inside: list[np.ndarray | None] = [None] * len(cells)
-    if tokenizer is not None:
-        strays = set(tokenizer.all_special_ids).difference(*references)
-        texts = TokenTexts(tokenizer)
-        inside = [texts.inside_words(ids) for ids in answers]
-    return [
-        score_cell(cell, ids, nll, unsteered[cell.question].text, references[cell.question], concept, strays, within)
-        for cell, ids, nll, within in zip(cells, answers, nlls, inside, strict=True)
-    ]
+    strays = set() if tokenizer is None else set(tokenizer.all_special_ids).difference(*references)
+    texts = None if tokenizer is None else TokenTexts(tokenizer)
+    scores = []
+    for cell, ids, nll in zip(cells, answers, nlls, strict=True):
+        before, inside = unsteered[cell.question].text, texts.inside_words(ids) if texts else None
+        scores.append(score_cell(cell, ids, nll, before, references[cell.question], concept, strays, inside))
+    return scores
 
 
 def score_cell(
@@ -157,8 +151,8 @@ def score_cell(
 
     Args:
         ids: the cell's tokens without the end of turn.
-        nlls: of each token, in nats; None where no model was asked. If one is not finite, since the
-            model overflowed, none of them counts.
+        nlls: of each token, in nats; None where no model was asked. If one is not finite, since the model
+            overflowed, none of them counts.
         strays: tokens that no answer should have.
         inside: which tokens go on with a word; see ``TokenTexts.inside_words``.
     """
