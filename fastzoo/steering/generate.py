@@ -54,13 +54,9 @@ class GenerationSettings:
     def arguments(self) -> dict[str, Any]:
         """As ``generate`` takes them."""
         sampled = self.temperature > 0
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": sampled,
-            "temperature": self.temperature if sampled else None,
-            "top_p": self.top_p if sampled else None,
-            "top_k": 0 if sampled else None,
-        }
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        how = drawn if sampled else dict.fromkeys(drawn)
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": sampled, **how}
 
 
 def write_answers(

@@ -45,14 +45,14 @@ class Steering:
         self._tracker = Tracker(positions)
         self._layers = decoder_layers(model)
         self._undo = ExitStack()
-        self._token: contextvars.Token[tuple[Steering, ...]] | None = None
-        self._live = self._acted = False
+        self._entered = self._live = self._acted = False
 
     def __enter__(self) -> Steering:
-        if self._token is not None:
+        if self._entered:
             raise InputError("this steering was entered before; make another one with steer(...)")
+        self._entered = True
         with ExitStack() as undo:
-            self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+            _ACTIVE.set((*_ACTIVE.get(), self))
             undo.callback(self._forget)
             undo.enter_context(uncompiled())
             if not self._tracker.everywhere:
@@ -73,16 +73,11 @@ class Steering:
         self._undo.close()
         if kind is None and self.edits and not self._acted:
             advice = "use steering.stream(...) or start threads with contextvars.copy_context().run"
-            warnings.warn(
-                f"the model did not run in this block's thread, so nothing was steered; {advice}", stacklevel=2
-            )
+            warnings.warn(f"the model did not run in this thread, so nothing was steered; {advice}", stacklevel=2)
 
     def _forget(self) -> None:
-        assert self._token is not None
-        try:
-            _ACTIVE.reset(self._token)
-        except ValueError:  # a generator that is closed elsewhere than where it began
-            _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
+        # No token is reset: a generator may be closed in another context than where it began.
+        _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not self))
 
     def _path(self) -> list[Any]:
         """The modules from the model down to its layers, without these."""
@@ -108,9 +103,7 @@ class Steering:
         hidden_BTD = hidden_of(output)
         if hidden_BTD.ndim != 3:
             shape = tuple(hidden_BTD.shape)
-            raise ModelError(
-                f"layer {edit.layer} passes on {shape}, not one residual stream of (batch, tokens, width)"
-            )
+            raise ModelError(f"layer {edit.layer} gives {shape}, not one residual stream of (batch, tokens, width)")
         change_BTD = edit.change(hidden_BTD)
         if not self._tracker.everywhere:
             mask_BT = self._tracker.mask().to(hidden_BTD.device)

@@ -109,9 +109,9 @@ def _yaml_values(text: str, where: str) -> Values:
 
 
 def _lines(text: str, where: str) -> Values:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{where}, line {number}", line.strip()
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
+        if line:
+            yield f"{where}, line {number}", line
 
 
 def _json_values(text: str, where: str) -> Values:

@@ -104,8 +104,7 @@ def _found(
 def _special_latents(assembly: Assembly, dialogues: int) -> dict[int, list[str]]:
     """The latents that fire most on special tokens (Appendix F.3), and on which."""
     found: dict[int, list[str]] = {}
-    reports = of_special_tokens(assembly, dialogues=dialogues, top=PER_SPECIAL_TOKEN)
-    (report,) = reports["saes"].values()
+    (report,) = of_special_tokens(assembly, dialogues=dialogues, top=PER_SPECIAL_TOKEN)["saes"].values()
     for entry in report["tokens"]:
         for latent in entry["latents"]:
             found.setdefault(latent["latent"], []).append(entry["token"])
@@ -146,8 +145,7 @@ def _about(settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: di
 
 def _writes(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     """The tokens that a latent's decoder row raises most, by the logit lens."""
-    row_1D = sweep.sae.W_dec.detach()[[latent]]
-    _, ids_1K = lens_tokens(sweep.model, row_1D, WORDS, vocabulary=assembly.vocabulary)
+    _, ids_1K = lens_tokens(sweep.model, sweep.sae.W_dec.detach()[[latent]], WORDS, vocabulary=assembly.vocabulary)
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
 
 

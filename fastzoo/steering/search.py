@@ -148,8 +148,7 @@ def _best(rates: ArmRates) -> dict[str, Any]:
     promise = 0.0
     for alpha, effects, qualities in zip(rates.alphas, rates.effect, rates.quality, strict=True):
         effect, quality = float(effects.mean()), float(qualities.mean())
-        value = harmonic_mean(effect, quality)
-        promise = max(promise, effect * quality)
+        value, promise = harmonic_mean(effect, quality), max(promise, effect * quality)
         if effect >= LEAST_EFFECT and quality >= floor > 0 and value > best["score"]:
             best = {"score": value, "alpha": alpha, "effect": effect, "quality": quality}
     return {**best, "promise": promise}

@@ -64,13 +64,10 @@ class Sweep:
     def many(self, latents: Sequence[int]) -> dict[int, list[Cell]]:
         """The cells of several latents, each alone and without controls, in as few calls."""
         assert self.mode == "add", "a row of a batch cannot be clamped by a latent of its own"
-        prompts, rows = self.prompts(), list[Row]()
-        for k in latents:
-            rows += arm_rows(str(k), prompts, self.alphas, self._edit([k]))
-        found: dict[int, list[Cell]] = {k: [] for k in latents}
-        for cell in self._answers(rows, None):
-            found[int(cell.arm)].append(cell)
-        return found
+        prompts = self.prompts()
+        rows = [row for k in latents for row in arm_rows(str(k), prompts, self.alphas, self._edit([k]))]
+        cells = self._answers(rows, None)
+        return {k: [cell for cell in cells if cell.arm == str(k)] for k in latents}
 
     def scores(self, cells: Sequence[Cell], concept: Concept | None = None) -> list[CellScores]:
         """The scores of each cell, beside the unsteered answers: the latent's own cells at alpha 0 where it is
