@@ -45,7 +45,15 @@ FUNCTION_WORDS = {
 }
 """Words of which hardly any sentence of the language has none; a word may belong to several languages."""
 
-NAMES = dict(zip(FUNCTION_WORDS, "English French German Spanish Italian Portuguese Dutch".split(), strict=True))
+NAMES = {
+    "en": "English",
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "nl": "Dutch",
+}
 
 WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
