@@ -22,8 +22,7 @@ TITLE = "fastzoo: SAEs of instruct models"
 DESCRIPTION = (
     "Sparse autoencoders trained on whole dialogues by FAST (arXiv 2506.07691), and its baselines, "
     "with what they measure."
-)
-"""At most 150 characters."""
+)  # at most 150 characters
 
 LONGEST_TITLE = 60  # characters
 

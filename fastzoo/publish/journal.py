@@ -22,9 +22,7 @@ class Journal:
         self.path = state_folder(namespace) / "ledger.jsonl"  # its name since the first version
         self.known = Registry(namespace)
         try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            lines = []
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be read ({one_line(error)})") from None
         for line in lines:

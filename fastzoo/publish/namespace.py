@@ -23,8 +23,6 @@ from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
 from fastzoo.results.figures import show, shown
 from fastzoo.results.table import with_grid
 
-PAPER = "2506.07691"
-
 
 def update_namespace(options: PushOptions, ours: Registry, journal: Journal, report: PushReport) -> None:
     """Bring the results dataset, the Space and the collection up to date.
@@ -65,7 +63,7 @@ def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
     return [
         *([Item("space", space, "Look through the SAEs and their figures.")] if space else []),
         Item("dataset", dataset, "Every figure of every SAE as a table, with the paper's beside."),
-        Item("paper", PAPER, "The method."),
+        Item("paper", "2506.07691", "The method."),
         *(
             Item("model", sae.repo_id, headline(sae.figures), sae.name.model)
             for name in with_grid(registry.saes)
@@ -106,10 +104,9 @@ def make_all_public(models: Sequence[str], report: PushReport) -> None:
     repos = [("model", model) for model in models] + [(kind, repo_id) for kind, repo_id in others if repo_id]
     with Progress("making public", len(repos), shown=len(repos) > 10) as bar:
         for kind, repo_id in repos:
+            open_up = partial(update_repo_settings, repo_id, repo_type=kind, private=False)
             with hub_errors(kind, repo_id):
-                with_retries(
-                    partial(update_repo_settings, repo_id, repo_type=kind, private=False), f"{kind} {repo_id}"
-                )
+                with_retries(open_up, f"{kind} {repo_id}")
             bar.advance(note=repo_id)
     for slug in filter(None, (*report.children, report.collection)):
         ask("update_collection_metadata", slug, private=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastzoo.config.recipe import PushSection
@@ -35,9 +36,8 @@ from fastzoo.saes.references import is_namespace
 def push(saes: Sequence[Candidate], options: PushOptions) -> PushReport:
     """Publish SAEs and what belongs to them.
 
-    If one SAE fails, that is reported and the others go on. If the Hub fails, refuses access, or this
-    machine's disk does, all ends. In both cases the same call goes on later; the report's ``first_error``
-    says whether all was done.
+    If one SAE fails, that is reported and the others go on. If the Hub or this machine's disk refuses, all
+    ends. In both cases the same call goes on later; the report's ``first_error`` says whether all was done.
     """
     from huggingface_hub import get_token
 
@@ -189,12 +189,9 @@ def _listed(namespace: str) -> dict[str, Remote]:
     """The model repositories of a namespace, without their files, in one request per thousand."""
     from huggingface_hub import HfApi
 
+    models = partial(HfApi().list_models, author=namespace, expand=["sha", "private"])
     with hub_errors("namespace", namespace):
-        found = with_retries(
-            lambda: list(HfApi().list_models(author=namespace, expand=["sha", "private"])),
-            f"models of {namespace}",
-            TRIES_OF_LISTS,
-        )
+        found = with_retries(lambda: list(models()), f"models of {namespace}", TRIES_OF_LISTS)
     return {model.id: Remote(model.sha, private=bool(model.private)) for model in found}
 
 

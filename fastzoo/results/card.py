@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
-PAPER_TOKENS = 40_960_000
-"""What each of the paper's SAEs was trained on."""
-
 
 def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None = None) -> str:
     """The README.md of an SAE from its ``config.json`` and ``metrics.json``.
@@ -34,7 +31,21 @@ def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: 
     the SAE is published (``org/name``); without it the card is for the local folder.
     """
     try:
-        return mark_card(front_matter(record, figures), _body(record, figures, repo_id))
+        base = record["base_model"]
+        on_hub = bool(HUB_ID.fullmatch(base["name"]))
+        body = template("sae.md.j2").render(
+            record=record,
+            figures=figures,
+            repo_id=repo_id,
+            rows=ROWS,
+            architecture=ARCHITECTURES[record["sae"]["architecture"]],
+            embedded=base["name"] == EMBEDDED_MODEL,
+            on_hub=on_hub,
+            revision=base["sha"] if on_hub and SHA1.fullmatch(base["sha"] or "") else None,
+            licence=base_licence(base["name"]),
+            paper_tokens=40_960_000,  # of each of the paper's SAEs
+        )
+        return mark_card(front_matter(record, figures), body)
     except Exception as error:  # a card must never cost a trained SAE
         logger.warning("the card could not be rendered from its template: %r", error)
         body = f"# {escape(record.get('name', 'SAE'))}\n\nSee config.json, metrics.json.\n"
@@ -55,23 +66,6 @@ def template(name: str) -> Template:
     )
     environment.filters |= {"md": escape, "figure": show, "count": count}
     return environment.get_template(name)
-
-
-def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None) -> str:
-    base = record["base_model"]
-    on_hub = bool(HUB_ID.fullmatch(base["name"]))
-    return template("sae.md.j2").render(
-        record=record,
-        figures=figures,
-        repo_id=repo_id,
-        rows=ROWS,
-        architecture=ARCHITECTURES[record["sae"]["architecture"]],
-        embedded=base["name"] == EMBEDDED_MODEL,
-        on_hub=on_hub,
-        revision=base["sha"] if on_hub and SHA1.fullmatch(base["sha"] or "") else None,
-        licence=base_licence(base["name"]),
-        paper_tokens=PAPER_TOKENS,
-    )
 
 
 def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:

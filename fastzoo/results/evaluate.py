@@ -57,10 +57,9 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
 
-    Per pack the model runs once for all layers and its own predictions, once per layer with zeros
-    spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
-    The latents of ``special`` are sought; figures for special tokens are about the tokens that ``sequences``
-    mark as special.
+    Per pack the model runs once for all layers and its own predictions, once per layer with zeros spliced in,
+    and twice per SAE with its reconstruction (the second time sparing position 0). The latents of ``special``
+    are sought; figures for special tokens are about the tokens that ``sequences`` mark as special.
 
     Raises ModelError: an SAE's width is not the model's. TrainingError: the model, or a figure, is NaN or
     infinite.
@@ -77,18 +76,13 @@ def evaluate(
     for pack in reader.packs(sequences):
         _measure_pack(reader, pack, measured.values(), own, zeros, special)
         progress(pack.input_ids.shape[1])
-    found = {
-        name: Evaluation(
-            m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer]),
-            m.special_latents.report(special.text),
-        )
-        for name, m in measured.items()
-    }
-    for name, evaluation in found.items():
-        for metric, subsets in evaluation.metrics.items():
-            for figure in subsets.values():
-                if figure["value"] is not None and not math.isfinite(figure["value"]):
-                    raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+    found = {}
+    for name, m in measured.items():
+        metrics = m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
+        for metric, subsets in metrics.items():
+            if not all(math.isfinite(figure["value"] or 0) for figure in subsets.values()):
+                raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+        found[name] = Evaluation(metrics, m.special_latents.report(special.text))
     return found
 
 

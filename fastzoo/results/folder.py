@@ -66,12 +66,11 @@ class RunFacts:
 
 def save_result(
     run_folder: Path, learner: Learner, sae: SAE, evaluation: Evaluation, facts: RunFacts, batch_size: int
-) -> Path:
+) -> None:
     """Write the complete folder of one trained SAE: it appears whole or not at all.
 
     Raises OutputError: the disk refuses.
     """
-    folder = run_folder / str(learner.name)
     record, figures = _record(learner, sae, facts), _figures(learner, evaluation, facts, batch_size)
 
     def fill(target: Path) -> None:
@@ -84,8 +83,7 @@ def save_result(
         if text := notice(facts.base_model["name"]):
             (target / "NOTICE").write_text(text, encoding="utf-8")
 
-    write_folder(folder, fill)
-    return folder
+    write_folder(run_folder / str(learner.name), fill)
 
 
 def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int) -> None:

@@ -145,7 +145,7 @@ def result_rows(registry: Registry) -> list[ResultRow]:
     rows = []
     for name in with_grid(registry.saes):
         sae = registry.saes.get(name)
-        identity: ResultRow = {
+        row: ResultRow = {
             "name": str(name),
             "status": "published" if sae else "paper",
             "repo_id": sae.repo_id if sae else None,
@@ -153,7 +153,7 @@ def result_rows(registry: Registry) -> list[ResultRow]:
             "weights_sha256": sae.weights_sha256 if sae else None,
             **vars(name),
         }
-        rows.append({**identity, **measured(sae.figures if sae else {}), **paper_cells(name)})
+        rows.append(row | measured(sae.figures if sae else {}) | paper_cells(name))
     return rows
 
 
