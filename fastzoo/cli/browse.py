@@ -57,7 +57,7 @@ def list_saes(
 
     Shows our figures (from the local folder if there is one, else the published ones) and the paper's.
     """
-    from fastzoo.cli.listing import choose, column_key, list_rows, nothing_found, sort_rows, table
+    from fastzoo.cli.listing import column_key, list_rows, matches, nothing_found, pick, sort_rows, table
 
     if sort is not None:
         sort = column_key(sort)
@@ -65,8 +65,12 @@ def list_saes(
         raise InputError("--descending goes with --sort COLUMN")
     hints: list[str] = []
     known = list_rows(_registry(namespace, refresh, hints), folder)
-    options = (model, layer, architecture, method, expansion)
-    rows = choose(known, pattern, options, local=local, published=published)
+    given = {"model": model, "layer": layer, "architecture": architecture, "method": method, "expansion": expansion}
+    rows = [
+        row
+        for row in pick(known, {key: values for key, values in given.items() if values})
+        if (row["path"] or not local) and (row["repo"] or not published) and matches(row["name"], pattern)
+    ]
     if sort is not None:
         rows = sort_rows(rows, sort, descending=descending)
     if as_json:
@@ -101,10 +105,9 @@ def info(source: Source, namespace: Namespace = None, refresh: Refresh = False, 
 
 
 def _registry(namespace: str | None, refresh: bool, hints: list[str]) -> Registry:
-    """The registry; an empty one if none can be had. ``hints`` is told why.
+    """The registry; an empty one if none can be had, and ``hints`` is told why.
 
-    Raises:
-        NotFoundError, AccessError, IntegrityError: the namespace that was asked for has none.
+    Raises NotFoundError, AccessError, IntegrityError: the namespace that was asked for has none.
     """
     from fastzoo.hub.registry import Registry, default_namespace, read_registry
 

@@ -19,13 +19,13 @@ def evaluate_saes(
     as_json: Json = False,
 ) -> None:
     """Measure SAEs of one language model, all in one pass."""
-    from fastzoo.results.evaluate import evaluate_sources
+    from fastzoo.loading import assemble
+    from fastzoo.results.evaluate import evaluate_together
     from fastzoo.results.summary import print_results
 
-    rows, report = evaluate_sources(
-        sources, model_name=model, revision=revision, data=data, dialogues=dialogues, max_tokens=max_tokens
-    )
+    together = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
+    report = evaluate_together(together, dialogues)
     if as_json:
         print_json(report)
     else:
-        print_results(rows)
+        print_results([(name, figures, None) for name, figures in report["metrics"].items()])

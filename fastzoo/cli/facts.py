@@ -21,16 +21,12 @@ def facts_of(source: str, registry: Callable[[], Registry]) -> dict[str, Any]:
     """What is known of one SAE, flat and in reading order: its record and figures if it is on this
     machine, what is published of it, and what the paper reports.
 
-    Args:
-        registry: called unless ``source`` is an ``hf:`` reference or a folder of any other name.
-
-    Raises:
-        InputError: nothing is known of it.
+    ``registry`` is called unless ``source`` is an ``hf:`` reference or a folder of any other name.
+    Raises InputError: nothing is known of it.
     """
     path = find_local(source)
     if path is None:
-        name = parse_name(source)
-        return _remote_facts(name, registry())
+        return _remote_facts(parse_name(source), registry())
     facts = _local_facts(path)
     try:
         name = parse_name(str(facts["name"]))
@@ -89,17 +85,14 @@ def _remote_facts(name: SAEName, registry: Registry) -> dict[str, Any]:
         "layer": name.layer,
     }
     if row := grid_row(name):
-        facts |= {"base_model": row.base_model, "d_in": row.d_model}
-        facts["d_sae"] = row.d_model * name.expansion
+        facts |= {"base_model": row.base_model, "d_in": row.d_model, "d_sae": row.d_model * name.expansion}
     return facts | found | paper
 
 
 def _published_facts(name: SAEName, registry: Registry, folder: Path | None) -> dict[str, Any]:
     """What is published of one SAE; {} if nothing is.
 
-    Args:
-        folder: where its weights on this machine are, if they are: they are compared, and the
-            published figures get keys of their own.
+    Weights in ``folder`` on this machine are compared, and the published figures then get keys of their own.
     """
     sae = registry.saes.get(name)
     if sae is None:
@@ -114,8 +107,7 @@ def _published_facts(name: SAEName, registry: Registry, folder: Path | None) -> 
         weights = folder / "sae_weights.safetensors"
         facts["same_weights_here"] = weights.is_file() and sha256_of(weights) == sae.weights_sha256
     prefix = "" if folder is None else "published_"
-    cells = {key: value for key, value in measured(sae.figures).items() if value is not None}
-    return facts | {prefix + key: value for key, value in cells.items()}
+    return facts | {prefix + key: value for key, value in measured(sae.figures).items() if value is not None}
 
 
 def _paper_facts(name: SAEName) -> dict[str, Any]:

@@ -6,7 +6,9 @@ Our figures and the paper's never share a key. Loads neither torch nor transform
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from fastzoo.core.errors import HubError, InputError
 from fastzoo.core.tables import fits
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.find import RUNS, local_results
-from fastzoo.hub.registry import Registry, default_namespace, last_seen
+from fastzoo.hub.registry import Registry, last_seen
 from fastzoo.results.table import (
     LISTED,
     MEASURED,
@@ -35,9 +37,6 @@ KEYS = (
     *(column.name for column in (*MEASURED, *PAPER)),
 )
 """Keys of a row, in order."""
-
-FILTERS = ("model", "layer", "architecture", "method", "expansion")
-"""Keys by whose values rows are picked."""
 
 SHOWN = (*LISTED, Column("path", str, "folder on this machine", rank=9))
 """Columns of the table on the terminal."""
@@ -79,32 +78,10 @@ def _row(name: SAEName, registry: Registry, path: Path | None) -> ResultRow:
     }
 
 
-def choose(
-    rows: Sequence[ResultRow], pattern: str, values: Sequence[Sequence[str] | None], *, local: bool, published: bool
-) -> list[ResultRow]:
-    """The rows whose name matches a pattern and that fit the options of ``fastzoo list``.
-
-    Args:
-        values: for each of ``FILTERS`` those of its option.
-
-    Raises:
-        InputError: no row at all has such a value.
-    """
-    wanted = {key: found for key, found in zip(FILTERS, values, strict=True) if found}
-    return [
-        row
-        for row in pick(rows, wanted)
-        if (row["path"] or not local)
-        and (row["repo"] or not published)
-        and fnmatchcase(str(row["name"]).lower(), pattern.lower())
-    ]
-
-
 def pick(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:
     """The rows that match, for each key of ``wanted``, one of its values (wildcards allowed).
 
-    Raises:
-        InputError: no row at all has such a value.
+    Raises InputError: no row at all has such a value.
     """
     picked = list(rows)
     for key, values in wanted.items():
@@ -128,11 +105,7 @@ def pick(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list
 
 
 def column_key(column: str) -> str:
-    """The key of a column that a user named.
-
-    Raises:
-        InputError: there is no such column.
-    """
+    """The key of a column that a user named. Raises InputError: there is no such column."""
     key = column.lower().replace("-", "_").replace(" ", "_")
     if key not in KEYS:
         hint = did_you_mean(key, KEYS) or " Columns are the keys that --json prints."
@@ -143,22 +116,22 @@ def column_key(column: str) -> str:
 def sort_rows(rows: Sequence[ResultRow], key: str, *, descending: bool) -> list[ResultRow]:
     """Rows sorted by a column; those without a value are last in either direction."""
 
-    def value(row: ResultRow) -> Any:  # all values of a column have one type
-        return row[key]
-
-    have = [row for row in rows if row[key] is not None]
-    return sorted(have, key=value, reverse=descending) + [r for r in rows if r[key] is None]
+    have: list[Any] = [row for row in rows if row[key] is not None]  # all values of a column have one type
+    return sorted(have, key=itemgetter(key), reverse=descending) + [r for r in rows if r[key] is None]
 
 
 def known_names() -> list[str]:
     """Every name that is known without asking the Hub, for completion."""
-    try:
-        seen = last_seen(default_namespace())
-    except (HubError, InputError):
-        seen = None
-    published = set(seen.saes) if seen else set()
-    local = {name for name, _ in local_results(RUNS)}
-    return [*map(str, sorted(local)), *(str(n) for n in with_grid(published) if n not in local)]
+    seen = None
+    with suppress(HubError, InputError):
+        seen = last_seen()
+    local = dict(local_results(RUNS))
+    return list(map(str, [*local, *(name for name in with_grid(seen.saes if seen else ()) if name not in local)]))
+
+
+def matches(name: object, pattern: str) -> bool:
+    """Whether a name matches wildcards, in upper or lower case."""
+    return fnmatchcase(str(name).lower(), pattern.lower())
 
 
 def nothing_found(pattern: str, rows: Sequence[ResultRow]) -> str:
@@ -166,8 +139,8 @@ def nothing_found(pattern: str, rows: Sequence[ResultRow]) -> str:
     names = [str(row["name"]) for row in rows]
     part = f"*{pattern.strip('*')}*".lower()
     hint = ""
-    if pattern != "*" and not any(fnmatchcase(name.lower(), pattern.lower()) for name in names):
-        partly = any(fnmatchcase(name.lower(), part) for name in names)
+    if pattern != "*" and not any(matches(name, pattern) for name in names):
+        partly = any(matches(name, part) for name in names)
         hint = f" Did you mean '{part}'?" if partly else did_you_mean(pattern, names)
     return one_line(f"no SAE matches '{one_line(pattern, 100)}' and these options.{hint}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -48,25 +48,21 @@ def push_saes(
     )
     saes = candidates(sources)
     if dry_run:
-        rows = [{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes]
-        _print_plan(rows, as_json)
+        plan = [{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes]
+        if as_json:
+            print_json(plan)
+            return
+        for row in plan:
+            print(f"{row['folder']} -> {row['repo_id']}  ({len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB)")
         return
     with obeying_signals():
         report = push(saes, options)
     if as_json:
         print_json(report.to_value())
     else:
-        for repo_id in (x["repo_id"] for x in report.saes.values() if "repo_id" in x):
-            print(repo_id)
+        for entry in report.saes.values():
+            if "repo_id" in entry:
+                print(entry["repo_id"])
         say(report.summary())
     if report.first_error is not None:
         raise report.first_error
-
-
-def _print_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        size = f"{len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB"
-        print(f"{row['folder']} -> {row['repo_id']}  ({size})")

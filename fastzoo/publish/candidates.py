@@ -36,15 +36,13 @@ class Candidate:
     def facts(self) -> dict[str, Any]:
         """What would be published, for people to read; sizes in bytes."""
         sizes = {path: (self.folder / path).stat().st_size for path in self.paths()}
-        facts = {"name": str(self.name), "folder": str(self.folder), "files": sizes}
-        return {**facts, "bytes": sum(sizes.values())}
+        return {"name": str(self.name), "folder": str(self.folder), "files": sizes, "bytes": sum(sizes.values())}
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
     """The SAEs in folders, in runs' folders or of names, in the order of the paper's grid.
 
-    Raises:
-        InputError: nothing there, two of one name, or one that cannot be published; says why.
+    Raises InputError: nothing there, two of one name, or one that cannot be published.
     """
     found: dict[SAEName, Candidate] = {}
     for source in sources:
@@ -67,8 +65,7 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
 def check(folder: Path) -> Candidate:
     """An SAE's folder as it can be published; its weights are not read.
 
-    Raises:
-        InputError: a file or figure is missing, config.json is another SAE's, or a text holds a secret.
+    Raises InputError: a file or figure is missing, config.json is another SAE's, or a text holds a secret.
     """
     from huggingface_hub import get_token
 
@@ -88,23 +85,21 @@ def check(folder: Path) -> Candidate:
         except ValueError:
             raise _refusal(folder, f"{path} holds NaN or infinity, which JSON lacks") from None
     row = result_row(record, figures)
-    if row.get("mse") is None or row.get("l0") is None:
+    if row["mse"] is None or row["l0"] is None:
         raise _refusal(folder, "metrics.json has no MSE or no L0")
     read_card(folder)
     for path in paths:
         if path.endswith((".safetensors", ".png")) or not (folder / path).is_file():
             continue
-        if (secret := _secret_in(folder / path, get_token())) is not None:
+        with readable(folder):
+            secret = find_secret((folder / path).read_text("utf-8", "replace"), get_token())
+        if secret is not None:
             raise _refusal(folder, f"{path} holds {secret}; remove it, and revoke it if others have seen it")
     return Candidate(name, folder, record, figures)
 
 
 def read_card(folder: Path) -> str:
-    """The text of an SAE's card.
-
-    Raises:
-        InputError: it is too long, not text in UTF-8, or cannot be read.
-    """
+    """The text of an SAE's card. Raises InputError: it is too long, not text in UTF-8, or cannot be read."""
     path = folder / "README.md"
     with readable(folder):
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -126,15 +121,6 @@ def readable(folder: Path) -> Iterator[None]:
 
 def _refusal(folder: Path, reason: str) -> InputError:
     return InputError(f"'{folder}' cannot be published: {reason}")
-
-
-def _secret_in(path: Path, token: str | None) -> str | None:
-    """The kind of the first secret in a text file, which is read a part at a time."""
-    with readable(path.parent), path.open(encoding="utf-8", errors="replace") as file:
-        while lines := file.readlines(1 << 22):
-            if (secret := find_secret("".join(lines), token)) is not None:
-                return secret
-    return None
 
 
 _KINDS = {
@@ -160,8 +146,7 @@ _PATTERNS = {
 def find_secret(text: str, token: str | None = None) -> str | None:
     """The kind of the first secret found in ``text``, or None. The secret itself is never told.
 
-    Args:
-        token: the user's current Hugging Face token, looked for whatever its form.
+    The user's own ``token`` is looked for whatever its form.
     """
     if token and token.strip() and token.strip() in text:
         return "your Hugging Face token"

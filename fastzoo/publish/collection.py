@@ -6,40 +6,32 @@ that joins later, changes only what differs. Items that people added by hand sta
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from fastzoo.core.errors import HubError, NotFoundError
 from fastzoo.core.progress import Progress
-from fastzoo.hub.client import hub_errors
-from fastzoo.hub.retries import TRIES, TRIES_OF_LISTS, is_transient, wait, with_retries
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from fastzoo.hub.client import hub_errors, status_of
+from fastzoo.hub.retries import TRIES_OF_LISTS, with_retries
+from fastzoo.publish.report import say
 
 TITLE = "fastzoo: SAEs of instruct models"
 
 DESCRIPTION = (
     "Sparse autoencoders trained on whole dialogues by FAST (arXiv 2506.07691), and its baselines, "
     "with what they measure."
-)
-"""At most 150 characters."""
+)  # at most 150 characters
 
-LONGEST_TITLE = 60
-"""Characters."""
-
-Result = TypeVar("Result")
+LONGEST_TITLE = 60  # characters
 
 
 @dataclass(frozen=True)
 class Item:
     """An item that a collection should have."""
 
-    kind: str
-    """model, dataset, space, paper or collection."""
+    kind: str  # model, dataset, space, paper or collection
     id: str
     note: str | None = None
     group: str | None = None
@@ -57,102 +49,75 @@ class Full(Exception):
 
 
 def find_or_create(namespace: str, title: str, stored: Sequence[str], *, private: bool) -> str:
-    """The slug of a collection: the first of ``stored`` that exists, else one of this title, else
-    a new one.
+    """The slug of a collection: the first of ``stored`` that exists, else one of this title, else a new one.
 
-    Raises:
-        AccessError, HubError.
+    Raises AccessError, HubError.
     """
     from huggingface_hub import HfApi
+
+    def find_or_make() -> str:
+        # Looked for before each try: a request whose answer was lost may have made it.
+        if (found := _owned(namespace).get(title)) is not None:
+            return found
+        made = HfApi().create_collection(
+            title, namespace=namespace, description=DESCRIPTION, private=private, exists_ok=True
+        )
+        # Another machine may have made one in the same moment: the first counts.
+        first = _owned(namespace).get(title, made.slug)
+        if first[-24:] < made.slug[-24:]:
+            ask("delete_collection", made.slug, missing_ok=True)
+            return first
+        return made.slug
 
     for slug in stored:
         if _is_of(slug, namespace):
             with suppress(NotFoundError):
-                return str(_get(slug).slug)
-    failed = 0
+                return str(ask("get_collection", slug).slug)
     with hub_errors("collection", title):
-        while True:
-            # Looked for before each try: a request whose answer was lost may have made it.
-            if (found := _owned(namespace).get(title)) is not None:
-                return found
-            try:
-                made = HfApi().create_collection(
-                    title, namespace=namespace, description=DESCRIPTION, private=private, exists_ok=True
-                )
-                return _first_made(str(made.slug), namespace, title)
-            except Exception as error:
-                failed += 1
-                if failed == TRIES or not is_transient(error):
-                    raise
-                wait(error, f"collection {title}", failed)
-
-
-def _first_made(slug: str, namespace: str, title: str) -> str:
-    """The collection just made, or another machine's if that made one in the same moment."""
-    first = _owned(namespace).get(title, slug)
-    if first[-24:] < slug[-24:]:
-        _ask(slug, lambda api: api.delete_collection(slug, missing_ok=True))
-        return first
-    return slug
+        return with_retries(find_or_make, f"collection {title}")
 
 
 def arrange(slug: str, wanted: Sequence[Item], title: str, *, private: bool, bar: Progress) -> list[str]:
     """Give a collection these items in this order, and their notes.
 
     Where the Hub takes no more of them, the SAEs of each model go into a child collection, and the
-    children into the collection itself.
+    children into the collection itself; their slugs are returned. ``bar`` counts the items that are there.
 
-    Args:
-        bar: counts the items that are there.
-
-    Returns:
-        The slugs of the child collections, if there are any.
-
-    Raises:
-        NotFoundError, AccessError, HubError.
+    Raises NotFoundError, AccessError, HubError.
     """
     namespace = slug.partition("/")[0]
-    held = _get(slug)
     groups = dict.fromkeys(item.group for item in wanted if item.group)
     titles = {group: f"{title}: {group}"[:LONGEST_TITLE] for group in groups}
-    children: dict[str, str] = {}
-    if any(item.item_type == "collection" for item in held.items):
-        inside, owned = {_key(item) for item in held.items}, _owned(namespace)
-        children = {
-            group: child
-            for group, name in titles.items()
-            if (child := owned.get(name)) and Item("collection", child).key in inside
-        }
-    if not children:
+    held = ask("get_collection", slug)
+    inside = {_key(item) for item in held.items}
+    divided = False
+    if any(kind == "collection" for kind, _ in inside):
+        with hub_errors("collection", namespace):
+            owned = with_retries(lambda: _owned(namespace), f"collections of {namespace}", TRIES_OF_LISTS)
+        divided = any(Item("collection", owned[name]).key in inside for name in titles.values() if name in owned)
+    if not divided:
         with suppress(Full):
             _fill(slug, wanted, held, bar)
             return []
     bar.begin_at(0)
-    for group, name in titles.items():
-        members = [item for item in wanted if item.group == group]
-        stored = [children[group]] if group in children else []
-        children[group] = child = find_or_create(namespace, name, stored, private=private)
-        _fill_all(child, members, bar)
-        # An SAE leaves the parent only once it is in the child.
-        keys = {item.key for item in members}
-        for item in _get(slug).items:
-            if _key(item) in keys:
-                _delete(slug, item)
-    own = [item for item in wanted if item.group is None]
-    _fill_all(slug, [*own, *(Item("collection", children[group]) for group in titles)], bar)
-    return [children[group] for group in titles]
-
-
-def make_public(slug: str) -> None:
-    """Let everybody see a collection."""
-    _ask(slug, lambda api: api.update_collection_metadata(slug, private=False))
-
-
-def _fill_all(slug: str, wanted: Sequence[Item], bar: Progress) -> None:
+    children = []
     try:
-        _fill(slug, wanted, _get(slug), bar)
+        for group, name in titles.items():
+            members = [item for item in wanted if item.group == group]
+            child = find_or_create(namespace, name, (), private=private)
+            _fill(child, members, ask("get_collection", child), bar)
+            children.append(child)
+            # An SAE leaves the parent only once it is in the child.
+            keys = {item.key for item in members}
+            for item in ask("get_collection", slug).items:
+                if _key(item) in keys:
+                    _delete(slug, item)
+        own = [item for item in wanted if item.group is None]
+        own += [Item("collection", child) for child in children]
+        _fill(slug, own, ask("get_collection", slug), bar)
     except Full:
         raise HubError(f"collection {slug} takes only a part of its items") from None
+    return children
 
 
 def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
@@ -171,19 +136,16 @@ def _fill(slug: str, wanted: Sequence[Item], held: Any, bar: Progress) -> None:
                 held = _add(slug, item, len(order))
             there = {_key(other): other for other in held.items}
             if item.key not in there:
-                print(
-                    f"{item.kind} {item.id} is not on the Hub under this name; left out of the collection",
-                    file=sys.stderr,
-                )
+                say(f"{item.kind} {item.id} is not on the Hub under this name; left out of the collection")
                 continue
             order.append(item.key)
         found.append(item)
         bar.advance(note="items of the collection")
     for item in found:
         if item.note not in (None, there[item.key].note):
-            _update(slug, there[item.key], note=item.note)
+            ask("update_collection_item", slug, there[item.key].item_object_id, note=item.note)
     for key, place in moves(order, [item.key for item in found]):
-        _update(slug, there[key], position=place)
+        ask("update_collection_item", slug, there[key].item_object_id, position=place)
 
 
 def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
@@ -194,10 +156,9 @@ def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
     """
     order = list(order)
     rank = {key: i for i, key in enumerate(wanted)}
-    ranks = [rank[key] for key in order if key in rank]
     # The longest run of those that are in the right order already stays.
     runs: list[list[int]] = [[]]
-    for value in ranks:
+    for value in (rank[key] for key in order if key in rank):
         before = [run for run in runs if not run or run[-1] < value]
         longest: list[int] = max(before, key=len)
         runs.append([*longest, value])
@@ -208,65 +169,44 @@ def moves(order: Sequence[Any], wanted: Sequence[Any]) -> list[tuple[Any, int]]:
         if i in staying:
             continue
         order.remove(key)
-        place = order.index(wanted[i - 1]) + 1 if i else _first(order, rank)
+        # The first goes before all others that are wanted.
+        first = next((j for j, other in enumerate(order) if other in rank), len(order))
+        place = order.index(wanted[i - 1]) + 1 if i else first
         order.insert(place, key)
         found.append((key, place))
     return found
 
 
-def _first(order: Sequence[Any], rank: dict[Any, int]) -> int:
-    """The place of the first that is wanted."""
-    return next((i for i, key in enumerate(order) if key in rank), len(order))
-
-
 def _add(slug: str, item: Item, held: int) -> Any:
     """Add one item; the collection with it. Raises Full."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    def add(api: HfApi) -> Any:
-        kind: Any = item.kind
-        try:
-            return api.add_collection_item(slug, item.id, kind, note=item.note, exists_ok=True)
-        except HfHubHTTPError as error:
-            # The Hub does not document with which status, and at how many items, it refuses.
-            if held and error.response.status_code in (400, 403, 413, 422):
-                raise Full from error
-            raise
-
-    return _ask(slug, add)
-
-
-def _update(slug: str, item: Any, **changes: Any) -> None:
-    _ask(slug, lambda api: api.update_collection_item(slug, item.item_object_id, **changes))
+    try:
+        return ask("add_collection_item", slug, item.id, item.kind, note=item.note, exists_ok=True)
+    except HubError as error:
+        # The Hub does not document with which status, and at how many items, it refuses.
+        if held and status_of(error.__context__) in (400, 403, 413, 422):
+            raise Full from error
+        raise
 
 
 def _delete(slug: str, item: Any) -> None:
-    _ask(slug, lambda api: api.delete_collection_item(slug, item.item_object_id, missing_ok=True))
+    ask("delete_collection_item", slug, item.item_object_id, missing_ok=True)
 
 
-def _get(slug: str) -> Any:
-    return _ask(slug, lambda api: api.get_collection(slug))
-
-
-def _ask(slug: str, request: Callable[[HfApi], Result]) -> Result:
-    """Make a request about a collection, again after failures that pass by themselves."""
+def ask(method: str, slug: str, *values: Any, **options: Any) -> Any:
+    """Call a method of HfApi on a collection, again after failures that pass by themselves."""
     from huggingface_hub import HfApi
 
     with hub_errors("collection", slug):
-        return with_retries(lambda: request(HfApi()), f"collection {slug}")
+        return with_retries(lambda: getattr(HfApi(), method)(slug, *values, **options), f"collection {slug}")
 
 
 def _owned(namespace: str) -> dict[str, str]:
     """Title to slug of a namespace's collections; of equal titles the first that was made."""
     from huggingface_hub import HfApi
 
-    with hub_errors("collection", namespace):
-        listed = with_retries(
-            lambda: list(HfApi().list_collections(owner=namespace)), f"collections of {namespace}", TRIES_OF_LISTS
-        )
+    listed = (x for x in HfApi().list_collections(owner=namespace) if _is_of(x.slug, namespace))
     # The ids begin with the time.
-    own = sorted((x for x in listed if _is_of(x.slug, namespace)), key=lambda x: x.slug[-24:])
-    return {found.title: str(found.slug) for found in reversed(own)}
+    return {x.title: str(x.slug) for x in sorted(listed, key=lambda x: x.slug[-24:], reverse=True)}
 
 
 def _is_of(slug: str, namespace: str) -> bool:

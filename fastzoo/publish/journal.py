@@ -12,7 +12,7 @@ from contextlib import suppress
 from fastzoo.core.errors import IntegrityError, OutputError
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import state_folder
-from fastzoo.hub.registry import Published, Registry, parse_registry
+from fastzoo.hub.registry import Registry, parse_registry
 
 
 class Journal:
@@ -22,27 +22,18 @@ class Journal:
         self.path = state_folder(namespace) / "ledger.jsonl"  # its name since the first version
         self.known = Registry(namespace)
         try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            lines = []
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be read ({one_line(error)})") from None
         for line in lines:
             with suppress(IntegrityError):  # the line that a killed process was writing
                 self.known = self.known.updated(parse_registry(line, str(self.path)))
 
-    def published(self, sae: Published) -> None:
-        """Note an SAE whose files were found on the Hub."""
-        if sae != self.known.saes.get(sae.name):
-            self._append(Registry(self.known.namespace, saes={sae.name: sae}))
-
-    def collection(self, slug: str) -> None:
-        """Note the collection."""
-        if slug != self.known.collection:
-            self._append(Registry(self.known.namespace, slug))
-
-    def _append(self, entry: Registry) -> None:
-        self.known = self.known.updated(entry)
+    def note(self, entry: Registry) -> None:
+        """Append what is new: the collection, or SAEs whose files were found on the Hub."""
+        before, self.known = self.known, self.known.updated(entry)
+        if self.known == before:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

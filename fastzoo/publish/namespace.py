@@ -15,7 +15,7 @@ from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.registry import DATASET, FILE, Registry, parse_registry
 from fastzoo.hub.retries import with_retries
-from fastzoo.publish.collection import TITLE, Item, arrange, find_or_create, make_public
+from fastzoo.publish.collection import TITLE, Item, arrange, ask, find_or_create
 from fastzoo.publish.journal import Journal
 from fastzoo.publish.report import PushOptions, PushReport, say
 from fastzoo.publish.results_dataset import dataset_files
@@ -23,18 +23,11 @@ from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
 from fastzoo.results.figures import show, shown
 from fastzoo.results.table import with_grid
 
-PAPER = "2506.07691"
-
-SPACE = "fastzoo"
-"""Name of the Space's repository."""
-
 
 def update_namespace(options: PushOptions, ours: Registry, journal: Journal, report: PushReport) -> None:
     """Bring the results dataset, the Space and the collection up to date.
 
-    Args:
-        ours: the SAEs that are known to be on the Hub, as they are there.
-        report: is told what was done.
+    ``ours`` are the SAEs that are known to be on the Hub, as they are there; ``report`` is told what was done.
     """
     namespace = options.namespace
     repo_id = f"{namespace}/{DATASET}"
@@ -44,8 +37,8 @@ def update_namespace(options: PushOptions, ours: Registry, journal: Journal, rep
     stored = [slug for slug in (on_hub.collection, journal.known.collection) if slug]
     slug = find_or_create(namespace, TITLE, stored, private=options.starts_private)
     report.collection = slug
-    journal.collection(slug)
     ours = replace(ours, collection=slug)
+    journal.note(Registry(namespace, slug))
 
     def wanted(now: Remote) -> Mapping[str, Content]:
         # Somebody else may publish into the same namespace meanwhile.
@@ -67,11 +60,10 @@ def update_namespace(options: PushOptions, ours: Registry, journal: Journal, rep
 
 def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
     """What the collection should hold, in its order."""
-    items = [Item("space", space, "Look through the SAEs and their figures.")] if space else []
     return [
-        *items,
+        *([Item("space", space, "Look through the SAEs and their figures.")] if space else []),
         Item("dataset", dataset, "Every figure of every SAE as a table, with the paper's beside."),
-        Item("paper", PAPER, "The method."),
+        Item("paper", "2506.07691", "The method."),
         *(
             Item("model", sae.repo_id, headline(sae.figures), sae.name.model)
             for name in with_grid(registry.saes)
@@ -82,22 +74,17 @@ def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
 
 def headline(figures: Mapping[str, Any]) -> str:
     """The note of an SAE's item: its main figures."""
-    parts = [
-        f"{figure.name(subset)} {show(value)}"
-        for figure, subset in shown("listed")
-        if (value := figures.get(figure.column(subset))) is not None
-    ]
-    return " · ".join(parts)
+    cells = [(figure.name(subset), figures.get(figure.column(subset))) for figure, subset in shown("listed")]
+    return " · ".join(f"{name} {show(value)}" for name, value in cells if value is not None)
 
 
 def _publish_space(folder: Path, options: PushOptions, report: PushReport) -> str | None:
     """The Space's repository; None where the Hub refuses one, as it does to some accounts."""
-    repo_id = f"{options.namespace}/{SPACE}"
-    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    repo_id = f"{options.namespace}/fastzoo"
     contents = {
-        inside.as_posix(): Content(path)
-        for inside, path in paths.items()
-        if path.is_file() and not any(part.startswith((".", "__")) for part in inside.parts)
+        path.relative_to(folder).as_posix(): Content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     }
     try:
         remote = look_or_make("space", repo_id, private=options.starts_private, sdk="gradio")
@@ -113,17 +100,16 @@ def make_all_public(models: Sequence[str], report: PushReport) -> None:
     """Let everybody see what a push made private: these models, and what ``report`` names."""
     from huggingface_hub import update_repo_settings
 
-    repos = [("model", repo_id) for repo_id in models]
-    repos += [("dataset", report.dataset)] if report.dataset else []
-    repos += [("space", report.space)] if report.space else []
+    others = (("dataset", report.dataset), ("space", report.space))
+    repos = [("model", model) for model in models] + [(kind, repo_id) for kind, repo_id in others if repo_id]
     with Progress("making public", len(repos), shown=len(repos) > 10) as bar:
         for kind, repo_id in repos:
-            show = partial(update_repo_settings, repo_id, repo_type=kind, private=False)
+            open_up = partial(update_repo_settings, repo_id, repo_type=kind, private=False)
             with hub_errors(kind, repo_id):
-                with_retries(show, f"{kind} {repo_id}")
+                with_retries(open_up, f"{kind} {repo_id}")
             bar.advance(note=repo_id)
     for slug in filter(None, (*report.children, report.collection)):
-        make_public(slug)
+        ask("update_collection_metadata", slug, private=False)
 
 
 def _registry(repo_id: str, namespace: str, remote: Remote) -> Registry:
@@ -143,9 +129,7 @@ def _registry(repo_id: str, namespace: str, remote: Remote) -> Registry:
 def find_space(text: str) -> Path:
     """The folder of a Space given by fastzoo's name for it or, with a slash in it, by its own path.
 
-    Raises:
-        NotFoundError: fastzoo has no Space of this name.
-        InputError: no Space in that folder.
+    Raises NotFoundError: fastzoo has no Space of this name. InputError: no Space in that folder.
     """
     if "/" in text or "\\" in text:
         if not (Path(text) / "README.md").is_file():
@@ -154,6 +138,5 @@ def find_space(text: str) -> Path:
     spaces = resource("spaces")
     names = sorted(path.parent.name for path in spaces.glob("*/app.py"))
     if text not in names:
-        hint = did_you_mean(text, names)
-        raise NotFoundError(f"fastzoo has no Space '{one_line(text, 100)}'.{hint}")
+        raise NotFoundError(f"fastzoo has no Space '{one_line(text, 100)}'.{did_you_mean(text, names)}")
     return spaces / text

@@ -7,8 +7,9 @@ was killed or refused goes on, and one of the same bytes makes no commit.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastzoo.config.recipe import PushSection
@@ -35,17 +36,19 @@ from fastzoo.saes.references import is_namespace
 def push(saes: Sequence[Candidate], options: PushOptions) -> PushReport:
     """Publish SAEs and what belongs to them.
 
-    If one SAE fails, that is reported and the others go on. If the Hub fails, refuses access, or this
-    machine's disk does, all ends. In both cases the same call goes on later.
-
-    Returns:
-        What was done; ``first_error`` says whether all was.
+    If one SAE fails, that is reported and the others go on. If the Hub or this machine's disk refuses, all
+    ends. In both cases the same call goes on later; the report's ``first_error`` says whether all was done.
     """
+    from huggingface_hub import get_token
+
     namespace = options.namespace
     report = PushReport(namespace, {str(sae.name): {"status": "not reached"} for sae in saes})
-    _check_access(namespace)
+    if not is_namespace(namespace):
+        raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
+    if get_token() is None:
+        raise AccessError("no token to publish with; log in with 'hf auth login'")
     try:
-        with _alone(namespace, say), rate_limited(), _quiet(len(saes) > 1):
+        with _lock(namespace), rate_limited(), _quiet(len(saes) > 1):
             _push(saes, options, Journal(namespace), report)
     except FastzooError as error:
         report.first_error = report.first_error or error
@@ -54,32 +57,22 @@ def push(saes: Sequence[Candidate], options: PushOptions) -> PushReport:
     return report
 
 
-@contextmanager
-def _alone(namespace: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other pushes of this machine out of a namespace.
-
-    Raises:
-        OutputError: another one runs, or the journal cannot be written.
-    """
+def _lock(namespace: str) -> ExitStack:
+    """Keep other pushes of this machine out of a namespace. Raises OutputError."""
     folder = state_folder(namespace)
     try:
-        lock = folder_lock(folder, say, f"another push into {namespace}; let it end")
+        return folder_lock(folder, say, f"another push into {namespace}; let it end")
     except OSError as error:
         raise OutputError(
             f"'{folder}' cannot be written ({one_line(error.strerror or error)}), and the journal "
             "of what is published belongs there; set HF_HOME to a folder that can be written"
         ) from None
-    with lock:
-        yield
 
 
 def _push(saes: Sequence[Candidate], options: PushOptions, journal: Journal, report: PushReport) -> None:
     listed = _listed(options.namespace)
-    there = {
-        name: sae
-        for name, sae in journal.known.saes.items()
-        if sae.repo_id in listed and sae.sha == listed[sae.repo_id].sha
-    }
+    known = journal.known.saes.items()
+    there = {name: sae for name, sae in known if sae.sha == listed.get(sae.repo_id, Remote()).sha}
     with Progress("publishing", len(saes), shown=len(saes) > 1) as bar:
         for sae in saes:
             entry = report.saes[str(sae.name)]
@@ -88,7 +81,7 @@ def _push(saes: Sequence[Candidate], options: PushOptions, journal: Journal, rep
             except (InputError, IntegrityError, NotFoundError) as error:
                 entry |= {"status": "failed", "error": str(error)}
                 report.first_error = report.first_error or error
-                if len(saes) > 1:  # of a single one the command itself says it
+                if len(saes) > 1:  # the command itself says it of a single one
                     say(f"error: {error}")
             else:
                 there[sae.name] = published
@@ -136,16 +129,11 @@ def publish(
 ) -> tuple[Published, int]:
     """Send one SAE to the Hub, and read back that the Hub holds it.
 
-    Args:
-        listed: commit of each repository of the namespace, as ``Remote`` without files.
+    ``listed`` has the commit of each repository of the namespace. Returns what is published, and how many
+    commits that took.
 
-    Returns:
-        What is published, and how many commits that took.
-
-    Raises:
-        InputError: weights that are not finite or do not fit their configuration; a card refused;
-            files that changed meanwhile.
-        IntegrityError, AccessError, HubError.
+    Raises InputError: weights that are not finite or do not fit their configuration, a card that is refused,
+    files that changed meanwhile. Also IntegrityError, AccessError, HubError.
     """
     from fastzoo.loading import open_sae
 
@@ -154,8 +142,7 @@ def publish(
     generated = render_card(sae.record, sae.figures, repo_id)
     contents = _contents(sae, generated)
     known, remote = journal.known.saes.get(sae.name), listed.get(repo_id)
-    as_left = known and remote and (known.repo_id, known.sha) == (repo_id, remote.sha)
-    if known and as_left and known.files == _facts(contents):
+    if known and remote and (known.repo_id, known.sha, known.files) == (repo_id, remote.sha, _as_files(contents)):
         return known, 0
     open_sae(sae.folder)  # raises where weights are not what they should be
     if remote is None and make_repo("model", repo_id, private=options.starts_private):
@@ -178,9 +165,8 @@ def publish(
             f"{repo_id}: the generated part of its card was edited, so it was kept as it is; "
             f"--overwrite-cards sends the card of '{sae.folder}' instead"
         )
-    row = result_row(sae.record, sae.figures)
-    published = Published(sae.name, repo_id, end.sha, _facts(files), row)
-    journal.published(published)
+    published = Published(sae.name, repo_id, end.sha, _as_files(files), result_row(sae.record, sae.figures))
+    journal.note(Registry(options.namespace, saes={sae.name: published}))
     return published, int(end.sha != remote.sha)
 
 
@@ -191,33 +177,21 @@ def _contents(sae: Candidate, generated: str) -> dict[str, Content]:
         contents["README.md"] = Content(merge_cards(read_card(sae.folder), generated).encode())
         if (text := notice(sae.record["base_model"]["name"])) is not None:
             contents["NOTICE"] = Content(text.encode())
-        _facts(contents)  # which reads the files
+        _as_files(contents)  # which reads the files
     return contents
 
 
-def _facts(contents: Mapping[str, Content]) -> dict[str, HubFile]:
+def _as_files(contents: Mapping[str, Content]) -> dict[str, HubFile]:
     return {path: content.at(path) for path, content in contents.items()}
-
-
-def _check_access(namespace: str) -> None:
-    from huggingface_hub import get_token
-
-    if not is_namespace(namespace):
-        raise InputError(f"'{one_line(namespace, 60)}' is not the name of a user or organisation")
-    if get_token() is None:
-        raise AccessError("no token to publish with; log in with 'hf auth login'")
 
 
 def _listed(namespace: str) -> dict[str, Remote]:
     """The model repositories of a namespace, without their files, in one request per thousand."""
     from huggingface_hub import HfApi
 
+    models = partial(HfApi().list_models, author=namespace, expand=["sha", "private"])
     with hub_errors("namespace", namespace):
-        found = with_retries(
-            lambda: list(HfApi().list_models(author=namespace, expand=["sha", "private"])),
-            f"models of {namespace}",
-            TRIES_OF_LISTS,
-        )
+        found = with_retries(lambda: list(models()), f"models of {namespace}", TRIES_OF_LISTS)
     return {model.id: Remote(model.sha, private=bool(model.private)) for model in found}
 
 
@@ -226,11 +200,8 @@ def _quiet(many: bool) -> Iterator[None]:
     """One bar for many SAEs instead of huggingface_hub's own for each file."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if not many or are_progress_bars_disabled():
+    with ExitStack() as after:
+        if many and not are_progress_bars_disabled():
+            disable_progress_bars()
+            after.callback(enable_progress_bars)
         yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

@@ -45,16 +45,15 @@ class PushReport:
 
     def summary(self) -> str:
         """In one line."""
-        count = Counter(entry["status"] for entry in self.saes.values())
-        done = ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
+        counts = Counter(entry["status"] for entry in self.saes.values())
+        done = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         place = f"; collection {self.collection}" if self.collection else ""
         more = "; the same command goes on" if isinstance(self.first_error, HubError) else ""
         return f"{done} ({self.commits} commits) under {self.namespace}{place}{more}"
 
     def to_value(self) -> dict[str, Any]:
         """For JSON."""
-        error = self.first_error and str(self.first_error)
-        return {**vars(self), "first_error": error}
+        return {**vars(self), "first_error": self.first_error and str(self.first_error)}
 
 
 def say(line: str) -> None:

@@ -35,11 +35,8 @@ def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
 
     def ask() -> Remote:
         info: Any = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, files_metadata=True, timeout=60)
-        files = {
-            f.rfilename: HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else str(f.blob_id))
-            for f in info.siblings or ()
-        }
-        return Remote(info.sha, files, bool(info.private))
+        files = [HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else str(f.blob_id)) for f in info.siblings or ()]
+        return Remote(info.sha, {file.path: file for file in files}, bool(info.private))
 
     with hub_errors(kind, repo_id, revision):
         return with_retries(ask, f"{kind} {repo_id}")
@@ -78,17 +75,11 @@ def put(
 ) -> tuple[Remote, Mapping[str, Content]]:
     """Make commits until a repository holds files, each of them on top of what it held before.
 
-    Args:
-        wanted: path to content, for what the repository holds; asked again after each change of it.
-        remote: what it holds; ``Remote()`` for one just made.
+    ``wanted`` gives path to content for what the repository holds, which is ``remote`` at first. Returns what
+    it holds in the end, and the files that were wanted of that.
 
-    Returns:
-        What it holds in the end, and the files that were wanted of that.
-
-    Raises:
-        InputError: the Hub refuses the card's metadata or a file; a file was changed meanwhile.
-        IntegrityError: the Hub keeps listing other bytes than were sent.
-        AccessError, HubError.
+    Raises InputError: the Hub refuses the card's metadata or a file, or a file was changed meanwhile.
+    IntegrityError: the Hub keeps listing other bytes than were sent. Also AccessError, HubError.
     """
     failed = done = 0
     while True:
@@ -137,13 +128,11 @@ def _commit(kind: str, repo_id: str, files: Mapping[str, Content], parent: str |
     from huggingface_hub import CommitOperationAdd, create_commit
     from huggingface_hub.errors import HfHubHTTPError
 
-    operations = []
-    for path, content in files.items():
-        operation = CommitOperationAdd(path, content.source)
+    operations = [CommitOperationAdd(path, content.source) for path, content in files.items()]
+    for operation, content in zip(operations, files.values(), strict=True):
         operation.upload_info.sha256 = bytes.fromhex(content.sha256)
-        operations.append(operation)
     try:
-        commit = create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent)
+        return create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent).oid
     except ValueError as error:
         if "metadata" not in str(error):  # an answer that is not JSON is a ValueError, too
             raise
@@ -153,7 +142,6 @@ def _commit(kind: str, repo_id: str, files: Mapping[str, Content], parent: str |
             raise
         _check_unchanged(files.values())
         raise InputError(f"{repo_id}: the Hub refuses it: {one_line(error, 300)}") from error
-    return commit.oid
 
 
 def _check_unchanged(contents: Iterable[Content]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
+from fastzoo.hub.files import SHA1
 from fastzoo.results.card_merge import FALLBACK, mark_card
 from fastzoo.results.figures import ROWS, count, show, shown
 from fastzoo.results.licences import base_licence
@@ -22,22 +23,29 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-PAPER_TOKENS = 40_960_000
-"""What each of the paper's SAEs was trained on."""
-
 
 def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None = None) -> str:
     """The README.md of an SAE from its ``config.json`` and ``metrics.json``.
 
-    Whatever goes wrong, a card comes back: at worst a plain one, and the cause is logged.
-
-    Args:
-        repo_id: where the SAE is published (``org/name``); without it the card is for the local folder.
+    Whatever goes wrong, a card comes back: at worst a plain one, and the cause is logged. ``repo_id`` is where
+    the SAE is published (``org/name``); without it the card is for the local folder.
     """
     try:
-        return mark_card(front_matter(record, figures), _body(record, figures, repo_id))
+        base = record["base_model"]
+        on_hub = bool(HUB_ID.fullmatch(base["name"]))
+        body = template("sae.md.j2").render(
+            record=record,
+            figures=figures,
+            repo_id=repo_id,
+            rows=ROWS,
+            architecture=ARCHITECTURES[record["sae"]["architecture"]],
+            embedded=base["name"] == EMBEDDED_MODEL,
+            on_hub=on_hub,
+            revision=base["sha"] if on_hub and SHA1.fullmatch(base["sha"] or "") else None,
+            licence=base_licence(base["name"]),
+            paper_tokens=40_960_000,  # of each of the paper's SAEs
+        )
+        return mark_card(front_matter(record, figures), body)
     except Exception as error:  # a card must never cost a trained SAE
         logger.warning("the card could not be rendered from its template: %r", error)
         body = f"# {escape(record.get('name', 'SAE'))}\n\nSee config.json, metrics.json.\n"
@@ -58,23 +66,6 @@ def template(name: str) -> Template:
     )
     environment.filters |= {"md": escape, "figure": show, "count": count}
     return environment.get_template(name)
-
-
-def _body(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: str | None) -> str:
-    base = record["base_model"]
-    on_hub = bool(HUB_ID.fullmatch(base["name"]))
-    return template("sae.md.j2").render(
-        record=record,
-        figures=figures,
-        repo_id=repo_id,
-        rows=ROWS,
-        architecture=ARCHITECTURES[record["sae"]["architecture"]],
-        embedded=base["name"] == EMBEDDED_MODEL,
-        on_hub=on_hub,
-        revision=base["sha"] if on_hub and COMMIT.fullmatch(base["sha"] or "") else None,
-        licence=base_licence(base["name"]),
-        paper_tokens=PAPER_TOKENS,
-    )
 
 
 def front_matter(record: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,16 +103,10 @@ def _eval_results(metrics: Mapping[str, Any], dataset: str) -> list[EvalResult]:
     dead = metrics["dead_latents"]["all"]
     cells += [("dead_latents", "Dead latents", dead["value"])]
     cells += [("dead_latents_share", "Share of dead latents", dead["share"])]
+    about: dict[str, Any] = {"task_type": "feature-extraction", "task_name": "Reconstruction"}
+    about |= {"dataset_type": dataset, "dataset_name": f"held-out dialogues of {dataset}"}
     return [
-        EvalResult(
-            task_type="feature-extraction",
-            task_name="Reconstruction",
-            dataset_type=dataset,
-            dataset_name=f"held-out dialogues of {dataset}",
-            metric_type=kind,
-            metric_name=label,
-            metric_value=value,
-        )
+        EvalResult(**about, metric_type=kind, metric_name=label, metric_value=value)
         for kind, label, value in cells
         if value is not None
     ]

@@ -92,9 +92,6 @@ def was_edited(card: str) -> bool:
     return any(block["hash"] != _hash(block["text"]) for block in _BLOCK.finditer(_plain(card)))
 
 
-# --- body --------------------------------------------------------------------------------------
-
-
 def _block(kind: str, text: str, record: str, digest: str | None = None) -> str:
     start = f"<!-- fastzoo:{kind} {digest or _hash(text)}: {NOTE} -->\n"
     return f"{start}{text}<!-- /fastzoo:{kind} {record.strip()} -->\n"
@@ -135,9 +132,6 @@ def _plain(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-# --- metadata ----------------------------------------------------------------------------------
-
-
 def _read_header(text: str) -> tuple[str | None, dict[str, Any], str]:
     """A card's header, its values, and the body. A header that cannot be read belongs to the body."""
     found = _HEADER.match(text)
@@ -158,12 +152,8 @@ def _read_header(text: str) -> tuple[str | None, dict[str, Any], str]:
 def _merge_metadata(
     theirs: dict[str, Any], ours: dict[str, Any], record: dict[str, set[str]] | None
 ) -> dict[str, Any]:
-    """The values of a merged card.
-
-    Args:
-        record: key to the hashes of the entries that were generated last time; None for a card
-            without a block.
-    """
+    """The values of a merged card; ``record`` has the hashes of the entries that were generated last time, by
+    key, and is None for a card without a block."""
     merged, generated = dict(theirs), record or {}
     for key in {**ours, **generated}:
         if key == "model-index":  # figures, which programs write in several forms
@@ -196,8 +186,7 @@ def _hash_entry(entry: Any) -> str:
 
 def _read_record(record: str) -> dict[str, set[str]]:
     """Key to hashes, of ``key=hash,hash key=hash``."""
-    found = re.findall(r"([\w-]+)=([0-9a-f,]*)", record)
-    return {key: set(hashes.split(",")) for key, hashes in found}
+    return {key: set(hashes.split(",")) for key, hashes in re.findall(r"([\w-]+)=([0-9a-f,]*)", record)}
 
 
 def _dump(values: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.head import check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.packing import Pack
-from fastzoo.loading import assemble
+from fastzoo.loading import Assembly
 from fastzoo.results.figures import DEFINITIONS
 from fastzoo.results.metrics import NextToken, Reconstruction, loss_figures
 from fastzoo.saes.base import SAE
@@ -57,66 +57,53 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
 
-    Per pack the model runs once for all layers and its own predictions, once per layer with zeros
-    spliced in, and twice per SAE with its reconstruction (the second time sparing position 0).
+    Per pack the model runs once for all layers and its own predictions, once per layer with zeros spliced in,
+    and twice per SAE with its reconstruction (the second time sparing position 0). The latents of ``special``
+    are sought; figures for special tokens are about the tokens that ``sequences`` mark as special.
 
-    Args:
-        special: the tokens whose latents are sought; figures for special tokens are about the tokens
-            that ``sequences`` mark as special.
-
-    Raises:
-        ModelError: an SAE's width is not the model's.
-        TrainingError: the model, or a figure, is NaN or infinite.
+    Raises ModelError: an SAE's width is not the model's. TrainingError: the model, or a figure, is NaN or
+    infinite.
     """
     device = reader.device
     measured: dict[str, _Measured] = {}
     for name, (layer, sae) in saes.items():
         refuse_unfit(reader.model.config, name, layer, sae.d_in)
-        sums = Reconstruction(sae.d_in, sae.d_sae, device)
-        latents = SpecialLatents(sae.d_sae, device)
+        sums, latents = Reconstruction(sae.d_in, sae.d_sae, device), SpecialLatents(sae.d_sae, device)
         measured[name] = _Measured(layer, sae.to(device), sums, NextToken(device), latents)
     check_head(reader, sequences[0])
-    layers = sorted({m.layer for m in measured.values()})
     own = NextToken(device)
-    zeros = {layer: NextToken(device) for layer in layers}
+    zeros = {layer: NextToken(device) for layer in sorted({m.layer for m in measured.values()})}
     for pack in reader.packs(sequences):
-        _measure_pack(reader, pack, layers, measured, own, zeros, special)
+        _measure_pack(reader, pack, measured.values(), own, zeros, special)
         progress(pack.input_ids.shape[1])
-    found = {
-        name: Evaluation(
-            m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer]),
-            m.special_latents.report(special.text),
-        )
-        for name, m in measured.items()
-    }
-    for name, evaluation in found.items():
-        for metric, subsets in evaluation.metrics.items():
-            for figure in subsets.values():
-                if figure["value"] is not None and not math.isfinite(figure["value"]):
-                    raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+    found = {}
+    for name, m in measured.items():
+        metrics = m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
+        for metric, subsets in metrics.items():
+            if not all(math.isfinite(figure["value"] or 0) for figure in subsets.values()):
+                raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
+        found[name] = Evaluation(metrics, m.special_latents.report(special.text))
     return found
 
 
 def _measure_pack(
     reader: ResidualReader,
     pack: Pack,
-    layers: Sequence[int],
-    measured: Mapping[str, _Measured],
+    measured: Iterable[_Measured],
     own: NextToken,
     zeros: Mapping[int, NextToken],
     special: SpecialTokens,
 ) -> None:
     device = reader.device
     position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
-    scored = _Scored(pack, position_T, special_T)
-    acts = reader.read(pack, layers)
-    for layer in layers:
+    scored = _Scored(reader, pack, position_T, special_T)
+    acts = reader.read(pack, list(zeros))
+    for layer in zeros:
         _refuse_unless_finite(pack, acts[layer], f"layer {layer}: the model's activations")
     final_TD = reader.final_states(pack)
     _refuse_unless_finite(pack, final_TD, "the model's final states")
-    scored.add(reader, own, "all", final_TD, None)
-    scored.add(reader, own, "without_position_0", final_TD, None)
-
+    scored.add(own, "all", final_TD)
+    scored.add(own, "without_position_0", final_TD)
     first_T1 = (position_T == 0)[:, None]
 
     def edits(change: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -126,25 +113,18 @@ def _measure_pack(
             "without_position_0": lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype)),
         }
 
-    for layer in layers:
+    for layer, sums in zeros.items():
         for subset, edit in edits(torch.zeros_like).items():
-            scored.add(reader, zeros[layer], subset, reader.final_states(pack, (layer, edit)), None)
+            scored.add(sums, subset, reader.final_states(pack, (layer, edit)))
     occurrences = Occurrences(pack.sequences, special, device)
-    for m in measured.values():
+    for m in measured:
         x_TD = acts[m.layer].float()
         acts_TF = m.sae.encode(x_TD)
-        m.reconstruction.add(
-            x_TD,
-            m.sae.decode(acts_TF).float(),
-            acts_TF,
-            lengths=pack.lengths,
-            position_T=position_T,
-            special_T=special_T,
-        )
+        found_TD = m.sae.decode(acts_TF).float()
+        m.reconstruction.add(x_TD, found_TD, acts_TF, lengths=pack.lengths, position_T=position_T, special_T=special_T)
         m.special_latents.add(acts_TF, occurrences)
         for subset, edit in edits(m.sae).items():
-            states_TD = reader.final_states(pack, (m.layer, edit))
-            scored.add(reader, m.spliced, subset, states_TD, final_TD)
+            scored.add(m.spliced, subset, reader.final_states(pack, (m.layer, edit)), final_TD)
 
 
 def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
@@ -158,8 +138,8 @@ def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
 class _Scored:
     """The tokens of a pack that are predicted within their own dialogue."""
 
-    def __init__(self, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
-        ids_T = pack.input_ids[0]
+    def __init__(self, reader: ResidualReader, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
+        self.model, ids_T = reader.model, pack.input_ids[0]
         # The last token of a dialogue predicts nothing: what follows it is another dialogue.
         last = torch.zeros(len(ids_T), dtype=torch.bool)
         last[torch.tensor(pack.lengths).cumsum(0) - 1] = True
@@ -168,16 +148,13 @@ class _Scored:
         self.special = special_T[self.rows]
         self.later = position_T[self.rows] > 0
 
-    def add(
-        self, reader: ResidualReader, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None
-    ) -> None:
-        """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of
-        ``reference_TD``.
+    def add(self, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None = None) -> None:
+        """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of ``reference_TD``.
 
         ``all`` also fills ``special``; ``without_position_0`` skips predictions from position 0.
         """
         states = [s[self.rows] for s in (states_TD, reference_TD) if s is not None]
-        for part, (log_p, *reference) in log_probabilities(reader.model, *states):
+        for part, (log_p, *reference) in log_probabilities(self.model, *states):
             ce = F.nll_loss(log_p, self.targets[part], reduction="none")
             kl = None
             for log_q in reference:
@@ -189,33 +166,16 @@ class _Scored:
                 sums.add(subset, ce, kl, self.later[part])
 
 
-def evaluate_sources(
-    sources: Sequence[str],
-    *,
-    model_name: str | None,
-    revision: str | None,
-    data: str,
-    dialogues: int,
-    max_tokens: int | None,
-) -> tuple[list[tuple[str, dict[str, Any], None]], dict[str, Any]]:
-    """Measure SAEs of one model on dialogues.
-
-    Returns:
-        Rows for ``summary.print_results``; a report for all SAEs in the form of ``metrics.json``.
-
-    Raises:
-        InputError: SAEs of different models, or of a model that is not named.
-    """
-    together = assemble(sources, model_name=model_name, revision=revision, data=data, max_tokens=max_tokens)
+def evaluate_together(together: Assembly, dialogues: int) -> dict[str, Any]:
+    """Measure SAEs of one model on so many dialogues; a report in the form of ``metrics.json``."""
     sequences, split = together.dialogues(dialogues)
     special = SpecialTokens.of(together.chat)
     with Progress("evaluating", split["tokens"]) as bar:
         found = evaluate(together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens"))
-    report = {
+    return {
         "base_model": together.base_model,
         "split": split,
         "definitions": DEFINITIONS,
         "metrics": {name: e.metrics for name, e in found.items()},
         "special_latents": {name: e.special_latents for name, e in found.items()},
     }
-    return [(name, e.metrics, None) for name, e in found.items()], report

@@ -25,9 +25,8 @@ SUBSETS = {
     "special": Subset("special tokens", "special", "; over special tokens only"),
     "without_position_0": Subset("without position 0", "no pos. 0", "; without the first token of each dialogue"),
 }
-"""By their keys in ``metrics.json``. Cross-entropy figures: for ``special``, tokens predicted from a
-special token; for ``without_position_0``, the activation at position 0 is left as it was and
-predictions from it are not counted."""
+"""By their keys in ``metrics.json``. Cross-entropy figures: for ``special``, tokens predicted from a special token; for
+``without_position_0``, the activation at position 0 is left as it was and predictions from it are not counted."""
 
 ALL = ("all",)
 SPECIAL = ("all", "special")
@@ -52,6 +51,8 @@ class Figure:
     listed: Mapping[str, int] = field(default_factory=dict)
     """In ``fastzoo list`` and the notes of the collection; by rank: where the terminal is too narrow
     for the list, columns with high ranks are left out first."""
+    short: str = ""
+    """Its label in tables on the terminal, if not ``label``."""
 
     @property
     def counts(self) -> bool:
@@ -63,8 +64,8 @@ class Figure:
         return self.key if subset == "all" else f"{self.key}_{subset}"
 
     def heading(self, subset: str) -> str:
-        """Its heading in a table."""
-        return f"{self.label} {SUBSETS[subset].short}".strip()
+        """Its heading in a table on the terminal."""
+        return f"{self.short or self.label} {SUBSETS[subset].short}".strip()
 
     def name(self, subset: str) -> str:
         """Its name outside of tables."""
@@ -106,7 +107,7 @@ FIGURES = (
            run=ALL),
     Figure("dead_latents", "dead latents",
            "latents that fire on no token of the split",
-           "d", subsets=ALL, run=ALL, page=ALL, listed={"all": 8}),
+           "d", subsets=ALL, run=ALL, page=ALL, listed={"all": 8}, short="dead"),
 )
 # fmt: on
 """In the order of ``metrics.json`` and of the results dataset."""

@@ -30,7 +30,7 @@ from fastzoo.saes.paper import paper_figures
 PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
 """Their versions can change a result."""
 
-RECORD, CARD, NOTICE = "config.json", "README.md", "NOTICE"
+RECORD, CARD = "config.json", "README.md"
 
 LOG_COLUMNS = (
     *("step", "tokens", "lr", "sparsity_coefficient"),
@@ -66,15 +66,12 @@ class RunFacts:
 
 def save_result(
     run_folder: Path, learner: Learner, sae: SAE, evaluation: Evaluation, facts: RunFacts, batch_size: int
-) -> Path:
+) -> None:
     """Write the complete folder of one trained SAE: it appears whole or not at all.
 
-    Raises:
-        OutputError: the disk refuses.
+    Raises OutputError: the disk refuses.
     """
-    folder = run_folder / str(learner.name)
-    record = _record(learner, sae, facts)
-    figures = _figures(learner, evaluation, facts, batch_size)
+    record, figures = _record(learner, sae, facts), _figures(learner, evaluation, facts, batch_size)
 
     def fill(target: Path) -> None:
         write_weights(target, learner, sae, facts, batch_size)
@@ -84,10 +81,9 @@ def save_result(
         plot_training(learner.log, str(learner.name), target / "training.png")
         (target / CARD).write_text(render_card(record, figures), encoding="utf-8")
         if text := notice(facts.base_model["name"]):
-            (target / NOTICE).write_text(text, encoding="utf-8")
+            (target / "NOTICE").write_text(text, encoding="utf-8")
 
-    write_folder(folder, fill)
-    return folder
+    write_folder(run_folder / str(learner.name), fill)
 
 
 def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int) -> None:
@@ -139,8 +135,7 @@ def _figures(learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_si
     paper = paper_figures().get(learner.name)
     last = learner.log[-1]
     # Over the last window in which firing was counted.
-    frequency_F = 10.0 ** learner.log_sparsity(batch_size) - 1e-10
-    rare = frequency_F < facts.recipe.training.dead_threshold
+    rare_F = 10.0 ** learner.log_sparsity(batch_size) - 1e-10 < facts.recipe.training.dead_threshold
     return {
         "name": str(learner.name),
         "split": facts.evaluation_data,
@@ -152,7 +147,7 @@ def _figures(learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_si
             "tokens": int(last["tokens"]),
             "dead_latents": int(last["dead_latents"]),
             "dead_window_steps": facts.recipe.training.dead_window,
-            "latents_below_dead_threshold": int(rare.sum().item()),
+            "latents_below_dead_threshold": int(rare_F.sum().item()),
         },
         "paper": None if paper is None else vars(paper),
     }
@@ -170,8 +165,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe without the folders of the machine it ran on."""
     values = recipe.model_dump()
     values["output"]["folder"] = None
-    names = (("model", "name"), ("data", "source"), ("text", "source"), ("evaluation", "source"))
-    for section, key in names:
+    for section, key in (("model", "name"), ("data", "source"), ("text", "source"), ("evaluation", "source")):
         if values[section][key]:
             values[section][key] = public_name(values[section][key])
     return values

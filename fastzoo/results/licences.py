@@ -25,10 +25,6 @@ class Licence:
 
 _APACHE = Licence("Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0")
 
-_LLAMA = re.compile(r"(?:meta-)?llama-(3\.[123])(?![0-9.])")
-
-_QWEN = re.compile(r"qwen/qwen(?:2\.5|3)-")
-
 _QWENS_OWN = (("3b", "Qwen Research License", "qwen-research"), ("72b", "Qwen License", "qwen"))
 """Sizes of Qwen2.5 that are not under Apache's licence: title of their licence, its name on the Hub."""
 
@@ -42,7 +38,7 @@ def base_licence(base_model: str) -> Licence | None:
     name = base_model.lower()
     if base_model == EMBEDDED_MODEL:
         return _APACHE
-    if found := _LLAMA.match(name.rpartition("/")[2]):
+    if found := re.match(r"(?:meta-)?llama-(3\.[123])(?![0-9.])", name.rpartition("/")[2]):
         title = f"Llama {found[1]} Community License"
         return Licence(
             title,
@@ -51,7 +47,7 @@ def base_licence(base_model: str) -> Licence | None:
             "Built with Llama",
             f"Llama {found[1]} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
         )
-    if not _QWEN.match(name):
+    if not re.match(r"qwen/qwen(?:2\.5|3)-", name):
         return None
     for size, title, hub_name in _QWENS_OWN:
         if re.search(rf"qwen2\.5-(.*-)?{size}(-|$)", name):

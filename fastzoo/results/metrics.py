@@ -26,12 +26,9 @@ class Reconstruction:
 
     def __init__(self, d_in: int, d_sae: int, device: torch.device) -> None:
         self.d_in, self.d_sae = d_in, d_sae
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        self._sums = {subset: {key: zeros(d_in) if key == "x_D" else zeros() for key in SUMS} for subset in SUBSETS}
-        self.fired_F = zeros(d_sae)
+        self.fired_F = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        zeros = {key: self.fired_F.new_zeros([d_in] if key == "x_D" else []) for key in SUMS}
+        self._sums = {subset: {key: zero.clone() for key, zero in zeros.items()} for subset in SUBSETS}
 
     def add(
         self,
@@ -51,9 +48,7 @@ class Reconstruction:
         active_T = active_TF.sum(1).double()
         self.fired_F += active_TF.sum(0)
         norm_T = x.square().sum(1)
-        dialogue_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64)).to(
-            device
-        )
+        dialogue_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
         masks = {"all": torch.ones_like(special_T), "special": special_T, "without_position_0": position_T > 0}
         for subset, mask_T in masks.items():
             weight_T = mask_T.to(device).double()
@@ -70,7 +65,7 @@ class Reconstruction:
 
     def figures(self) -> Figures:
         """Squared error, L0, FVU and dead latents; a subset without tokens has the value None."""
-        found: Figures = {figure: {} for figure in ("mse", "log2_mse", "l0", "fvu")}
+        found: Figures = {"mse": {}, "log2_mse": {}, "l0": {}, "fvu": {}}
         for subset, sums in self._sums.items():
             tokens, dialogues = sums["tokens"].item(), sums["dialogues"].item()
             size = {"tokens": int(tokens), "dialogues": int(dialogues)}
@@ -81,8 +76,8 @@ class Reconstruction:
                 mean_D = sums["x_D"] / tokens
                 variance = sums["x_squared"].item() - tokens * mean_D.square().sum().item()
                 fvu = sums["squared_error"].item() / variance if variance > 0 else None
-            log2 = math.log2(mse) if mse else None
-            for figure, value in (("mse", mse), ("log2_mse", log2), ("l0", l0), ("fvu", fvu)):
+            values = (mse, math.log2(mse) if mse else None, l0, fvu)
+            for figure, value in zip(found, values, strict=True):
                 found[figure][subset] = {"value": value, **size}
         dead = int((self.fired_F == 0).sum().item())
         size = {key: found["mse"]["all"][key] for key in ("tokens", "dialogues")}

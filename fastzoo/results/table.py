@@ -7,6 +7,7 @@ Loads neither torch nor transformers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,45 +96,31 @@ _REPORTED = "base-2 logarithm of the MSE that the paper reports"
 
 PAPER = (
     Column("paper_log2_mse", float, _REPORTED, "", 3, "paper: log2 MSE", ".3f"),
-    Column(
-        "paper_log2_mse_special",
-        float,
-        f"{_REPORTED} over special tokens",
-        rank=4,
-        heading="paper: special",
-        digits=".3f",
-    ),
+    Column("paper_log2_mse_special", float, f"{_REPORTED} over special tokens", "", 4, "paper: special", ".3f"),
 )
 
 COLUMNS = (*IDENTITY, *MEASURED, *PAPER)
 """In the order of the results dataset."""
 
-LISTED = tuple(
-    column
-    for column in (*IDENTITY, *sorted(MEASURED, key=lambda c: c.name != LEADING), *PAPER)
-    if column.rank is not None
-)
+_LEADING_FIRST = sorted(MEASURED, key=lambda column: column.name != LEADING)
+
+LISTED = tuple(c for c in (*IDENTITY, *_LEADING_FIRST, *PAPER) if c.rank is not None)
 """What ``fastzoo list`` shows, in its order."""
 
 
 def result_row(record: Mapping[str, Any], figures: Mapping[str, Any]) -> ResultRow:
-    """The measured columns of one SAE from its ``config.json`` and ``metrics.json``.
-
-    What those lack, or have in another shape, is None.
-    """
+    """The measured columns of one SAE from its ``config.json`` and ``metrics.json``; None for what those lack."""
     files = {"config": record, "metrics": figures}
     return {c.name: _cell(c.kind, value_at(files, *c.place.split("."))) for c in MEASURED}
 
 
 def local_row(folder: Path) -> ResultRow:
     """The measured columns of an SAE in a folder; a file that cannot be read counts as empty."""
-    files = []
-    for file in ("config.json", "metrics.json"):
-        try:
-            files.append(read_json(folder / file))
-        except InputError:
-            files.append({})
-    return result_row(*files)
+    files: dict[str, Any] = {"config.json": {}, "metrics.json": {}}
+    for file in files:
+        with suppress(InputError):
+            files[file] = read_json(folder / file)
+    return result_row(*files.values())
 
 
 def measured(figures: Mapping[str, Any]) -> ResultRow:
@@ -158,7 +145,7 @@ def result_rows(registry: Registry) -> list[ResultRow]:
     rows = []
     for name in with_grid(registry.saes):
         sae = registry.saes.get(name)
-        identity: ResultRow = {
+        row: ResultRow = {
             "name": str(name),
             "status": "published" if sae else "paper",
             "repo_id": sae.repo_id if sae else None,
@@ -166,16 +153,16 @@ def result_rows(registry: Registry) -> list[ResultRow]:
             "weights_sha256": sae.weights_sha256 if sae else None,
             **vars(name),
         }
-        rows.append({**identity, **measured(sae.figures if sae else {}), **paper_cells(name)})
+        rows.append(row | measured(sae.figures if sae else {}) | paper_cells(name))
     return rows
 
 
 def _cell(kind: type, value: Any) -> Cell:
-    if value is None:
-        return None
     if kind is str:
         return text_at(value)
     number = number_at(value)
-    if number is None or kind is float:
-        return None if number is None else float(number)
+    if number is None:
+        return None
+    if kind is float:
+        return float(number)
     return int(number) if number == int(number) and abs(number) < 1 << 63 else None

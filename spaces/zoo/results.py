@@ -29,7 +29,7 @@ FILE = "results.csv"
 
 COLUMNS = {column.name: column.kind for column in table.COLUMNS}
 
-OURS = {figure.column(subset): figure.heading(subset) for figure, subset in shown("page")}
+OURS = {figure.column(subset): f"{figure.label} {SUBSETS[subset].short}".strip() for figure, subset in shown("page")}
 PAPER = {c.name: f"paper: {OURS[c.name.removeprefix('paper_')]}" for c in table.PAPER}
 HEADINGS = {"name": "SAE", **OURS, **PAPER}
 """Columns of the table; what does not say "paper" was measured by fastzoo."""

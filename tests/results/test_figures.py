@@ -20,6 +20,7 @@ def test_places_show_what_is_measured_and_begin_with_l0() -> None:
     for headings in ([f.heading(s) for f, s in shown("subsets")], [c.name for c in COLUMNS]):
         assert len(set(headings)) == len(headings)
     assert {s for figure in FIGURES for s in figure.subsets} == set(SUBSETS)
+    assert [figure.heading(s) for figure, s in shown("run")][-2:] == ["KL", "dead"]
 
 
 def test_columns_of_the_list_have_ranks_of_their_own() -> None:
