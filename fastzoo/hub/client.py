@@ -19,20 +19,11 @@ LOGIN = "log in with 'hf auth login'"
 OFFLINE = "offline mode is on; unset HF_HUB_OFFLINE"
 
 
-def resolve_model(repo_id: str, revision: str | None = None) -> str:
-    """Commit sha of a model repository's revision (by default its main branch).
+def commit_of(kind: str, repo_id: str, revision: str | None = None) -> str:
+    """Sha of the commit that a revision of a model or dataset repository is (by default of main).
 
     Raises NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
-    return _resolve("model", repo_id, revision)
-
-
-def resolve_dataset(repo_id: str, revision: str | None = None) -> str:
-    """As ``resolve_model``, for a dataset repository."""
-    return _resolve("dataset", repo_id, revision)
-
-
-def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     with hub_errors(kind, repo_id, revision):
@@ -48,8 +39,8 @@ _UNREACHABLE = "cannot reach {hub} for {what} ({cause}); check the network{inste
 
 # huggingface_hub takes for granted that every answer is the JSON that it should be.
 _NOT_JSON = (
-    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); check HF_ENDPOINT, and "
-    "whether a proxy answers in its place"
+    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); "
+    "check HF_ENDPOINT, and whether a proxy answers in its place"
 )
 
 _MEANINGS: dict[type[FastzooError], dict[str, str]] = {
@@ -76,11 +67,7 @@ _MEANINGS: dict[type[FastzooError], dict[str, str]] = {
 
 @contextmanager
 def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line of ours.
-
-    Args:
-        kind: model, dataset, space, collection or namespace.
-    """
+    """Turn what huggingface_hub raises about a model, dataset, space, collection or namespace into one line of ours."""
     try:
         yield
     except FastzooError:
@@ -96,7 +83,7 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
 def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None) -> FastzooError | None:
     from huggingface_hub import constants
 
-    hub, name = constants.ENDPOINT, one_line(repo_id, 100)
+    hub, name, login = constants.ENDPOINT, one_line(repo_id, 100), f"{LOGIN}, with a token that may do this"
     what = f"{kind if kind in ('collection', 'namespace') else f'{kind} repository'} {name}"
     words = {
         "hub": hub,
@@ -118,7 +105,6 @@ def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None
         if base.__name__ == "HfHubHTTPError":
             if status_of(error) == 404:
                 return NotFoundError(f"no {what} on {hub}: {words['said']}")
-            login = f"{LOGIN}, with a token that may do this"
             return refusal(error, hub, f" for {what}", words["said"], login)
     return None
 
@@ -127,7 +113,6 @@ def refusal(error: Exception, server: str, what: str, said: str, login: str) -> 
     """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line.
 
     Args:
-        server: who answered.
         what: " for ..." what was asked for, or nothing.
         said: the server's own words.
         login: what to do if access was refused.
@@ -147,14 +132,9 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0) -> bytes:
-    """A small file of the Hub, in one request.
+    """A small file of the Hub, in one request. The Hub may be silent for ``seconds``, and its whole answer take as long.
 
-    Args:
-        seconds: how long the Hub may be silent, and how long the whole answer may take.
-
-    Raises:
-        NotFoundError, AccessError, HubError.
-        IntegrityError: it is larger than such files are.
+    Raises NotFoundError, AccessError, HubError, or IntegrityError: it is larger than such files are.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -176,12 +156,6 @@ def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *
             if time.monotonic() > until:
                 raise HubError(f"{repo_id}: {path} took more than {seconds:.0f} s to come")
     return bytes(content)
-
-
-def offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def state_folder(namespace: str) -> Path:

@@ -12,6 +12,7 @@ import errno
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path, PurePosixPath
@@ -51,12 +52,10 @@ def fetch(
     Args:
         shown: whether to tell on stderr how far it is.
 
-    Raises:
-        OutputError: not enough space; nothing was fetched.
-        InputError: two SAEs would be written to the same place.
+    Raises OutputError: not enough space; nothing was fetched. InputError: two SAEs would be written to the same place.
     """
-    too_large = {sae: error for sae in saes if (error := _too_large(sae))}
-    wanted = [sae for sae in saes if sae not in too_large]
+    results: list[Fetched | FastzooError] = [_too_large(sae) or Fetched(sae) for sae in saes]
+    wanted = [result.sae for result in results if isinstance(result, Fetched)]
     if local_dir is not None:
         _refuse_clashes(wanted)
     missing = [f for sae in wanted for f in sae.files if find(sae, f, local_dir) is None]
@@ -69,8 +68,8 @@ def fetch(
         _locked(local_dir) if local_dir is not None and wanted else nullcontext(),
         Progress("pulling", total, shown=shown and size > 0) as bar,
     ):
-        results = iter(_Downloads(wanted, local_dir, bar).run())
-    return [too_large.get(sae) or next(results) for sae in saes]
+        _Downloads(results, local_dir, bar).run()
+    return results
 
 
 def _locked(folder: Path) -> ExitStack:
@@ -81,13 +80,9 @@ def _locked(folder: Path) -> ExitStack:
 
 
 def _too_large(sae: SAEFiles) -> HubError | None:
-    for file in sae.files:
-        if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
-            return HubError(
-                f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
-                f"{MAX_JSON_BYTES}, so it is not fetched"
-            )
-    return None
+    large = [file for file in sae.files if file.path.endswith(".json") and file.size > MAX_JSON_BYTES]
+    most = f"such files have at most {MAX_JSON_BYTES}, so it is not fetched"
+    return HubError(f"{sae.repo_id}: {large[0].path} has {large[0].size} bytes; {most}") if large else None
 
 
 def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None) -> None:
@@ -102,10 +97,8 @@ def _refuse_clashes(saes: Sequence[SAEFiles]) -> None:
     for sae in saes:
         other = places.setdefault(sae.name.casefold(), sae)
         if other is not sae:
-            raise InputError(
-                f"{sae.repo_id}/{sae.folder} and {other.repo_id}/{other.folder} would both be written "
-                f"to {sae.name}; pull them into different folders"
-            )
+            both = f"{sae.repo_id}/{sae.folder} and {other.repo_id}/{other.folder}"
+            raise InputError(f"{both} would both be written to {sae.name}; pull them into different folders")
 
 
 def _check_space(size: int, local_dir: Path | None) -> None:
@@ -116,10 +109,8 @@ def _check_space(size: int, local_dir: Path | None) -> None:
     with suppress(OSError):
         free = shutil.disk_usage(there).free
         if size > free:
-            raise OutputError(
-                f"{in_words(size)} are to be fetched into '{folder}', where {in_words(free)} are free; "
-                "nothing was fetched"
-            )
+            where = f"'{folder}', where {in_words(free)} are free"
+            raise OutputError(f"{in_words(size)} are to be fetched into {where}; nothing was fetched")
 
 
 class _Abandoned(Exception):
@@ -127,33 +118,26 @@ class _Abandoned(Exception):
 
 
 class _Downloads:
-    """The files of several SAEs, by several threads, the largest first."""
+    """The files of several SAEs, by several threads, the largest first. ``results`` come true, or become errors."""
 
-    def __init__(self, saes: Sequence[SAEFiles], local_dir: Path | None, bar: Progress) -> None:
-        self.saes, self.local_dir, self.bar = saes, local_dir, bar
-        self.results: list[Fetched | BaseException] = [Fetched(sae, Path()) for sae in saes]
-        self.left = [len(sae.files) for sae in saes]
+    def __init__(self, results: list[Fetched | FastzooError], local_dir: Path | None, bar: Progress) -> None:
+        self.results, self.local_dir, self.bar = results, local_dir, bar
+        self.jobs = [(i, file) for i, r in enumerate(results) if isinstance(r, Fetched) for file in r.sae.files]
+        self.left = Counter(i for i, _ in self.jobs)
         self.lock = threading.Lock()
         self.stop = threading.Event()
-        self.unreachable = 0
-        self.files, self.files_done = sum(self.left), 0
+        self.unreachable = self.files_done = 0
 
-    def run(self) -> list[Fetched | FastzooError]:
-        jobs = [(i, file) for i, sae in enumerate(self.saes) for file in sae.files]
-        jobs.sort(key=lambda job: -job[1].size)
+    def run(self) -> None:
+        jobs = sorted(self.jobs, key=lambda job: -job[1].size)
         run_daemons(jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
-        results: list[Fetched | FastzooError] = []
-        for result in self.results:
-            if not isinstance(result, Fetched | FastzooError):
-                raise result
-            results.append(result)
-        return results
 
     def _one(self, job: tuple[int, HubFile]) -> int:
         index, file = job
-        sae, result = self.saes[index], self.results[index]
+        result = self.results[index]
         if not isinstance(result, Fetched):  # another file of it failed
             return index
+        sae = result.sae
         try:
             received = _Received(self, sae, file)
             path, sha256, downloaded = self._get(sae, file, received)
@@ -167,9 +151,9 @@ class _Downloads:
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
             received.reach(file.size)
-        except BaseException as error:
+        except FastzooError as error:
             with self.lock:
-                if isinstance(self.results[index], Fetched):
+                if self.results[index] is result:
                     self.results[index] = error
                     # A plain one is of the connection; the others are of this SAE alone.
                     self.unreachable += type(error) is HubError
@@ -248,22 +232,21 @@ class _Received:
         if self.downloads.stop.is_set():
             raise _Abandoned
         if self.now + count > self.file.size:
+            what = f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path}"
             raise IntegrityError(
-                f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path} has {self.file.size} bytes, "
-                "and the server sends more; nothing of it was kept"
+                f"{what} has {self.file.size} bytes, and the server sends more; nothing of it was kept"
             )
         self.reach(self.now + count)
 
     def reach(self, now: int) -> None:
         """So many bytes are here; fewer than before where a download begins again."""
         self.now = now
-        if now > self.most:
-            downloads = self.downloads
-            with downloads.lock:
-                bar, by = downloads.bar, now - self.most
-                sizes = f"{in_words(bar.done + by)} of {in_words(bar.total)}"
-                bar.advance(by, f"{sizes}, {downloads.files_done} of {downloads.files} files")
+        by, downloads = now - self.most, self.downloads
+        if by > 0:
             self.most = now
+            with downloads.lock:
+                sizes = f"{in_words(downloads.bar.done + by)} of {in_words(downloads.bar.total)}"
+                downloads.bar.advance(by, f"{sizes}, {downloads.files_done} of {len(downloads.jobs)} files")
 
 
 def _bar_class(received: _Received) -> type:
@@ -283,10 +266,9 @@ def _bar_class(received: _Received) -> type:
                 if threading.get_ident() == self.thread:
                     raise
 
-        def update_transfer(self, n: int) -> None:
-            """Xet's bytes on the wire, which are not those of the file."""
+        def update_transfer(self, *args: Any, **kwargs: Any) -> None:
+            """Xet's bytes on the wire, which are not those of the file, and their speed."""
 
-        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-            """Their speed."""
+        set_transfer_postfix_str = update_transfer
 
     return Bar

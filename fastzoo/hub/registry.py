@@ -21,7 +21,7 @@ from typing import Any
 from fastzoo.core.errors import AccessError, HubError, InputError, IntegrityError, NotFoundError
 from fastzoo.core.files import MAX_JSON_BYTES
 from fastzoo.core.text import one_line
-from fastzoo.hub.client import OFFLINE, offline, read_file, state_folder, write_cached
+from fastzoo.hub.client import OFFLINE, read_file, state_folder, write_cached
 from fastzoo.hub.files import HubFile
 from fastzoo.saes.names import SAEName
 from fastzoo.saes.references import is_namespace
@@ -55,11 +55,8 @@ NEEDED = 5
 
 
 def known_files(sae: SAEName | str) -> tuple[str, ...]:
-    """Every file that a published SAE can have; the first ``NEEDED`` it always has.
-
-    Args:
-        sae: its name, or the folder of its SAELens files.
-    """
+    """Every file that a published SAE (or one whose SAELens files lie in this folder) can have; the first
+    ``NEEDED`` it always has."""
     folder = sae if isinstance(sae, str) else sae.hook_folder
     return (
         *("README.md", "config.json", "metrics.json"),
@@ -96,28 +93,16 @@ class Registry:
 
     def to_text(self, indent: int | None = 1) -> str:
         """As JSON, in one line without ``indent``: the same registry always gives the same bytes."""
-        value = {
-            "format": FORMAT,
-            "namespace": self.namespace,
-            "collection": self.collection,
-            "saes": {
-                str(name): {
-                    "repo_id": sae.repo_id,
-                    "sha": sae.sha,
-                    "files": {
-                        path: {"size": file.size, "sha256": file.digest} for path, file in sorted(sae.files.items())
-                    },
-                    "figures": dict(sae.figures),
-                }
-                for name, sae in sorted(self.saes.items())
-            },
-        }
+        saes = {}
+        for name, sae in sorted(self.saes.items()):
+            files = {path: {"size": file.size, "sha256": file.digest} for path, file in sorted(sae.files.items())}
+            saes[str(name)] = {"repo_id": sae.repo_id, "sha": sae.sha, "files": files, "figures": dict(sae.figures)}
+        value = {"format": FORMAT, "namespace": self.namespace, "collection": self.collection, "saes": saes}
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
     def updated(self, other: Registry) -> Registry:
         """With what a newer one of the same namespace says."""
-        saes = {**self.saes, **other.saes}
-        return Registry(self.namespace, other.collection or self.collection, saes)
+        return Registry(self.namespace, other.collection or self.collection, {**self.saes, **other.saes})
 
 
 def parse_registry(text: str | bytes, where: str) -> Registry:
@@ -145,17 +130,17 @@ def read_registry(
         newest: ask the Hub even where the cached one is new.
         say: told in one line if the Hub could not be asked, and what is returned instead.
 
-    Raises:
-        NotFoundError, AccessError, HubError: it was never seen, and the Hub has none or cannot be
-            asked. The default namespace always has the snapshot.
-        IntegrityError: the same, where what it has is no registry.
+    Raises NotFoundError, AccessError, HubError, IntegrityError: it was never seen, and the Hub has none, or cannot
+    be asked, or what it has is no registry. The default namespace always has the snapshot.
     """
+    from huggingface_hub import constants
+
     namespace = _checked(namespace)
     cached = state_folder(namespace) / FILE
     asked = cached.with_name("asked")
     known = last_seen(namespace)
     failure: HubError | None = None
-    if offline():
+    if constants.HF_HUB_OFFLINE:
         pass
     elif not newest and _age(asked) < SECONDS_AFTER_FAILURE:
         failure = _kept_failure(asked)
@@ -170,13 +155,12 @@ def read_registry(
             write_cached(asked, f"{failure.exit_code} {failure}")
         else:
             write_cached(cached, text.decode())
-            with suppress(OSError):
-                asked.unlink()
+            _make_old(asked)
             return registry
     if known is None:
         raise failure or HubError(f"what {namespace} publishes is not known here, and {OFFLINE}")
-    nothing_new = isinstance(failure, NotFoundError) and not known.saes
-    if failure and not nothing_new:
+    # Where nothing was published and nothing is known, nobody needs to be told.
+    if failure and (known.saes or not isinstance(failure, NotFoundError)):
         age = _age(cached)
         when = f" {age / 3600:.0f} hours ago" if 5400 < age < math.inf else ""
         say(f"{failure}; what {namespace} publishes is shown as last seen{when}")
@@ -202,7 +186,7 @@ def _checked(namespace: str | None) -> str:
 
 
 def _kept_failure(asked: Path) -> HubError:
-    """What the Hub failed with when it was last asked, as ``read_registry`` keeps it."""
+    """What the Hub failed with when it was last asked."""
     kinds = {str(kind.exit_code): kind for kind in (NotFoundError, AccessError, IntegrityError)}
     code, message = "", "the Hub failed"
     with suppress(OSError, ValueError):
@@ -213,11 +197,13 @@ def _kept_failure(asked: Path) -> HubError:
 
 def forget_age(namespace: str) -> None:
     """Have the next reader ask the Hub, since something was published."""
-    folder = state_folder(namespace)
+    for name in (FILE, "asked"):
+        _make_old(state_folder(namespace) / name)
+
+
+def _make_old(path: Path) -> None:
     with suppress(OSError):
-        os.utime(folder / FILE, (0, 0))
-    with suppress(OSError):
-        (folder / "asked").unlink()
+        os.utime(path, (0, 0))
 
 
 def _age(path: Path) -> float:

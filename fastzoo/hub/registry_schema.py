@@ -26,19 +26,19 @@ def _only_known_files(files: Any, info: Info) -> Any:
     return files
 
 
-def _all_cells(figures: dict[str, Any]) -> dict[str, Any]:
-    if wrong := [key for key, value in figures.items() if not _is_cell(value)]:
-        raise ValueError(f"the value of {wrong[0]}")
+def _only_cells(figures: dict[str, Any]) -> dict[str, Any]:
+    """Values that can be shown and kept: no NaN, no control characters."""
+    for key, value in figures.items():
+        match value:
+            case str():
+                fits = value.isprintable() and len(value) <= 1000
+            case int():
+                fits = type(value) is int and -(1 << 63) <= value < 1 << 63  # True is an int, too
+            case _:
+                fits = value is None or (type(value) is float and math.isfinite(value))
+        if not fits:
+            raise ValueError(f"the value of {key}")
     return figures
-
-
-def _is_cell(value: Any) -> bool:
-    """Whether a value of the results table can be shown and kept: no NaN, no control characters."""
-    if isinstance(value, str):
-        return value.isprintable() and len(value) <= 1000
-    if type(value) is int:
-        return -(1 << 63) <= value < 1 << 63
-    return value is None or (type(value) is float and math.isfinite(value))
 
 
 class _Strict(BaseModel):
@@ -56,7 +56,7 @@ class _SAE(_Strict):
     repo_id: str = Field(pattern=f"^{REPO.pattern}$")
     sha: str = Field(pattern="^[0-9a-f]{40}$")
     files: Annotated[dict[str, _File], BeforeValidator(_only_known_files)]
-    figures: Annotated[dict[str, Any], AfterValidator(_all_cells)]
+    figures: Annotated[dict[str, Any], AfterValidator(_only_cells)]
 
 
 class _Registry(_Strict):

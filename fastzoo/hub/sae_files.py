@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,18 @@ class SAEFiles:
         """A path of the repository relative to ``folder``."""
         return path[len(self.folder) + 1 :] if self.folder else path
 
+    def without(self, paths: Sequence[str]) -> SAEFiles:
+        return replace(self, files=tuple(file for file in self.files if file.path not in paths))
+
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
     def report(self, facts: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """For ``--json``, with more ``facts`` of each file, by path."""
-        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha, **more}
         files = [{"path": self.inside(f.path), "size": f.size, **facts[f.path]} for f in self.files]
-        return {**about, "files": files, "bytes": self.size}
+        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha}
+        return {**about, **more, "files": files, "bytes": self.size}
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Fetched:
     """An SAE whose files are all on this machine, and verified."""
 
     sae: SAEFiles
-    path: Path
+    path: Path = Path()
     """The folder of the SAE."""
     sha256: dict[str, str] = field(default_factory=dict)
     downloaded: int = 0
@@ -81,14 +84,12 @@ def find(sae: SAEFiles, file: HubFile, local_dir: Path | None) -> Path | None:
     """Where a file already is, going by its name, commit and size; it still has to be verified."""
     from huggingface_hub import try_to_load_from_cache
 
-    places: list[Path] = []
     if local_dir is not None:
-        places.append(local_dir / sae.name / sae.inside(file.path))
-        places.append(partial_of(local_dir / sae.name) / file.path)
-    for place in places:
-        with suppress(OSError):
-            if place.stat().st_size == file.size:
-                return place
+        final = local_dir / sae.name
+        for place in (final / sae.inside(file.path), partial_of(final) / file.path):
+            with suppress(OSError):
+                if place.stat().st_size == file.size:
+                    return place
     with hub_errors("model", sae.repo_id):
         cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
     # Of whatever size: one that is damaged must be found and deleted.
