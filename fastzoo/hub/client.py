@@ -43,24 +43,24 @@ _NOT_JSON = (
     "check HF_ENDPOINT, and whether a proxy answers in its place"
 )
 
-_MEANINGS: dict[type[FastzooError], dict[str, str]] = {
-    NotFoundError: {
-        "RepositoryNotFoundError": "no {what} on {hub}; check the spelling, or {login} if it is private",
-        "RevisionNotFoundError": "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
-    },
-    AccessError: {
-        "GatedRepoError": "{what} is gated; accept its conditions at {page} and {login}",
-        # Raised by a header that cannot be encoded. It quotes the token itself.
-        "UnicodeEncodeError": "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
-    },
-    InputError: {"HFValidationError": "'{name}' is not a valid repository name, such as org/name"},
-    HubError: {
-        "OfflineModeIsEnabled": "{what} is needed from {hub}, but {offline}{instead}",
-        "LocalEntryNotFoundError": _UNREACHABLE,
-        "HTTPError": _UNREACHABLE,
-        "OSError": "{what} could not be fetched: {said}",
-        **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), _NOT_JSON),
-    },
+_MEANINGS: dict[str, tuple[type[FastzooError], str]] = {
+    "RepositoryNotFoundError": (NotFoundError, "no {what} on {hub}; check the spelling, or {login} if it is private"),
+    "RevisionNotFoundError": (
+        NotFoundError,
+        "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
+    ),
+    "GatedRepoError": (AccessError, "{what} is gated; accept its conditions at {page} and {login}"),
+    # Raised by a header that cannot be encoded. It quotes the token itself.
+    "UnicodeEncodeError": (
+        AccessError,
+        "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
+    ),
+    "HFValidationError": (InputError, "'{name}' is not a valid repository name, such as org/name"),
+    "OfflineModeIsEnabled": (HubError, "{what} is needed from {hub}, but {offline}{instead}"),
+    "LocalEntryNotFoundError": (HubError, _UNREACHABLE),
+    "HTTPError": (HubError, _UNREACHABLE),
+    "OSError": (HubError, "{what} could not be fetched: {said}"),
+    **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), (HubError, _NOT_JSON)),
 }
 """What errors of huggingface_hub mean, by the name of their class or of its nearest base class."""
 
@@ -99,9 +99,9 @@ def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None
         "offline": OFFLINE,
     }
     for base in type(error).__mro__:
-        for ours, texts in _MEANINGS.items():
-            if base.__name__ in texts:
-                return ours(texts[base.__name__].format(**words))
+        if base.__name__ in _MEANINGS:
+            ours, text = _MEANINGS[base.__name__]
+            return ours(text.format(**words))
         if base.__name__ == "HfHubHTTPError":
             if status_of(error) == 404:
                 return NotFoundError(f"no {what} on {hub}: {words['said']}")

@@ -1,9 +1,8 @@
 """Second step of a pull: downloads the files of SAEs, several at once, and verifies every one.
 
-Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only,
-and trusts what it has in its cache; here the hash of every file is compared with the one published,
-after its download and whenever it is found on this machine. Importing this module does not load
-huggingface_hub.
+Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only, and
+trusts what it has in its cache; here the hash of every file is compared with the one published, after its
+download and whenever it is found on this machine. Importing this module does not load huggingface_hub.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
 from fastzoo.hub.listing import TRIES_OF_DOWNLOADS
 from fastzoo.hub.retries import with_retries
-from fastzoo.hub.sae_files import Fetched, SAEFiles, copy_file, find, in_words, place_files, remove_leftovers, verified
+from fastzoo.hub.sae_files import Fetched, SAEFiles, find, in_words, place_files, remove_leftovers, verified
 
 THREADS = 8
 """Files that are fetched at a time."""
@@ -117,6 +116,10 @@ class _Abandoned(Exception):
     """Ends a download that nobody waits for any more."""
 
 
+Job = tuple[int, HubFile]
+"""A file to fetch, and the number of its SAE."""
+
+
 class _Downloads:
     """The files of several SAEs, by several threads, the largest first. ``results`` come true, or become errors."""
 
@@ -124,6 +127,7 @@ class _Downloads:
         self.results, self.local_dir, self.bar = results, local_dir, bar
         self.jobs = [(i, file) for i, r in enumerate(results) if isinstance(r, Fetched) for file in r.sae.files]
         self.left = Counter(i for i, _ in self.jobs)
+        self.counted: Counter[Job] = Counter()
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.unreachable = self.files_done = 0
@@ -132,25 +136,23 @@ class _Downloads:
         jobs = sorted(self.jobs, key=lambda job: -job[1].size)
         run_daemons(jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
 
-    def _one(self, job: tuple[int, HubFile]) -> int:
+    def _one(self, job: Job) -> int:
         index, file = job
         result = self.results[index]
         if not isinstance(result, Fetched):  # another file of it failed
             return index
-        sae = result.sae
         try:
-            received = _Received(self, sae, file)
-            path, sha256, downloaded = self._get(sae, file, received)
+            path, sha256, downloaded = self._get(result.sae, job)
             with self.lock:
                 result.sha256[file.path] = sha256
                 if downloaded:
                     self.unreachable = 0
                     result.downloaded += file.size
                 if self.local_dir is None:
-                    depth = len(PurePosixPath(sae.inside(file.path)).parts)
+                    depth = len(PurePosixPath(result.sae.inside(file.path)).parts)
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
-            received.reach(file.size)
+            self.reach(job, file.size)
         except FastzooError as error:
             with self.lock:
                 if self.results[index] is result:
@@ -158,6 +160,15 @@ class _Downloads:
                     # A plain one is of the connection; the others are of this SAE alone.
                     self.unreachable += type(error) is HubError
         return index
+
+    def reach(self, job: Job, now: int) -> None:
+        """So many bytes of a file are here; fewer than before where a download began again."""
+        with self.lock:
+            by = now - self.counted[job]
+            if by > 0:
+                self.counted[job] = now
+                sizes = f"{in_words(self.bar.done + by)} of {in_words(self.bar.total)}"
+                self.bar.advance(by, f"{sizes}, {self.files_done} of {len(self.jobs)} files")
 
     def _done(self, index: int) -> None:
         """One file of an SAE has been tried; after the last its files are put in place."""
@@ -171,8 +182,9 @@ class _Downloads:
         except OSError as error:
             self.results[index] = refused(result.path, error)
 
-    def _get(self, sae: SAEFiles, file: HubFile, received: _Received) -> tuple[Path, str, bool]:
+    def _get(self, sae: SAEFiles, job: Job) -> tuple[Path, str, bool]:
         """A file's place in the cache or a folder, its sha256, and whether it was downloaded."""
+        file = job[1]
         path = find(sae, file, self.local_dir)
         staging = target = None
         if self.local_dir is not None:
@@ -187,84 +199,64 @@ class _Downloads:
                     print(f"'{path}' is not what was published and is replaced", file=sys.stderr)
                 target.unlink(missing_ok=True)
                 path = find(sae, file, None)
-        downloaded = path is None
-        path = path or self._download(sae, file, staging, received)
+        if path is None:
+            path = self._download(sae, job, staging)
+            return path, verified(sae, file, path), True
         sha256 = verified(sae, file, path)
-        if target is not None and not downloaded:
-            copy_file(path, target)
-            path, sha256 = target, verified(sae, file, target)
-        return path, sha256, downloaded
+        if target is None:
+            return path, sha256, False
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise refused(target, error) from None
+        return target, verified(sae, file, target), False
 
-    def _download(self, sae: SAEFiles, file: HubFile, staging: Path | None, received: _Received) -> Path:
+    def _download(self, sae: SAEFiles, job: Job, staging: Path | None) -> Path:
         """Fetch a file into the cache, or into the folder ``staging``."""
         from huggingface_hub import constants, hf_hub_download
 
+        path, bar = job[1].path, _bar_class(self, sae, job)
         if self.unreachable >= UNREACHABLE:
             raise HubError(f"{sae.name} was given up, as the Hub could not be reached for others")
 
-        def attempt() -> str:
-            received.reach(0)
+        def attempt() -> Path:
             try:
-                return hf_hub_download(
-                    sae.repo_id, file.path, revision=sae.sha, local_dir=staging, tqdm_class=_bar_class(received)
-                )
+                return Path(hf_hub_download(sae.repo_id, path, revision=sae.sha, local_dir=staging, tqdm_class=bar))
             except OSError as error:
                 if error.errno in DISK:  # others are of the connection
                     raise refused(staging or Path(constants.HF_HUB_CACHE), error) from None
                 raise
 
         with hub_errors("model", sae.repo_id, sae.sha):
-            path = Path(with_retries(attempt, f"{sae.name}: {file.path}", TRIES_OF_DOWNLOADS))
+            place = with_retries(attempt, f"{sae.name}: {path}", TRIES_OF_DOWNLOADS)
         if staging is None:
-            remove_leftovers(path)
-        return path
+            remove_leftovers(place)
+        return place
 
 
-class _Received:
-    """Bytes of one file, for the bar and to notice a server that sends without end."""
-
-    def __init__(self, downloads: _Downloads, sae: SAEFiles, file: HubFile) -> None:
-        self.downloads, self.sae, self.file = downloads, sae, file
-        self.now = self.most = 0
-
-    def add(self, count: int) -> None:
-        """Raises _Abandoned after Ctrl-C, IntegrityError for more bytes than were published."""
-        if self.downloads.stop.is_set():
-            raise _Abandoned
-        if self.now + count > self.file.size:
-            what = f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path}"
-            raise IntegrityError(
-                f"{what} has {self.file.size} bytes, and the server sends more; nothing of it was kept"
-            )
-        self.reach(self.now + count)
-
-    def reach(self, now: int) -> None:
-        """So many bytes are here; fewer than before where a download begins again."""
-        self.now = now
-        by, downloads = now - self.most, self.downloads
-        if by > 0:
-            self.most = now
-            with downloads.lock:
-                sizes = f"{in_words(downloads.bar.done + by)} of {in_words(downloads.bar.total)}"
-                downloads.bar.advance(by, f"{sizes}, {downloads.files_done} of {len(downloads.jobs)} files")
-
-
-def _bar_class(received: _Received) -> type:
-    """What huggingface_hub takes for its progress bar: shows nothing, and tells ``received``."""
+def _bar_class(downloads: _Downloads, sae: SAEFiles, job: Job) -> type:
+    """What huggingface_hub takes for its progress bar: shows nothing, tells ``downloads`` what has come of a file,
+    and ends it after Ctrl-C, or if the server sends more bytes than were published."""
     from huggingface_hub.utils import tqdm
 
+    file = job[1]
+
     class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
-            self.thread = threading.get_ident()
+            self.thread, self.now = threading.get_ident(), initial
 
         def update(self, n: float | None = 1) -> None:
-            try:
-                received.add(int(n or 0))
-            except (_Abandoned, IntegrityError):
-                # Xet tells from a thread of its own, where it would only print what is raised.
-                if threading.get_ident() == self.thread:
-                    raise
+            self.now += int(n or 0)
+            if not downloads.stop.is_set() and self.now <= file.size:
+                downloads.reach(job, self.now)
+            # Xet tells from a thread of its own, where it would only print what is raised.
+            elif threading.get_ident() == self.thread:
+                if downloads.stop.is_set():
+                    raise _Abandoned
+                what = f"{sae.repo_id}@{sae.sha[:12]}: {file.path} has {file.size} bytes"
+                raise IntegrityError(f"{what}, and the server sends more; nothing of it was kept")
 
         def update_transfer(self, *args: Any, **kwargs: Any) -> None:
             """Xet's bytes on the wire, which are not those of the file, and their speed."""

@@ -45,8 +45,8 @@ def pull(
         NotFoundError, AccessError, IntegrityError, HubError, OutputError: the first SAE that could
             not be fetched, after all others were.
     """
-    sources = [source] if isinstance(source, str) else source
-    done, failures = pull_all(sources, revision=revision, namespace=namespace, local_dir=local_dir)
+    sources, folder = [source] if isinstance(source, str) else source, Path(local_dir) if local_dir else None
+    done, failures = pull_all(sources, local_dir=folder, revision=revision, namespace=namespace)
     for failure in failures[1:]:
         print(f"also: {failure}", file=sys.stderr)
     if failures:
@@ -55,30 +55,20 @@ def pull(
 
 
 def pull_all(
-    sources: Sequence[str],
-    *,
-    local_dir: str | Path | None = None,
-    revision: str | None = None,
-    namespace: str | None = None,
-    shown: bool = True,
+    sources: Sequence[str], *, local_dir: Path | None, revision: str | None, namespace: str | None, shown: bool = True
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and the errors of the others."""
     meant = Sources(namespace or default_namespace(), revision)
-    results = _fetch(meant, meant.read(sources), local_dir, shown)
+    results = _fetch(meant, meant.read(sources), local_dir and local_dir.expanduser(), shown)
     done = [result for result in results if isinstance(result, Fetched)]
     return done, [*meant.failures, *(r for r in results if isinstance(r, FastzooError))]
 
 
 def _fetch(
-    sources: Sources,
-    saes: Sequence[SAEFiles],
-    local_dir: str | Path | None = None,
-    shown: bool = True,
-    skip: Sequence[str] = (),
+    sources: Sources, saes: list[SAEFiles], folder: Path | None = None, shown: bool = True, skip: Sequence[str] = ()
 ) -> list[Fetched | FastzooError]:
-    """As ``fetch``, without the files ``skip``; what is gone since the registry was last read is fetched as it is
+    """As ``fetch``, but for the files ``skip``; what is gone since the registry was last read is fetched as it is
     published now."""
-    folder = _folder(local_dir)
     results = fetch([sae.without(skip) for sae in saes], local_dir=folder, shown=shown)
     gone = [i for i, result in enumerate(results) if type(result) is NotFoundError]
     renewed = {i: now.without(skip) for i in gone if (now := sources.renewed(saes[i]))}
@@ -89,17 +79,14 @@ def _fetch(
 
 
 def dry_run(
-    sources: Sequence[str],
-    *,
-    local_dir: str | Path | None = None,
-    revision: str | None = None,
-    namespace: str | None = None,
+    sources: Sequence[str], *, local_dir: Path | None, revision: str | None, namespace: str | None
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
     """What ``pull_all`` would fetch, with what is ``here`` already, and the errors known before."""
     meant = Sources(namespace or default_namespace(), revision)
+    folder = local_dir and local_dir.expanduser()
     rows = []
     for sae in meant.read(sources):
-        missing = {file for file in sae.files if find(sae, file, _folder(local_dir)) is None}
+        missing = {file for file in sae.files if find(sae, file, folder) is None}
         facts = {f.path: {"sha256": f.sha256, "here": f not in missing} for f in sae.files}
         rows.append(sae.report(facts) | {"download_bytes": sum(file.size for file in missing)})
     return rows, meant.failures
@@ -135,7 +122,3 @@ def _only_path(results: Sequence[Fetched | FastzooError]) -> Path:
     if isinstance(result, FastzooError):
         raise result
     return result.path
-
-
-def _folder(local_dir: str | Path | None) -> Path | None:
-    return Path(local_dir).expanduser() if local_dir else None

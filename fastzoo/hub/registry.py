@@ -2,7 +2,7 @@
 
 The registry is ``registry.json`` of a namespace's results dataset. Reading it is one request; the
 answer is kept for an hour in the Hub's cache folder, and the wheel carries a snapshot, so that names
-and ``fastzoo list`` need no network. Importing this module loads no other package than fastzoo.
+and ``fastzoo list`` need no network. Importing this module does not load huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationInfo as Info
 
 from fastzoo.core.errors import AccessError, HubError, InputError, IntegrityError, NotFoundError
 from fastzoo.core.files import MAX_JSON_BYTES
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import OFFLINE, read_file, state_folder, write_cached
 from fastzoo.hub.files import HubFile
-from fastzoo.saes.names import SAEName
-from fastzoo.saes.references import is_namespace
+from fastzoo.saes.names import SAEName, parse_name
+from fastzoo.saes.references import NAME, REPO, is_namespace
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 DATASET = "fastzoo-results"
 """Name of the dataset repository in each namespace."""
@@ -105,14 +108,80 @@ class Registry:
         return Registry(self.namespace, other.collection or self.collection, {**self.saes, **other.saes})
 
 
+def _only_known_files(files: Any, info: Info) -> Any:
+    known = known_files(info.context or "")
+    paths = set(files) if isinstance(files, dict) else set()
+    if unknown := paths.difference(known):
+        raise ValueError(f"the file {min(unknown)}")
+    if missing := set(known[:NEEDED]) - paths:
+        raise ValueError(f"the file {min(missing)} is missing")
+    return files
+
+
+def _only_cells(figures: dict[str, Any]) -> dict[str, Any]:
+    """Values that can be shown and kept: no NaN, no control characters."""
+    for key, value in figures.items():
+        match value:
+            case str():
+                fits = value.isprintable() and len(value) <= 1000
+            case int():
+                fits = type(value) is int and -(1 << 63) <= value < 1 << 63  # True is an int, too
+            case _:
+                fits = value is None or (type(value) is float and math.isfinite(value))
+        if not fits:
+            raise ValueError(f"the value of {key}")
+    return figures
+
+
+class _Strict(BaseModel):
+    """What ``registry.json`` may hold. It comes from anybody, so nothing is taken as given."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _File(_Strict):
+    size: int = Field(ge=0, lt=1 << 63)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _SAE(_Strict):
+    """Validated with the SAE's name as context."""
+
+    repo_id: str = Field(pattern=f"^{REPO.pattern}$")
+    sha: str = Field(pattern="^[0-9a-f]{40}$")
+    files: Annotated[dict[str, _File], BeforeValidator(_only_known_files)]
+    figures: Annotated[dict[str, Any], AfterValidator(_only_cells)]
+
+
+class _Registry(_Strict):
+    format: Literal[1]
+    namespace: str = Field(pattern=f"^{NAME}$")
+    collection: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    saes: dict[str, Any]
+    """Validated one by one: the first fault of a hostile registry ends it, not a list of millions."""
+
+
 def parse_registry(text: str | bytes, where: str) -> Registry:
-    """Read a registry: only names, files and figures that there can be.
-
-    Raises IntegrityError: it is not one; says what is wrong ``where``.
-    """
-    from fastzoo.hub.registry_schema import parse
-
-    return parse(text, where)
+    """Read a registry. Raises IntegrityError, which says what is wrong ``where``."""
+    key, saes = "", {}
+    try:
+        found = _Registry.model_validate_json(text)
+        for key, entry in found.saes.items():
+            name = parse_name(key)
+            if len(key) > LONGEST_NAME:
+                raise InputError(f"the name {key} is too long")
+            sae = _SAE.model_validate(entry, context=name)
+            files = {path: HubFile(path, f.size, f.sha256) for path, f in sae.files.items()}
+            saes[name] = Published(name, sae.repo_id, sae.sha, files, sae.figures)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        said = ": ".join([*filter(None, (key, *map(str, fault["loc"]))), message])
+    except InputError as error:
+        said = str(error)
+    else:
+        return Registry(found.namespace, found.collection, saes)
+    raise IntegrityError(f"{where} is no registry of fastzoo's: {one_line(said, 200)}")
 
 
 def snapshot() -> Registry:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import IntegrityError, OutputError
-from fastzoo.core.files import partial_of, put_in_place, refused, sync
+from fastzoo.core.files import partial_of, put_in_place, sync
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
@@ -122,14 +122,6 @@ def remove_leftovers(path: Path) -> None:
         for old in blob.parent.glob(f"{blob.name}.*.incomplete"):
             if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
                 old.unlink()
-
-
-def copy_file(path: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    except OSError as error:
-        raise refused(target, error) from None
 
 
 def place_files(sae: SAEFiles, final: Path) -> None:
