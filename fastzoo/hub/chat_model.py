@@ -68,7 +68,13 @@ class ChatModel:
         if base_url is not None and not _is_address(base_url):
             said = f"'{one_line(base_url, 100)}' is not the address of a server"
             raise InputError(f"{self.role}: {said}; write it like http://127.0.0.1:8000/v1")
-        self.name = " at ".join(filter(None, (model, base_url and _without_secrets(base_url))))
+        parts = urlsplit(base_url or "")
+        # Without user, password and query, any of which may hold a key.
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        self.name = " at ".join(filter(None, (model, shown)))
+        self._of_hub = base_url is None or (
+            parts.scheme == "https" and f".{parts.hostname}".endswith(f".{HUB_DOMAIN}")
+        )
         self._model, self._url, self._cache, self._workers = model, base_url, cache, workers
         self._title = f"{self.role} ({one_line(self.name, 120)})"
         self._lock = threading.Lock()
@@ -169,8 +175,7 @@ class ChatModel:
 
     def _key(self) -> str | None:
         # Without a key huggingface_hub sends the saved token, to any server.
-        none = None if self._url is None or _is_hub(self._url) else "none"
-        return os.environ.get(KEY_VARIABLE, "").strip() or none
+        return os.environ.get(KEY_VARIABLE, "").strip() or (None if self._of_hub else "none")
 
 
 def _is_address(url: str) -> bool:
@@ -179,18 +184,6 @@ def _is_address(url: str) -> bool:
         _ = parts.port  # raises ValueError if it is not a number
         return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
     return False
-
-
-def _without_secrets(url: str) -> str:
-    """An address without user, password and query, any of which may hold a key."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def _is_hub(url: str) -> bool:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return parts.scheme == "https" and (host == HUB_DOMAIN or host.endswith(f".{HUB_DOMAIN}"))
 
 
 def _read_cache(path: Path, role: str) -> dict[str, str]:

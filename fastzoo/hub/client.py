@@ -110,13 +110,8 @@ def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None
 
 
 def refusal(error: Exception, server: str, what: str, said: str, login: str) -> HubError:
-    """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line.
-
-    Args:
-        what: " for ..." what was asked for, or nothing.
-        said: the server's own words.
-        login: what to do if access was refused.
-    """
+    """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line. ``what`` is " for ..." what was
+    asked for, or nothing; ``said`` the server's own words; ``login`` what to do if access was refused."""
     status = status_of(error)
     if status in (401, 403):
         return AccessError(f"{server} refused access{what} ({status}); {login}")

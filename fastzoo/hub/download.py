@@ -121,7 +121,8 @@ Job = tuple[int, HubFile]
 
 
 class _Downloads:
-    """The files of several SAEs, by several threads, the largest first. ``results`` come true, or become errors."""
+    """Fetches the files of several SAEs by several threads, the largest first. Fills in each of the ``results``, or
+    replaces it by the SAE's first error."""
 
     def __init__(self, results: list[Fetched | FastzooError], local_dir: Path | None, bar: Progress) -> None:
         self.results, self.local_dir, self.bar = results, local_dir, bar
@@ -133,8 +134,8 @@ class _Downloads:
         self.unreachable = self.files_done = 0
 
     def run(self) -> None:
-        jobs = sorted(self.jobs, key=lambda job: -job[1].size)
-        run_daemons(jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
+        self.jobs.sort(key=lambda job: -job[1].size)
+        run_daemons(self.jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
 
     def _one(self, job: Job) -> int:
         index, file = job

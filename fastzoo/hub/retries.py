@@ -44,10 +44,8 @@ Result = TypeVar("Result")
 
 
 def with_retries(call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf) -> Result:
-    """``call()``, again after failures that can pass.
-
-    The last of ``tries`` failures is raised, and one that asks for a pause above ``longest`` seconds.
-    """
+    """``call()``, again after failures that can pass; raises the last of ``tries``, and one that asks for a pause
+    above ``longest`` seconds."""
     failed = 0
     while True:
         try:

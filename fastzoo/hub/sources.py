@@ -50,12 +50,10 @@ class Sources:
         saes: dict[tuple[str, str, str], SAEFiles] = {}
         for source in sources:
             try:
-                found = self._meaning(source)
+                for sae in self._meaning(source):
+                    saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
             except HubError as error:
                 self.failures.append(error)
-                continue
-            for sae in found:
-                saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
         return list(saes.values())
 
     def one(self, source: str) -> SAEFiles:
@@ -76,9 +74,9 @@ class Sources:
         if source.startswith("hf:"):
             path, at, revision = source.partition("@")
             parts = path.split("/", 2)
-            pattern = parts[2] if len(parts) == 3 and is_pattern(parts[2]) else None
-            reference = parse_reference("/".join(parts[:2]) + at + revision if pattern else source)
-            return self._referred(reference, pattern)
+            if len(parts) == 3 and is_pattern(parts[2]):
+                return self._referred(parse_reference("/".join(parts[:2]) + at + revision), parts[2])
+            return self._referred(parse_reference(source))
         if "/" in source or "\\" in source:
             hint = f"give its name, or write it as {FORM}"
             raise InputError(f"'{one_line(source, 100)}' does not name an SAE on the Hub; {hint}")
