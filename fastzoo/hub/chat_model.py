@@ -129,7 +129,9 @@ class ChatModel:
         """The reply's text, empty if it has none."""
         from huggingface_hub import InferenceClient, errors, get_token
 
-        name, key = self._title, self._key()
+        name = self._title
+        # Without a key huggingface_hub sends the saved token, to any server.
+        key = os.environ.get(KEY_VARIABLE, "").strip() or (None if self._of_hub else "none")
         if key is None and get_token() is None:
             raise AccessError(f"{name} needs a token: {LOGIN}, or give its key in {KEY_VARIABLE}")
         client = InferenceClient(model=self._url or self._model, api_key=key, timeout=TIMEOUT_SECONDS)
@@ -172,10 +174,6 @@ class ChatModel:
                         self._stopped.set()
                         raise
                     wait(error, self._title, failed, tries)
-
-    def _key(self) -> str | None:
-        # Without a key huggingface_hub sends the saved token, to any server.
-        return os.environ.get(KEY_VARIABLE, "").strip() or (None if self._of_hub else "none")
 
 
 def _is_address(url: str) -> bool:

@@ -243,10 +243,11 @@ def _collection_items(slug: str) -> list[tuple[str, str]]:
 
 def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str]) -> str:
     """The SAE folder that ``ref`` names, else the only one. Raises InputError, NotFoundError."""
-    inside, place = (f"{ref.folder}/", f"{ref.repo_id}/{ref.folder}") if ref.folder else ("", ref.repo_id)
-    if (ref.folder or "") in saes:
-        return ref.folder or ""
-    within = [folder for folder in saes if folder.startswith(inside)]
+    folder = ref.folder or ""
+    if folder in saes:
+        return folder
+    inside, place = f"{folder}/".lstrip("/"), f"{ref.repo_id}/{folder}".rstrip("/")
+    within = [path for path in saes if path.startswith(inside)]
     if len(within) == 1:
         return within[0]
     if within:
@@ -258,8 +259,8 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
             f"{place} has its weights only as {one_line(pickles[0], 80)}, a pickle, which can run code "
             "when loaded and is never read; safetensors and params.npz can be read"
         )
-    if ref.folder and saes:
-        hint = did_you_mean(ref.folder, saes) or f" There is {next(iter(saes))}."
+    if folder and saes:
+        hint = did_you_mean(folder, saes) or f" There is {next(iter(saes))}."
         raise NotFoundError(f"no SAE in {place}.{hint}")
     raise NotFoundError(
         f"no SAE in {place}: there is no folder with cfg.json and sae_weights.safetensors (SAELens)"
