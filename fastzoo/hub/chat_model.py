@@ -1,7 +1,7 @@
 """A chat model that is asked many things at once: on a server with the OpenAI protocol, or on the Hub.
 
 Asked through ``huggingface_hub.InferenceClient``. Replies are kept in a JSONL file, so that nothing is
-asked twice, even by another process. Importing this module does not load huggingface_hub.
+asked twice, even by another process.
 """
 
 from __future__ import annotations

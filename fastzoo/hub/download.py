@@ -2,7 +2,7 @@
 
 Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only, and
 trusts what it has in its cache; here the hash of every file is compared with the one published, after its
-download and whenever it is found on this machine. Importing this module does not load huggingface_hub.
+download and whenever it is found on this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,19 +63,15 @@ def fetch(
     if shown and size:
         _say(wanted, len(missing), size, local_dir)
     total = max(1, sum(sae.size for sae in wanted))
-    with (
-        _locked(local_dir) if local_dir is not None and wanted else nullcontext(),
-        Progress("pulling", total, shown=shown and size > 0) as bar,
-    ):
+    with ExitStack() as held:
+        if local_dir is not None and wanted:
+            try:
+                held.enter_context(folder_lock(local_dir, lambda line: print(line, file=sys.stderr)))
+            except OSError as error:
+                raise refused(local_dir, error) from None
+        bar = held.enter_context(Progress("pulling", total, shown=shown and size > 0))
         _Downloads(results, local_dir, bar).run()
     return results
-
-
-def _locked(folder: Path) -> ExitStack:
-    try:
-        return folder_lock(folder, lambda line: print(line, file=sys.stderr))
-    except OSError as error:
-        raise refused(folder, error) from None
 
 
 def _too_large(sae: SAEFiles) -> HubError | None:

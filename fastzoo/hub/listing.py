@@ -1,7 +1,7 @@
 """Which files a model repository has at a revision, with their hashes: asked once, then remembered.
 
 What is remembered lets files in the cache be verified without a network. It lies in the Hub's cache
-folder beside the registry. Importing this module loads no other package than fastzoo.
+folder beside the registry.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def _commit(folder: Path, repo_id: str, revision: str) -> str:
     except HubError as error:
         if not known or isinstance(error, NotFoundError | AccessError):
             raise
-        said = f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before"
-        print(said, file=sys.stderr)
+        print(
+            f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before", file=sys.stderr
+        )
         return remembered
     if sha != remembered:
         write_cached(cached, json.dumps({"revision": revision, "sha": sha}))

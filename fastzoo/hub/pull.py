@@ -1,7 +1,5 @@
 """Pulling SAEs from the Hub, in three steps: ``sources`` tells which files are meant, ``download``
 fetches them, ``sae_files`` verifies them and puts them in place.
-
-Importing this module does not load huggingface_hub.
 """
 
 from __future__ import annotations

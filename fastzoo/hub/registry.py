@@ -2,7 +2,7 @@
 
 The registry is ``registry.json`` of a namespace's results dataset. Reading it is one request; the
 answer is kept for an hour in the Hub's cache folder, and the wheel carries a snapshot, so that names
-and ``fastzoo list`` need no network. Importing this module does not load huggingface_hub.
+and ``fastzoo list`` need no network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Third step of a pull: an SAE's files on this machine, where they are and whether they are right.
-
-Importing this module does not load huggingface_hub.
-"""
+"""Third step of a pull: an SAE's files on this machine, where they are and whether they are right."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A source is a zoo name, a wildcard over the published names, ``hf:org/repo[/folder][@revision]`` with
 wildcards in the folder, or a collection. Nothing is fetched by pattern: a listing only tells which of
-the file names known here a repository has. Importing this module does not load huggingface_hub.
+the file names known here a repository has.
 """
 
 from __future__ import annotations
