@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,32 +24,30 @@ def run_daemons(
     stop: threading.Event,
     grace: float = 0.0,
 ) -> None:
-    """Do jobs in several threads, and call ``then`` in this one with each result as it is done.
+    """Do jobs, in their order, in several threads, and call ``then`` in this one with each result as it is done.
 
     The first job that raises ends the others, and its error is raised here. The threads are daemons
     and not waited for, so that a server that hangs does not hold up Ctrl-C.
 
     Args:
-        work: called with each job, in their order.
         stop: set at the end, for work that can end early.
         grace: seconds that the threads may take to end.
     """
-    waiting = deque(jobs)
+    waiting = iter(tuple(jobs))  # a tuple's iterator gives each job to one thread only
     done: SimpleQueue[Future[Result]] = SimpleQueue()
 
     def serve() -> None:
-        while not stop.is_set():
-            try:
-                job = waiting.popleft()
-            except IndexError:
+        for job in waiting:
+            if stop.is_set():
                 return
             outcome: Future[Result] = Future()
             try:
                 outcome.set_result(work(job))
             except BaseException as error:
-                stop.set()
                 outcome.set_exception(error)
-            done.put(outcome)
+            done.put(outcome)  # before ``stop`` ends other jobs in turn
+            if outcome.exception() is not None:
+                stop.set()
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in jobs[:workers]]
     for thread in threads:
@@ -65,18 +62,14 @@ def run_daemons(
             thread.join(max(0.0, until - time.monotonic()))
 
 
-# --- torch ---------------------------------------------------------------------------------------
-# Handing whole pieces of work to threads, each of which computes alone, beats dividing every operation
-# among all threads: none waits for another before its piece is done, and small operations are done
-# before a second thread has woken up.
+# With torch, handing whole pieces of work to threads, each of which computes alone, beats dividing every
+# operation among all threads: none waits for another before its piece is done, and small operations are
+# done before a second thread has woken up.
 
 
 @cache
 def workers(count: int, threads: int) -> ThreadPoolExecutor:
-    """``count`` threads that share torch's ``threads`` among them.
-
-    In each of them ``torch.get_num_threads()`` is its share.
-    """
+    """``count`` threads, in each of which ``torch.get_num_threads()`` is its share of ``threads``."""
     import torch
 
     started = threading.Barrier(count)
@@ -92,9 +85,10 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-_ALONE = threading.Lock()
+_LOCK = threading.Lock()
 
-_alone = {"blocks": 0, "threads": 1}
+_counts: list[int] = []
+"""torch's number of threads when each block of ``one_thread`` that is open began."""
 
 
 @contextmanager
@@ -103,14 +97,11 @@ def one_thread() -> Iterator[None]:
     threads may overlap."""
     import torch
 
-    with _ALONE:
-        if not _alone["blocks"]:
-            _alone["threads"] = torch.get_num_threads()
-        _alone["blocks"] += 1
+    with _LOCK:
+        _counts.append(_counts[0] if _counts else torch.get_num_threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _ALONE:
-            _alone["blocks"] -= 1
-        torch.set_num_threads(_alone["threads"])
+        with _LOCK:
+            torch.set_num_threads(_counts.pop())

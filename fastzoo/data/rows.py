@@ -147,12 +147,12 @@ class HubRows:
     """
 
     def __init__(self, section: DataSection | TextSection, seed: int) -> None:
-        from fastzoo.hub.client import resolve_dataset
+        from fastzoo.hub.client import commit_of
 
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:
-            revision = with_retries(lambda: resolve_dataset(section.source, section.revision), self._where)
+            revision = with_retries(lambda: commit_of("dataset", section.source, section.revision), self._where)
             self._files, self._data = with_retries(lambda: _stream(section, revision), self._where)
         except HubError:
             raise

@@ -1,7 +1,7 @@
 """A chat model that is asked many things at once: on a server with the OpenAI protocol, or on the Hub.
 
 Asked through ``huggingface_hub.InferenceClient``. Replies are kept in a JSONL file, so that nothing is
-asked twice, even by another process. Importing this module does not load huggingface_hub.
+asked twice, even by another process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -47,10 +47,8 @@ class ChatModel:
         cache: a JSONL file of earlier replies, made if it is not there.
         workers: requests at a time.
 
-    Raises:
-        InputError: neither model nor server is named, the server's address is not valid, or the cache
-            is a file of something else.
-        OutputError: the cache cannot be read.
+    Raises InputError: neither model nor server is named, the server's address is not valid, or the cache is a file
+    of something else. OutputError: the cache cannot be read.
     """
 
     role: ClassVar[str]
@@ -68,11 +66,15 @@ class ChatModel:
         if not model and not base_url:
             raise InputError(f"{self.role}: name a model, or the address of a server")
         if base_url is not None and not _is_address(base_url):
-            raise InputError(
-                f"{self.role}: '{one_line(base_url, 100)}' is not the address of a server; write it like "
-                "http://127.0.0.1:8000/v1"
-            )
-        self.name = " at ".join(filter(None, (model, base_url and _without_secrets(base_url))))
+            said = f"'{one_line(base_url, 100)}' is not the address of a server"
+            raise InputError(f"{self.role}: {said}; write it like http://127.0.0.1:8000/v1")
+        parts = urlsplit(base_url or "")
+        # Without user, password and query, any of which may hold a key.
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        self.name = " at ".join(filter(None, (model, shown)))
+        self._of_hub = base_url is None or (
+            parts.scheme == "https" and f".{parts.hostname}".endswith(f".{HUB_DOMAIN}")
+        )
         self._model, self._url, self._cache, self._workers = model, base_url, cache, workers
         self._title = f"{self.role} ({one_line(self.name, 120)})"
         self._lock = threading.Lock()
@@ -93,21 +95,17 @@ class ChatModel:
     def ask(self, prompts: Iterable[str], title: str) -> None:
         """Ask what was not asked before, with a progress bar; then ``reply`` has the replies.
 
-        Raises:
-            HubError, AccessError, NotFoundError, InputError: it goes on failing, or refuses; replies
-                until then are not lost.
-            OutputError: the cache cannot be written.
+        Raises HubError, AccessError, NotFoundError, InputError: it goes on failing, or refuses; replies until then
+        are not lost. OutputError: the cache cannot be written.
         """
         todo = list(dict.fromkeys(prompts))
         self._stopped.clear()
         with Progress(title, len(todo)) as bar:
-            run_daemons(
-                todo,
-                self._find_reply,
-                lambda _: bar.advance(1, f"{bar.done + 1} of {len(todo)} replies"),
-                workers=self._workers,
-                stop=self._stopped,
-            )
+
+            def advance(_: None) -> None:
+                bar.advance(1, f"{bar.done + 1} of {len(todo)} replies")
+
+            run_daemons(todo, self._find_reply, advance, workers=self._workers, stop=self._stopped)
 
     def reply(self, prompt: str) -> str | None:
         """The reply to a prompt, empty if it had no text; None if there is none so far."""
@@ -117,20 +115,23 @@ class ChatModel:
         return hashlib.sha256(json.dumps([self.name, self.system, prompt]).encode()).hexdigest()
 
     def _find_reply(self, prompt: str) -> None:
-        if self.reply(prompt) is not None:
+        key = self._key_of(prompt)
+        if key in self._replies:
             return
         reply = self._ask(prompt, self.reply_tokens, TRIES_OF_REPLIES)
         with self._lock:
             self.asked += 1
-            self._replies[self._key_of(prompt)] = reply
+            self._replies[key] = reply
             if self._cache:
-                _append(self._cache, {"key": self._key_of(prompt), "reply": reply})
+                _append(self._cache, {"key": key, "reply": reply})
 
     def _ask(self, prompt: str, tokens: int, tries: int) -> str:
         """The reply's text, empty if it has none."""
         from huggingface_hub import InferenceClient, errors, get_token
 
-        name, key = self._title, self._key()
+        name = self._title
+        # Without a key huggingface_hub sends the saved token, to any server.
+        key = os.environ.get(KEY_VARIABLE, "").strip() or (None if self._of_hub else "none")
         if key is None and get_token() is None:
             raise AccessError(f"{name} needs a token: {LOGIN}, or give its key in {KEY_VARIABLE}")
         client = InferenceClient(model=self._url or self._model, api_key=key, timeout=TIMEOUT_SECONDS)
@@ -154,66 +155,33 @@ class ChatModel:
         except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
             if self._url is None and type(error) is ValueError:  # no such model, or another key
                 raise InputError(f"{name} cannot be asked: {one_line(error, 200)}") from None
-            raise HubError(
-                f"{name} did not answer as the OpenAI chat protocol has it ({one_line(error, 150)})"
-            ) from None
+            said = f"did not answer as the OpenAI chat protocol has it ({one_line(error, 150)})"
+            raise HubError(f"{name} {said}") from None
         return content if isinstance(content, str) else ""
 
     def _retry(self, ask: Callable[[], Any], tries: int) -> Any:
-        """As ``with_retries``, but one request at a time tries again and says so: the others wait, and
-        end with it."""
-        try:
-            return ask()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            failure = error
-        with self._recovering:
-            for failed in range(1, tries):
-                if self._stopped.is_set() or not is_transient(failure):
-                    break
-                wait(failure, self._title, failed, tries)
+        """As ``with_retries``, but one request at a time tries again and says so: the others wait, and end with it."""
+        failed = 0
+        with ExitStack() as recovering:
+            while True:
                 try:
                     return ask()
                 except Exception as error:
-                    failure = error
-            self._stopped.set()
-            raise failure
-
-    def _key(self) -> str | None:
-        if key := os.environ.get(KEY_VARIABLE, "").strip():
-            return key
-        if self._url is None or _is_hub(self._url):
-            return None  # huggingface_hub takes the saved token
-        # It would send the saved token to any server, unless there is some key.
-        return "none"
-
-
-# --- addresses -----------------------------------------------------------------------------------
+                    transient, failed = is_transient(error), failed + 1
+                    if failed == 1 and transient:
+                        recovering.enter_context(self._recovering)
+                    if failed == tries or not transient or self._stopped.is_set():
+                        self._stopped.set()
+                        raise
+                    wait(error, self._title, failed, tries)
 
 
 def _is_address(url: str) -> bool:
     with suppress(ValueError):
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError if it is not a number
-        plain = url.isprintable() and " " not in url
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
     return False
-
-
-def _without_secrets(url: str) -> str:
-    """An address without user, password and query, any of which may hold a key."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def _is_hub(url: str) -> bool:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return parts.scheme == "https" and (host == HUB_DOMAIN or host.endswith(f".{HUB_DOMAIN}"))
-
-
-# --- the cache -----------------------------------------------------------------------------------
 
 
 def _read_cache(path: Path, role: str) -> dict[str, str]:

@@ -19,20 +19,11 @@ LOGIN = "log in with 'hf auth login'"
 OFFLINE = "offline mode is on; unset HF_HUB_OFFLINE"
 
 
-def resolve_model(repo_id: str, revision: str | None = None) -> str:
-    """Commit sha of a model repository's revision (by default its main branch).
+def commit_of(kind: str, repo_id: str, revision: str | None = None) -> str:
+    """Sha of the commit that a revision of a model or dataset repository is (by default of main).
 
     Raises NotFoundError, AccessError, HubError: no such repository or revision, no access, no network.
     """
-    return _resolve("model", repo_id, revision)
-
-
-def resolve_dataset(repo_id: str, revision: str | None = None) -> str:
-    """As ``resolve_model``, for a dataset repository."""
-    return _resolve("dataset", repo_id, revision)
-
-
-def _resolve(kind: str, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     with hub_errors(kind, repo_id, revision):
@@ -48,39 +39,35 @@ _UNREACHABLE = "cannot reach {hub} for {what} ({cause}); check the network{inste
 
 # huggingface_hub takes for granted that every answer is the JSON that it should be.
 _NOT_JSON = (
-    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); check HF_ENDPOINT, and "
-    "whether a proxy answers in its place"
+    "the answer of {hub} for {what} does not come from a Hub ({kind}: {said}); "
+    "check HF_ENDPOINT, and whether a proxy answers in its place"
 )
 
-_MEANINGS: dict[type[FastzooError], dict[str, str]] = {
-    NotFoundError: {
-        "RepositoryNotFoundError": "no {what} on {hub}; check the spelling, or {login} if it is private",
-        "RevisionNotFoundError": "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
-    },
-    AccessError: {
-        "GatedRepoError": "{what} is gated; accept its conditions at {page} and {login}",
-        # Raised by a header that cannot be encoded. It quotes the token itself.
-        "UnicodeEncodeError": "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
-    },
-    InputError: {"HFValidationError": "'{name}' is not a valid repository name, such as org/name"},
-    HubError: {
-        "OfflineModeIsEnabled": "{what} is needed from {hub}, but {offline}{instead}",
-        "LocalEntryNotFoundError": _UNREACHABLE,
-        "HTTPError": _UNREACHABLE,
-        "OSError": "{what} could not be fetched: {said}",
-        **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), _NOT_JSON),
-    },
+_MEANINGS: dict[str, tuple[type[FastzooError], str]] = {
+    "RepositoryNotFoundError": (NotFoundError, "no {what} on {hub}; check the spelling, or {login} if it is private"),
+    "RevisionNotFoundError": (
+        NotFoundError,
+        "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
+    ),
+    "GatedRepoError": (AccessError, "{what} is gated; accept its conditions at {page} and {login}"),
+    # Raised by a header that cannot be encoded. It quotes the token itself.
+    "UnicodeEncodeError": (
+        AccessError,
+        "the token (HF_TOKEN, or the saved one) has characters that no token has; {login} again",
+    ),
+    "HFValidationError": (InputError, "'{name}' is not a valid repository name, such as org/name"),
+    "OfflineModeIsEnabled": (HubError, "{what} is needed from {hub}, but {offline}{instead}"),
+    "LocalEntryNotFoundError": (HubError, _UNREACHABLE),
+    "HTTPError": (HubError, _UNREACHABLE),
+    "OSError": (HubError, "{what} could not be fetched: {said}"),
+    **dict.fromkeys(("ValueError", "KeyError", "TypeError", "AttributeError"), (HubError, _NOT_JSON)),
 }
 """What errors of huggingface_hub mean, by the name of their class or of its nearest base class."""
 
 
 @contextmanager
 def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line of ours.
-
-    Args:
-        kind: model, dataset, space, collection or namespace.
-    """
+    """Turn what huggingface_hub raises about a model, dataset, space, collection or namespace into one line of ours."""
     try:
         yield
     except FastzooError:
@@ -96,7 +83,7 @@ def hub_errors(kind: str, repo_id: str, revision: str | None = None) -> Iterator
 def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None) -> FastzooError | None:
     from huggingface_hub import constants
 
-    hub, name = constants.ENDPOINT, one_line(repo_id, 100)
+    hub, name, login = constants.ENDPOINT, one_line(repo_id, 100), f"{LOGIN}, with a token that may do this"
     what = f"{kind if kind in ('collection', 'namespace') else f'{kind} repository'} {name}"
     words = {
         "hub": hub,
@@ -112,26 +99,19 @@ def _in_one_line(error: Exception, kind: str, repo_id: str, revision: str | None
         "offline": OFFLINE,
     }
     for base in type(error).__mro__:
-        for ours, texts in _MEANINGS.items():
-            if base.__name__ in texts:
-                return ours(texts[base.__name__].format(**words))
+        if base.__name__ in _MEANINGS:
+            ours, text = _MEANINGS[base.__name__]
+            return ours(text.format(**words))
         if base.__name__ == "HfHubHTTPError":
             if status_of(error) == 404:
                 return NotFoundError(f"no {what} on {hub}: {words['said']}")
-            login = f"{LOGIN}, with a token that may do this"
             return refusal(error, hub, f" for {what}", words["said"], login)
     return None
 
 
 def refusal(error: Exception, server: str, what: str, said: str, login: str) -> HubError:
-    """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line.
-
-    Args:
-        server: who answered.
-        what: " for ..." what was asked for, or nothing.
-        said: the server's own words.
-        login: what to do if access was refused.
-    """
+    """An answer that is an error (huggingface_hub's HfHubHTTPError), in one line. ``what`` is " for ..." what was
+    asked for, or nothing; ``said`` the server's own words; ``login`` what to do if access was refused."""
     status = status_of(error)
     if status in (401, 403):
         return AccessError(f"{server} refused access{what} ({status}); {login}")
@@ -147,14 +127,9 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0) -> bytes:
-    """A small file of the Hub, in one request.
+    """A small file of the Hub, in one request. The Hub may be silent for ``seconds``, and its whole answer take as long.
 
-    Args:
-        seconds: how long the Hub may be silent, and how long the whole answer may take.
-
-    Raises:
-        NotFoundError, AccessError, HubError.
-        IntegrityError: it is larger than such files are.
+    Raises NotFoundError, AccessError, HubError, or IntegrityError: it is larger than such files are.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -176,12 +151,6 @@ def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *
             if time.monotonic() > until:
                 raise HubError(f"{repo_id}: {path} took more than {seconds:.0f} s to come")
     return bytes(content)
-
-
-def offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def state_folder(namespace: str) -> Path:

@@ -1,9 +1,8 @@
 """Second step of a pull: downloads the files of SAEs, several at once, and verifies every one.
 
-Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only,
-and trusts what it has in its cache; here the hash of every file is compared with the one published,
-after its download and whenever it is found on this machine. Importing this module does not load
-huggingface_hub.
+Only files that the caller names are fetched, each by its commit. huggingface_hub compares sizes only, and
+trusts what it has in its cache; here the hash of every file is compared with the one published, after its
+download and whenever it is found on this machine.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import errno
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +26,7 @@ from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
 from fastzoo.hub.listing import TRIES_OF_DOWNLOADS
 from fastzoo.hub.retries import with_retries
-from fastzoo.hub.sae_files import Fetched, SAEFiles, copy_file, find, in_words, place_files, remove_leftovers, verified
+from fastzoo.hub.sae_files import Fetched, SAEFiles, find, in_words, place_files, remove_leftovers, verified
 
 THREADS = 8
 """Files that are fetched at a time."""
@@ -51,12 +51,10 @@ def fetch(
     Args:
         shown: whether to tell on stderr how far it is.
 
-    Raises:
-        OutputError: not enough space; nothing was fetched.
-        InputError: two SAEs would be written to the same place.
+    Raises OutputError: not enough space; nothing was fetched. InputError: two SAEs would be written to the same place.
     """
-    too_large = {sae: error for sae in saes if (error := _too_large(sae))}
-    wanted = [sae for sae in saes if sae not in too_large]
+    results: list[Fetched | FastzooError] = [_too_large(sae) or Fetched(sae) for sae in saes]
+    wanted = [result.sae for result in results if isinstance(result, Fetched)]
     if local_dir is not None:
         _refuse_clashes(wanted)
     missing = [f for sae in wanted for f in sae.files if find(sae, f, local_dir) is None]
@@ -65,29 +63,21 @@ def fetch(
     if shown and size:
         _say(wanted, len(missing), size, local_dir)
     total = max(1, sum(sae.size for sae in wanted))
-    with (
-        _locked(local_dir) if local_dir is not None and wanted else nullcontext(),
-        Progress("pulling", total, shown=shown and size > 0) as bar,
-    ):
-        results = iter(_Downloads(wanted, local_dir, bar).run())
-    return [too_large.get(sae) or next(results) for sae in saes]
-
-
-def _locked(folder: Path) -> ExitStack:
-    try:
-        return folder_lock(folder, lambda line: print(line, file=sys.stderr))
-    except OSError as error:
-        raise refused(folder, error) from None
+    with ExitStack() as held:
+        if local_dir is not None and wanted:
+            try:
+                held.enter_context(folder_lock(local_dir, lambda line: print(line, file=sys.stderr)))
+            except OSError as error:
+                raise refused(local_dir, error) from None
+        bar = held.enter_context(Progress("pulling", total, shown=shown and size > 0))
+        _Downloads(results, local_dir, bar).run()
+    return results
 
 
 def _too_large(sae: SAEFiles) -> HubError | None:
-    for file in sae.files:
-        if file.path.endswith(".json") and file.size > MAX_JSON_BYTES:
-            return HubError(
-                f"{sae.repo_id}: {file.path} has {file.size} bytes; such files have at most "
-                f"{MAX_JSON_BYTES}, so it is not fetched"
-            )
-    return None
+    large = [file for file in sae.files if file.path.endswith(".json") and file.size > MAX_JSON_BYTES]
+    most = f"such files have at most {MAX_JSON_BYTES}, so it is not fetched"
+    return HubError(f"{sae.repo_id}: {large[0].path} has {large[0].size} bytes; {most}") if large else None
 
 
 def _say(saes: Sequence[SAEFiles], files: int, size: int, local_dir: Path | None) -> None:
@@ -102,10 +92,8 @@ def _refuse_clashes(saes: Sequence[SAEFiles]) -> None:
     for sae in saes:
         other = places.setdefault(sae.name.casefold(), sae)
         if other is not sae:
-            raise InputError(
-                f"{sae.repo_id}/{sae.folder} and {other.repo_id}/{other.folder} would both be written "
-                f"to {sae.name}; pull them into different folders"
-            )
+            both = f"{sae.repo_id}/{sae.folder} and {other.repo_id}/{other.folder}"
+            raise InputError(f"{both} would both be written to {sae.name}; pull them into different folders")
 
 
 def _check_space(size: int, local_dir: Path | None) -> None:
@@ -116,64 +104,68 @@ def _check_space(size: int, local_dir: Path | None) -> None:
     with suppress(OSError):
         free = shutil.disk_usage(there).free
         if size > free:
-            raise OutputError(
-                f"{in_words(size)} are to be fetched into '{folder}', where {in_words(free)} are free; "
-                "nothing was fetched"
-            )
+            where = f"'{folder}', where {in_words(free)} are free"
+            raise OutputError(f"{in_words(size)} are to be fetched into {where}; nothing was fetched")
 
 
 class _Abandoned(Exception):
     """Ends a download that nobody waits for any more."""
 
 
-class _Downloads:
-    """The files of several SAEs, by several threads, the largest first."""
+Job = tuple[int, HubFile]
+"""A file to fetch, and the number of its SAE."""
 
-    def __init__(self, saes: Sequence[SAEFiles], local_dir: Path | None, bar: Progress) -> None:
-        self.saes, self.local_dir, self.bar = saes, local_dir, bar
-        self.results: list[Fetched | BaseException] = [Fetched(sae, Path()) for sae in saes]
-        self.left = [len(sae.files) for sae in saes]
+
+class _Downloads:
+    """Fetches the files of several SAEs by several threads, the largest first. Fills in each of the ``results``, or
+    replaces it by the SAE's first error."""
+
+    def __init__(self, results: list[Fetched | FastzooError], local_dir: Path | None, bar: Progress) -> None:
+        self.results, self.local_dir, self.bar = results, local_dir, bar
+        self.jobs = [(i, file) for i, r in enumerate(results) if isinstance(r, Fetched) for file in r.sae.files]
+        self.left = Counter(i for i, _ in self.jobs)
+        self.counted: Counter[Job] = Counter()
         self.lock = threading.Lock()
         self.stop = threading.Event()
-        self.unreachable = 0
-        self.files, self.files_done = sum(self.left), 0
+        self.unreachable = self.files_done = 0
 
-    def run(self) -> list[Fetched | FastzooError]:
-        jobs = [(i, file) for i, sae in enumerate(self.saes) for file in sae.files]
-        jobs.sort(key=lambda job: -job[1].size)
-        run_daemons(jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
-        results: list[Fetched | FastzooError] = []
-        for result in self.results:
-            if not isinstance(result, Fetched | FastzooError):
-                raise result
-            results.append(result)
-        return results
+    def run(self) -> None:
+        self.jobs.sort(key=lambda job: -job[1].size)
+        run_daemons(self.jobs, self._one, self._done, workers=THREADS, stop=self.stop, grace=STOP_SECONDS)
 
-    def _one(self, job: tuple[int, HubFile]) -> int:
+    def _one(self, job: Job) -> int:
         index, file = job
-        sae, result = self.saes[index], self.results[index]
+        result = self.results[index]
         if not isinstance(result, Fetched):  # another file of it failed
             return index
         try:
-            received = _Received(self, sae, file)
-            path, sha256, downloaded = self._get(sae, file, received)
+            path, sha256, downloaded = self._get(result.sae, job)
             with self.lock:
                 result.sha256[file.path] = sha256
                 if downloaded:
                     self.unreachable = 0
                     result.downloaded += file.size
                 if self.local_dir is None:
-                    depth = len(PurePosixPath(sae.inside(file.path)).parts)
+                    depth = len(PurePosixPath(result.sae.inside(file.path)).parts)
                     result.path = path.parents[depth - 1]
                 self.files_done += 1
-            received.reach(file.size)
-        except BaseException as error:
+            self.reach(job, file.size)
+        except FastzooError as error:
             with self.lock:
-                if isinstance(self.results[index], Fetched):
+                if self.results[index] is result:
                     self.results[index] = error
                     # A plain one is of the connection; the others are of this SAE alone.
                     self.unreachable += type(error) is HubError
         return index
+
+    def reach(self, job: Job, now: int) -> None:
+        """So many bytes of a file are here; fewer than before where a download began again."""
+        with self.lock:
+            by = now - self.counted[job]
+            if by > 0:
+                self.counted[job] = now
+                sizes = f"{in_words(self.bar.done + by)} of {in_words(self.bar.total)}"
+                self.bar.advance(by, f"{sizes}, {self.files_done} of {len(self.jobs)} files")
 
     def _done(self, index: int) -> None:
         """One file of an SAE has been tried; after the last its files are put in place."""
@@ -187,8 +179,9 @@ class _Downloads:
         except OSError as error:
             self.results[index] = refused(result.path, error)
 
-    def _get(self, sae: SAEFiles, file: HubFile, received: _Received) -> tuple[Path, str, bool]:
+    def _get(self, sae: SAEFiles, job: Job) -> tuple[Path, str, bool]:
         """A file's place in the cache or a folder, its sha256, and whether it was downloaded."""
+        file = job[1]
         path = find(sae, file, self.local_dir)
         staging = target = None
         if self.local_dir is not None:
@@ -203,90 +196,68 @@ class _Downloads:
                     print(f"'{path}' is not what was published and is replaced", file=sys.stderr)
                 target.unlink(missing_ok=True)
                 path = find(sae, file, None)
-        downloaded = path is None
-        path = path or self._download(sae, file, staging, received)
+        if path is None:
+            path = self._download(sae, job, staging)
+            return path, verified(sae, file, path), True
         sha256 = verified(sae, file, path)
-        if target is not None and not downloaded:
-            copy_file(path, target)
-            path, sha256 = target, verified(sae, file, target)
-        return path, sha256, downloaded
+        if target is None:
+            return path, sha256, False
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise refused(target, error) from None
+        return target, verified(sae, file, target), False
 
-    def _download(self, sae: SAEFiles, file: HubFile, staging: Path | None, received: _Received) -> Path:
+    def _download(self, sae: SAEFiles, job: Job, staging: Path | None) -> Path:
         """Fetch a file into the cache, or into the folder ``staging``."""
         from huggingface_hub import constants, hf_hub_download
 
+        path, bar = job[1].path, _bar_class(self, sae, job)
         if self.unreachable >= UNREACHABLE:
             raise HubError(f"{sae.name} was given up, as the Hub could not be reached for others")
 
-        def attempt() -> str:
-            received.reach(0)
+        def attempt() -> Path:
             try:
-                return hf_hub_download(
-                    sae.repo_id, file.path, revision=sae.sha, local_dir=staging, tqdm_class=_bar_class(received)
-                )
+                return Path(hf_hub_download(sae.repo_id, path, revision=sae.sha, local_dir=staging, tqdm_class=bar))
             except OSError as error:
                 if error.errno in DISK:  # others are of the connection
                     raise refused(staging or Path(constants.HF_HUB_CACHE), error) from None
                 raise
 
         with hub_errors("model", sae.repo_id, sae.sha):
-            path = Path(with_retries(attempt, f"{sae.name}: {file.path}", TRIES_OF_DOWNLOADS))
+            place = with_retries(attempt, f"{sae.name}: {path}", TRIES_OF_DOWNLOADS)
         if staging is None:
-            remove_leftovers(path)
-        return path
+            remove_leftovers(place)
+        return place
 
 
-class _Received:
-    """Bytes of one file, for the bar and to notice a server that sends without end."""
-
-    def __init__(self, downloads: _Downloads, sae: SAEFiles, file: HubFile) -> None:
-        self.downloads, self.sae, self.file = downloads, sae, file
-        self.now = self.most = 0
-
-    def add(self, count: int) -> None:
-        """Raises _Abandoned after Ctrl-C, IntegrityError for more bytes than were published."""
-        if self.downloads.stop.is_set():
-            raise _Abandoned
-        if self.now + count > self.file.size:
-            raise IntegrityError(
-                f"{self.sae.repo_id}@{self.sae.sha[:12]}: {self.file.path} has {self.file.size} bytes, "
-                "and the server sends more; nothing of it was kept"
-            )
-        self.reach(self.now + count)
-
-    def reach(self, now: int) -> None:
-        """So many bytes are here; fewer than before where a download begins again."""
-        self.now = now
-        if now > self.most:
-            downloads = self.downloads
-            with downloads.lock:
-                bar, by = downloads.bar, now - self.most
-                sizes = f"{in_words(bar.done + by)} of {in_words(bar.total)}"
-                bar.advance(by, f"{sizes}, {downloads.files_done} of {downloads.files} files")
-            self.most = now
-
-
-def _bar_class(received: _Received) -> type:
-    """What huggingface_hub takes for its progress bar: shows nothing, and tells ``received``."""
+def _bar_class(downloads: _Downloads, sae: SAEFiles, job: Job) -> type:
+    """What huggingface_hub takes for its progress bar: shows nothing, tells ``downloads`` what has come of a file,
+    and ends it after Ctrl-C, or if the server sends more bytes than were published."""
     from huggingface_hub.utils import tqdm
 
+    file = job[1]
+
     class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
-            self.thread = threading.get_ident()
+            self.thread, self.now = threading.get_ident(), initial
 
         def update(self, n: float | None = 1) -> None:
-            try:
-                received.add(int(n or 0))
-            except (_Abandoned, IntegrityError):
-                # Xet tells from a thread of its own, where it would only print what is raised.
-                if threading.get_ident() == self.thread:
-                    raise
+            self.now += int(n or 0)
+            if not downloads.stop.is_set() and self.now <= file.size:
+                downloads.reach(job, self.now)
+            # Xet tells from a thread of its own, where it would only print what is raised.
+            elif threading.get_ident() == self.thread:
+                if downloads.stop.is_set():
+                    raise _Abandoned
+                what = f"{sae.repo_id}@{sae.sha[:12]}: {file.path} has {file.size} bytes"
+                raise IntegrityError(f"{what}, and the server sends more; nothing of it was kept")
 
-        def update_transfer(self, n: int) -> None:
-            """Xet's bytes on the wire, which are not those of the file."""
+        def update_transfer(self, *args: Any, **kwargs: Any) -> None:
+            """Xet's bytes on the wire, which are not those of the file, and their speed."""
 
-        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-            """Their speed."""
+        set_transfer_postfix_str = update_transfer
 
     return Bar

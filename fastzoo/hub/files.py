@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from fastzoo.core.errors import InputError
+from fastzoo.core.files import sha256_of
 
 SHA1 = re.compile("[0-9a-f]{40}")
 """A commit."""
@@ -20,11 +21,8 @@ HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository.
-
-    ``size`` in bytes. ``digest``, in hex, is the sha256 of the bytes (64 digits) or, for small files, of
-    which the Hub lists nothing else, their git blob id (40 digits).
-    """
+    """A file of a repository, with its size in bytes. ``digest``, in hex, is their sha256 (64 digits) or, for small
+    files, of which the Hub lists nothing else, their git blob id (40 digits)."""
 
     path: str
     size: int
@@ -58,21 +56,15 @@ class Content:
 
     def check_unchanged(self) -> None:
         """Raise InputError if the file is not as it was when this was made."""
-        try:
-            same = self._state() == self._as_found
-        except OSError:
-            same = False
-        if not same:
-            raise InputError(
-                f"'{self.source!s}' was changed while it was being published; push it again once nothing writes to it"
-            )
-
-    def _open(self) -> BinaryIO:
-        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        with suppress(OSError):
+            if self._state() == self._as_found:
+                return
+        raise InputError(
+            f"'{self.source!s}' was changed while it was being published; push it again once nothing writes to it"
+        )
 
     def __bytes__(self) -> bytes:
-        with self._open() as file:
-            return file.read()
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
     @property
     def size(self) -> int:
@@ -80,10 +72,7 @@ class Content:
 
     @cached_property
     def sha256(self) -> str:
-        from huggingface_hub.utils.sha import sha_fileobj
-
-        with self._open() as file:
-            return sha_fileobj(file).hex()
+        return hashlib.sha256(self.source).hexdigest() if isinstance(self.source, bytes) else sha256_of(self.source)
 
     @cached_property
     def git_id(self) -> str:

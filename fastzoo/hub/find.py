@@ -22,7 +22,7 @@ def local_results(folder: Path) -> list[tuple[SAEName, Path]]:
                 found[path.parent] = parse_name(path.parent.resolve().name)
             except (InputError, OSError, RuntimeError):
                 continue  # a folder of something else, or a link to itself
-    return sorted(((name, path) for path, name in found.items()), key=lambda x: (x[0], x[1]))
+    return sorted((name, path) for path, name in found.items())
 
 
 def find_local(source: str) -> Path | None:
@@ -31,8 +31,7 @@ def find_local(source: str) -> Path | None:
     A name is looked for in the current folder and in ``runs/``, then among what was pulled, without
     any request. An ``hf:`` reference is fetched.
 
-    Raises:
-        InputError, HubError: the folder or reference does not exist, or its files are damaged.
+    Raises InputError, HubError: the folder or reference does not exist, or its files are damaged.
     """
     from fastzoo.hub.pull import fetch_to_load, find_pulled
 
@@ -42,19 +41,13 @@ def find_local(source: str) -> Path | None:
 
 
 def locate(source: str) -> Path:
-    """As ``find_local``, but a name without a local folder is fetched as it is published now.
-
-    Raises:
-        InputError, HubError.
-    """
+    """As ``find_local``, but a name without a local folder is fetched as it is published now."""
     from fastzoo.hub.pull import fetch_to_load
 
     if source.startswith("hf:"):
         return fetch_to_load(source)
-    if (folder := _on_disk(source)) is not None:
-        return folder
     try:
-        return fetch_to_load(source)
+        return _on_disk(source) or fetch_to_load(source)
     except NotFoundError as error:
         raise NotFoundError(f"not on this machine (looked in . and runs/*/), and {error}") from None
 

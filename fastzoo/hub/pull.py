@@ -1,14 +1,11 @@
 """Pulling SAEs from the Hub, in three steps: ``sources`` tells which files are meant, ``download``
 fetches them, ``sae_files`` verifies them and puts them in place.
-
-Importing this module does not load huggingface_hub.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +36,15 @@ def pull(
         revision: a branch, tag or commit sha, instead of what the registry or the source names.
         namespace: whose SAEs a name means (default: ``FASTZOO_NAMESPACE``, else fastzoo).
 
-    Returns:
-        The folder of each SAE.
+    Returns the folder of each SAE.
 
     Raises:
         InputError: a source is not valid; nothing was fetched.
         NotFoundError, AccessError, IntegrityError, HubError, OutputError: the first SAE that could
             not be fetched, after all others were.
     """
-    sources = [source] if isinstance(source, str) else source
-    done, failures = pull_all(sources, revision=revision, namespace=namespace, local_dir=local_dir)
+    sources, folder = [source] if isinstance(source, str) else source, Path(local_dir) if local_dir else None
+    done, failures = pull_all(sources, local_dir=folder, revision=revision, namespace=namespace)
     for failure in failures[1:]:
         print(f"also: {failure}", file=sys.stderr)
     if failures:
@@ -57,58 +53,35 @@ def pull(
 
 
 def pull_all(
-    sources: Sequence[str],
-    *,
-    local_dir: str | Path | None = None,
-    revision: str | None = None,
-    namespace: str | None = None,
-    shown: bool = True,
+    sources: Sequence[str], *, local_dir: Path | None, revision: str | None, namespace: str | None, shown: bool = True
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and the errors of the others."""
     meant = Sources(namespace or default_namespace(), revision)
-    results = _fetch(meant, meant.read(sources), _folder(local_dir), shown)
+    results = _fetch(meant, meant.read(sources), local_dir and local_dir.expanduser(), shown)
     done = [result for result in results if isinstance(result, Fetched)]
     return done, [*meant.failures, *(r for r in results if isinstance(r, FastzooError))]
 
 
-def _folder(local_dir: str | Path | None) -> Path | None:
-    return Path(local_dir).expanduser() if local_dir else None
-
-
 def _fetch(
-    sources: Sources,
-    saes: Sequence[SAEFiles],
-    folder: Path | None = None,
-    shown: bool = True,
-    part: Callable[[SAEFiles], SAEFiles] = lambda sae: sae,
+    sources: Sources, saes: list[SAEFiles], folder: Path | None = None, shown: bool = True, skip: Sequence[str] = ()
 ) -> list[Fetched | FastzooError]:
-    """As ``fetch``; what is gone since the registry was last read is fetched as it is published now.
-
-    Args:
-        part: which of an SAE's files are to be fetched.
-    """
-    results = fetch([part(sae) for sae in saes], local_dir=folder, shown=shown)
-    renewed = {
-        i: now
-        for i, (sae, result) in enumerate(zip(saes, results, strict=True))
-        if type(result) is NotFoundError and (now := sources.renewed(sae))
-    }
-    again = fetch([part(sae) for sae in renewed.values()], local_dir=folder, shown=shown)
+    """As ``fetch``, but for the files ``skip``; what is gone since the registry was last read is fetched as it is
+    published now."""
+    results = fetch([sae.without(skip) for sae in saes], local_dir=folder, shown=shown)
+    gone = [i for i, result in enumerate(results) if type(result) is NotFoundError]
+    renewed = {i: now.without(skip) for i in gone if (now := sources.renewed(saes[i]))}
+    again = fetch(list(renewed.values()), local_dir=folder, shown=shown)
     for i, result in zip(renewed, again, strict=True):
         results[i] = result
     return results
 
 
 def dry_run(
-    sources: Sequence[str],
-    *,
-    local_dir: str | Path | None = None,
-    revision: str | None = None,
-    namespace: str | None = None,
+    sources: Sequence[str], *, local_dir: Path | None, revision: str | None, namespace: str | None
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
     """What ``pull_all`` would fetch, with what is ``here`` already, and the errors known before."""
     meant = Sources(namespace or default_namespace(), revision)
-    folder = _folder(local_dir)
+    folder = local_dir and local_dir.expanduser()
     rows = []
     for sae in meant.read(sources):
         missing = {file for file in sae.files if find(sae, file, folder) is None}
@@ -120,38 +93,30 @@ def dry_run(
 def fetch_to_load(source: str) -> Path:
     """The folder of an SAE given by name or ``hf:`` reference, with all that loading it needs.
 
-    Raises:
-        InputError: it names no SAE, or several, or one that has only pickles.
-        IntegrityError, NotFoundError, AccessError, HubError.
+    Raises InputError: it names no SAE, or several, or one that has only pickles; IntegrityError, NotFoundError,
+    AccessError, HubError.
     """
     sources = Sources(default_namespace(), None)
-    return _path(_fetch(sources, [sources.one(source)], part=_to_load))
+    return _only_path(_fetch(sources, [sources.one(source)], skip=NOT_LOADED))
 
 
 def find_pulled(name: SAEName) -> Path | None:
-    """The folder of an SAE that was pulled into the cache, verified; None where it was not.
+    """The folder of an SAE that was pulled into the cache, verified; None where it was not. No request is made.
 
-    No request is made.
-
-    Raises:
-        IntegrityError: it was damaged since.
+    Raises IntegrityError: it was damaged since.
     """
     registry = last_seen()
     published = registry.saes.get(name) if registry else None
     if published is None:
         return None
-    sae = _to_load(from_registry(published))
+    sae = from_registry(published).without(NOT_LOADED)
     if any(find(sae, file, None) is None for file in sae.files):
         return None
-    return _path(fetch([sae], shown=False))
+    return _only_path(fetch([sae], shown=False))
 
 
-def _path(results: Sequence[Fetched | FastzooError]) -> Path:
+def _only_path(results: Sequence[Fetched | FastzooError]) -> Path:
     (result,) = results
     if isinstance(result, FastzooError):
         raise result
     return result.path
-
-
-def _to_load(sae: SAEFiles) -> SAEFiles:
-    return replace(sae, files=tuple(f for f in sae.files if f.path not in NOT_LOADED))

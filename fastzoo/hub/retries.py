@@ -34,14 +34,18 @@ LONGEST_PAUSE = 60 * FIRST_PAUSE
 LONGEST_RETRY_AFTER = 300.0
 """Seconds: the window of the Hub's rate limit. A server that asks for more is asked sooner."""
 
+RESERVE = 3
+"""Requests that are left to others with the same token."""
+
+SILENCE = 300.0
+"""Seconds without a byte after which a connection counts as dropped; huggingface_hub has no limit."""
+
 Result = TypeVar("Result")
 
 
 def with_retries(call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf) -> Result:
-    """``call()``, again after failures that can pass.
-
-    The last of ``tries`` failures is raised, and one that asks for a pause above ``longest`` seconds.
-    """
+    """``call()``, again after failures that can pass; raises the last of ``tries``, and one that asks for a pause
+    above ``longest`` seconds."""
     failed = 0
     while True:
         try:
@@ -56,11 +60,8 @@ def with_retries(call: Callable[[], Result], what: str, tries: int = TRIES, long
 def wait(error: BaseException, what: str, failed: int, tries: int = TRIES) -> None:
     """Say on stderr that ``what`` failed for the ``failed``-th time in a row, and pause."""
     seconds = _pause(error, failed)
-    print(
-        f"{label()}{what}: {reason(error)}; trying again in {seconds:g} s ({failed} of {tries - 1})",
-        file=sys.stderr,
-        flush=True,
-    )
+    again = f"trying again in {seconds:g} s ({failed} of {tries - 1})"
+    print(f"{label()}{what}: {reason(error)}; {again}", file=sys.stderr, flush=True)
     nap(seconds)
 
 
@@ -91,11 +92,8 @@ def _failure(error: BaseException) -> BaseException | None:
     from huggingface_hub.errors import HTTPError
 
     # datasets and huggingface_hub raise ConnectionErrors of their own; what these come from says more.
-    for kinds in ((HTTPError, TimeoutError), (ConnectionError,)):
-        for cause in _causes(error):
-            if isinstance(cause, kinds):
-                return cause
-    return None
+    kinds = ((HTTPError, TimeoutError), ConnectionError)
+    return next((cause for kind in kinds for cause in _causes(error) if isinstance(cause, kind)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -117,13 +115,6 @@ def _pause(error: BaseException, failed: int) -> float:
     return max(seconds, min(float(asked), LONGEST_RETRY_AFTER)) if asked.isdecimal() else seconds
 
 
-RESERVE = 3
-"""Requests that are left to others with the same token."""
-
-SILENCE = 300.0
-"""Seconds without a byte after which a connection counts as dropped; huggingface_hub has no limit."""
-
-
 class RateLimit:
     """What the Hub's answers say is left, per kind of request, and until when."""
 
@@ -133,9 +124,7 @@ class RateLimit:
     def before(self, request: Any) -> None:
         """Wait for the next window if this one's requests are used up, five minutes at most."""
         limits = request.extensions.setdefault("timeout", {})
-        for kind in ("connect", "read", "write", "pool"):
-            if limits.get(kind) is None:
-                limits[kind] = SILENCE
+        limits |= {kind: limits.get(kind) or SILENCE for kind in ("connect", "read", "write", "pool")}
         # The Hub counts reading of files apart from everything else.
         kind = "resolvers" if "/resolve/" in request.url.path else "api"
         left, until = self._left.get(kind, (0, 0))
@@ -149,8 +138,7 @@ class RateLimit:
         from huggingface_hub.utils import parse_ratelimit_headers
 
         if found := parse_ratelimit_headers(response.headers):
-            until = time.monotonic() + found.reset_in_seconds
-            self._left[found.resource_type] = (found.remaining, until)
+            self._left[found.resource_type] = found.remaining, time.monotonic() + found.reset_in_seconds
 
 
 @contextmanager
@@ -164,8 +152,7 @@ def rate_limited() -> Iterator[None]:
     def use(hooks: dict[str, list[Any]]) -> None:
         set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
-    before, after = [*hooks["request"], limit.before], [*hooks["response"], limit.after]
-    use({"request": before, "response": after})
+    use({"request": [*hooks["request"], limit.before], "response": [*hooks["response"], limit.after]})
     try:
         yield
     finally:

@@ -1,21 +1,18 @@
-"""Third step of a pull: an SAE's files on this machine, where they are and whether they are right.
-
-Importing this module does not load huggingface_hub.
-"""
+"""Third step of a pull: an SAE's files on this machine, where they are and whether they are right."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import IntegrityError, OutputError
-from fastzoo.core.files import partial_of, put_in_place, refused, sync
+from fastzoo.core.files import partial_of, put_in_place, sync
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
@@ -42,15 +39,18 @@ class SAEFiles:
         """A path of the repository relative to ``folder``."""
         return path[len(self.folder) + 1 :] if self.folder else path
 
+    def without(self, paths: Sequence[str]) -> SAEFiles:
+        return replace(self, files=tuple(file for file in self.files if file.path not in paths))
+
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
     def report(self, facts: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """For ``--json``, with more ``facts`` of each file, by path."""
-        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha, **more}
         files = [{"path": self.inside(f.path), "size": f.size, **facts[f.path]} for f in self.files]
-        return {**about, "files": files, "bytes": self.size}
+        about = {"name": self.name, "repo": self.repo_id, "revision": self.sha}
+        return {**about, **more, "files": files, "bytes": self.size}
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Fetched:
     """An SAE whose files are all on this machine, and verified."""
 
     sae: SAEFiles
-    path: Path
+    path: Path = Path()
     """The folder of the SAE."""
     sha256: dict[str, str] = field(default_factory=dict)
     downloaded: int = 0
@@ -81,14 +81,12 @@ def find(sae: SAEFiles, file: HubFile, local_dir: Path | None) -> Path | None:
     """Where a file already is, going by its name, commit and size; it still has to be verified."""
     from huggingface_hub import try_to_load_from_cache
 
-    places: list[Path] = []
     if local_dir is not None:
-        places.append(local_dir / sae.name / sae.inside(file.path))
-        places.append(partial_of(local_dir / sae.name) / file.path)
-    for place in places:
-        with suppress(OSError):
-            if place.stat().st_size == file.size:
-                return place
+        final = local_dir / sae.name
+        for place in (final / sae.inside(file.path), partial_of(final) / file.path):
+            with suppress(OSError):
+                if place.stat().st_size == file.size:
+                    return place
     with hub_errors("model", sae.repo_id):
         cached = try_to_load_from_cache(sae.repo_id, file.path, revision=sae.sha)
     # Of whatever size: one that is damaged must be found and deleted.
@@ -121,14 +119,6 @@ def remove_leftovers(path: Path) -> None:
         for old in blob.parent.glob(f"{blob.name}.*.incomplete"):
             if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
                 old.unlink()
-
-
-def copy_file(path: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    except OSError as error:
-        raise refused(target, error) from None
 
 
 def place_files(sae: SAEFiles, final: Path) -> None:

@@ -2,7 +2,7 @@
 
 A source is a zoo name, a wildcard over the published names, ``hf:org/repo[/folder][@revision]`` with
 wildcards in the folder, or a collection. Nothing is fetched by pattern: a listing only tells which of
-the file names known here a repository has. Importing this module does not load huggingface_hub.
+the file names known here a repository has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastzoo.hub.retries import with_retries
 from fastzoo.hub.sae_files import SAEFiles
 from fastzoo.saes.layouts import PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
-from fastzoo.saes.references import COLLECTION, Reference, collection_slug, is_pattern, parse_reference
+from fastzoo.saes.references import COLLECTION, FORM, Reference, collection_slug, is_pattern, parse_reference
 
 _HOOK_FOLDER = re.compile(r"blocks\.\d{1,4}\.hook_resid_post", re.ASCII)
 
@@ -50,58 +50,46 @@ class Sources:
         saes: dict[tuple[str, str, str], SAEFiles] = {}
         for source in sources:
             try:
-                found = self._meaning(source)
+                for sae in self._meaning(source):
+                    saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
             except HubError as error:
                 self.failures.append(error)
-                continue
-            for sae in found:
-                saes.setdefault((sae.repo_id, sae.sha, sae.folder), sae)
         return list(saes.values())
 
     def one(self, source: str) -> SAEFiles:
         """The files of a single SAE, given by name or ``hf:`` reference.
 
-        Raises:
-            InputError: not one SAE.
-            NotFoundError, AccessError, HubError.
+        Raises InputError: not one SAE; NotFoundError, AccessError, HubError.
         """
         if collection_slug(source) is not None:
-            raise InputError(
-                f"{one_line(source, 100)} is a collection; 'fastzoo pull' fetches all of its SAEs, and "
-                "each is given by its name"
-            )
+            how = "'fastzoo pull' fetches all of its SAEs, and each is given by its name"
+            raise InputError(f"{one_line(source, 100)} is a collection; {how}")
         if source.startswith("hf:"):
             return self._referred(parse_reference(source))[0]
         return self._named(parse_name(source))
 
     def _meaning(self, source: str) -> list[SAEFiles]:
-        slug = collection_slug(source)
-        if slug is not None:
+        if (slug := collection_slug(source)) is not None:
             return self._in_collection(slug)
         if source.startswith("hf:"):
             path, at, revision = source.partition("@")
             parts = path.split("/", 2)
-            pattern = parts[2] if len(parts) == 3 and is_pattern(parts[2]) else None
-            reference = parse_reference("/".join(parts[:2]) + at + revision if pattern else source)
-            return self._referred(reference, pattern)
+            if len(parts) == 3 and is_pattern(parts[2]):
+                return self._referred(parse_reference("/".join(parts[:2]) + at + revision), parts[2])
+            return self._referred(parse_reference(source))
         if "/" in source or "\\" in source:
-            raise InputError(
-                f"'{one_line(source, 100)}' does not name an SAE on the Hub; give its name, or write "
-                "it as hf:org/repo[/folder][@revision]"
-            )
+            hint = f"give its name, or write it as {FORM}"
+            raise InputError(f"'{one_line(source, 100)}' does not name an SAE on the Hub; {hint}")
         if is_pattern(source):
             return self._matching(source)
         return [self._named(parse_name(source))]
-
-    # --- names ---------------------------------------------------------------------------------
 
     def _registry(self, namespace: str, newest: bool = False) -> Registry:
         if (namespace, newest) not in self._registries:
             # Where nothing is known the Hub is asked, even if it has just refused: to another token.
             newest = newest or last_seen(namespace) is None
-            found: Registry | HubError
             try:
-                found = read_registry(namespace, newest=newest)
+                found: Registry | HubError = read_registry(namespace, newest=newest)
             except HubError as error:
                 found = error
             self._registries |= {(namespace, False): found, (namespace, newest): found}
@@ -116,14 +104,11 @@ class Sources:
             if name in saes:
                 return self._at_revision(saes[name])
         if name in zoo_names():
-            raise NotFoundError(
-                f"{name} is only in the paper's table: {self.namespace} has not published it; "
-                "'fastzoo list' shows what there is"
-            )
-        raise NotFoundError(
-            f"{name} is not published by {self.namespace}; 'fastzoo list' shows what is, and "
-            f"--namespace or FASTZOO_NAMESPACE says by whom.{did_you_mean(str(name), map(str, saes))}"
-        )
+            why = f"is only in the paper's table: {self.namespace} has not published it"
+            raise NotFoundError(f"{name} {why}; 'fastzoo list' shows what there is")
+        how = "'fastzoo list' shows what is, and --namespace or FASTZOO_NAMESPACE says by whom"
+        hint = did_you_mean(str(name), map(str, saes))
+        raise NotFoundError(f"{name} is not published by {self.namespace}; {how}.{hint}")
 
     def _matching(self, pattern: str) -> list[SAEFiles]:
         def matches(name: SAEName) -> bool:
@@ -131,7 +116,7 @@ class Sources:
 
         for newest in (False, True):
             saes = self._registry(self.namespace, newest).saes
-            if found := [published for name, published in sorted(saes.items()) if matches(name)]:
+            if found := [saes[name] for name in sorted(saes) if matches(name)]:
                 return self._each(found, self._at_revision)
         grid = sum(map(matches, zoo_names()))
         raise NotFoundError(
@@ -146,19 +131,16 @@ class Sources:
         listing = read_listing(published.repo_id, self.revision)
         known = known_files(published.name)
         if missing := [path for path in known[:NEEDED] if path not in listing.files]:
-            raise NotFoundError(
-                f"{published.repo_id} at {one_line(self.revision, 60)} is not a published "
-                f"{published.name}: it lacks {missing[0]}"
-            )
+            what = f"{published.repo_id} at {one_line(self.revision, 60)}"
+            raise NotFoundError(f"{what} is not a published {published.name}: it lacks {missing[0]}")
         return _sae_files(str(published.name), listing, known)
 
     def renewed(self, sae: SAEFiles) -> SAEFiles | None:
         """What the Hub's registry names by now for an SAE whose commit is gone."""
         if self.revision is not None:
             return None
-        known = [(n, r) for (n, _), r in self._registries.items() if isinstance(r, Registry)]
-        for namespace, registry in known:
-            for name, published in registry.saes.items():
+        for (namespace, _), registry in list(self._registries.items()):
+            for name, published in registry.saes.items() if isinstance(registry, Registry) else ():
                 if (published.repo_id, published.sha) == (sae.repo_id, sae.sha):
                     with suppress(HubError):
                         newest = self._registry(namespace, newest=True).saes.get(name)
@@ -166,13 +148,10 @@ class Sources:
                             return from_registry(newest)
         return None
 
-    # --- repositories and collections ----------------------------------------------------------
-
     def _referred(self, ref: Reference, pattern: str | None = None) -> list[SAEFiles]:
         if ref.revision and self.revision and ref.revision != self.revision:
             raise InputError(f"{ref} and --revision name different revisions; give one of them")
-        listing = read_listing(ref.repo_id, ref.revision or self.revision)
-        return _in_repository(ref, pattern, listing)
+        return _in_repository(ref, pattern, read_listing(ref.repo_id, ref.revision or self.revision))
 
     def _in_collection(self, slug: str) -> list[SAEFiles]:
         """The SAEs of a collection, and of collections in it."""
@@ -190,8 +169,7 @@ class Sources:
         return found
 
     def _of_collection(self, repo_id: str) -> SAEFiles | None:
-        """What the registry names, which costs no request; else what the repository has, if that is
-        an SAE."""
+        """What the registry names, which costs no request; else what the repository has, if that is an SAE."""
         reference = parse_reference(f"hf:{repo_id}")
         owner, _, name = reference.repo_id.partition("/")
         published = None
@@ -228,29 +206,26 @@ def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> lis
     else:
         folders = [f for f in saes if f == pattern or fnmatchcase(f, pattern)]
         if not folders:
-            raise NotFoundError(
-                f"none of the {len(saes)} SAEs in {ref.repo_id} is in a folder that matches '{one_line(pattern, 60)}'"
-            )
-    name = ref.repo_id.partition("/")[2]
+            where = f"is in a folder that matches '{one_line(pattern, 60)}'"
+            raise NotFoundError(f"none of the {len(saes)} SAEs in {ref.repo_id} {where}")
+    repo = ref.repo_id.partition("/")[2]
     found = []
     for folder in folders:
         ours = known_files(folder)
         alone = list(saes) == [folder] and _HOOK_FOLDER.fullmatch(folder)
         if alone and listing.files.keys() >= set(ours[:NEEDED]):
-            found.append(_sae_files(name, listing, ours))  # laid out as ours are
+            found.append(_sae_files(repo, listing, ours))  # laid out as ours are
         else:
-            folder_name = f"{name}/{folder}" if folder else name
-            found.append(_sae_files(folder_name, listing, saes[folder], folder))
+            found.append(_sae_files(f"{repo}/{folder}".rstrip("/"), listing, saes[folder], folder))
     return found
 
 
 def from_registry(published: Published) -> SAEFiles:
     """The files of a published SAE."""
-    listing = Listing(published.repo_id, published.sha, published.files)
-    return _sae_files(str(published.name), listing, known_files(published.name))
+    return _sae_files(str(published.name), published, known_files(published.name))
 
 
-def _sae_files(name: str, listing: Listing, known: Sequence[str], folder: str = "") -> SAEFiles:
+def _sae_files(name: str, listing: Listing | Published, known: Sequence[str], folder: str = "") -> SAEFiles:
     """Of the files that an SAE in ``folder`` can have, those it has."""
     files = tuple(listing.files[path] for path in known if path in listing.files)
     gone = tuple(path for path in known if path not in listing.files)
@@ -261,35 +236,31 @@ def _collection_items(slug: str) -> list[tuple[str, str]]:
     """Kind and id of each item."""
     from huggingface_hub import HfApi
 
-    def ask() -> list[tuple[str, str]]:
-        with hub_errors("collection", slug):
-            items = HfApi().get_collection(slug).items
-            return [(str(item.item_type), str(item.item_id)) for item in items]
-
-    return with_retries(ask, f"collection {slug}", TRIES_OF_DOWNLOADS)
+    with hub_errors("collection", slug):
+        held = with_retries(lambda: HfApi().get_collection(slug), f"collection {slug}", TRIES_OF_DOWNLOADS)
+    return [(str(item.item_type), str(item.item_id)) for item in held.items]
 
 
 def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str]) -> str:
     """The SAE folder that ``ref`` names, else the only one. Raises InputError, NotFoundError."""
-    if (ref.folder or "") in saes:
-        return ref.folder or ""
-    inside = f"{ref.folder}/" if ref.folder else ""
-    within = [folder for folder in saes if folder.startswith(inside)]
+    folder = ref.folder or ""
+    if folder in saes:
+        return folder
+    inside, place = f"{folder}/".lstrip("/"), f"{ref.repo_id}/{folder}".rstrip("/")
+    within = [path for path in saes if path.startswith(inside)]
     if len(within) == 1:
         return within[0]
-    place = f"{ref.repo_id}/{ref.folder}" if ref.folder else ref.repo_id
     if within:
         some = ", ".join(within[:5]) + (", …" if len(within) > 5 else "")
-        example = Reference(ref.repo_id, within[0], ref.revision)
-        raise InputError(f"{place} holds {len(within)} SAEs ({some}): name one, as in {one_line(example)}")
-    pickles = [path for path in paths if path.startswith(inside) and path.endswith(PICKLES)]
-    if pickles:
+        example = one_line(Reference(ref.repo_id, within[0], ref.revision))
+        raise InputError(f"{place} holds {len(within)} SAEs ({some}): name one, as in {example}")
+    if pickles := sorted(path for path in paths if path.startswith(inside) and path.endswith(PICKLES)):
         raise InputError(
-            f"{place} has its weights only as {one_line(sorted(pickles)[0], 80)}, a pickle, which "
-            "can run code when loaded and is never read; safetensors and params.npz can be read"
+            f"{place} has its weights only as {one_line(pickles[0], 80)}, a pickle, which can run code "
+            "when loaded and is never read; safetensors and params.npz can be read"
         )
-    if ref.folder and saes:
-        hint = did_you_mean(ref.folder, saes) or f" There is {next(iter(saes))}."
+    if folder and saes:
+        hint = did_you_mean(folder, saes) or f" There is {next(iter(saes))}."
         raise NotFoundError(f"no SAE in {place}.{hint}")
     raise NotFoundError(
         f"no SAE in {place}: there is no folder with cfg.json and sae_weights.safetensors (SAELens)"

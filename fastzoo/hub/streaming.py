@@ -29,19 +29,16 @@ LONGEST_PAUSE = 5.0
 class RetryingFile(HfFileSystemFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
         headers = build_hf_headers(token=self.fs.token) | {"range": f"bytes={start}-{end - 1}"}
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
         def fetch() -> bytes:
-            response = get_session().get(self.url(), headers=headers, timeout=timeout)
+            response = get_session().get(self.url(), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
             if len(response.content) != end - start:
                 raise ConnectionError(f"{len(response.content)} of {end - start} bytes came")
             return response.content
 
-        # datasets/org/name/path, the commit left out
-        file = re.sub("@[^/]*", "", self.path, count=1)
-        what = f"{file}, bytes {start} to {end}"
-        return with_retries(fetch, what, TRIES_OF_PIECES, LONGEST_PAUSE)
+        file = re.sub("@[^/]*", "", self.path, count=1)  # datasets/org/name/path, the commit left out
+        return with_retries(fetch, f"{file}, bytes {start} to {end}", TRIES_OF_PIECES, LONGEST_PAUSE)
 
 
 class RetryingFileSystem(HfFileSystem):

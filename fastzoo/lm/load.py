@@ -72,9 +72,9 @@ def find_model(section: ModelSection) -> ModelSource:
             f"model.name: '{one_line(path, 120)}' is neither '{EMBEDDED_MODEL}', nor a folder, nor a Hub id (org/name)"
         )
     else:
-        from fastzoo.hub.client import resolve_model
+        from fastzoo.hub.client import commit_of
 
-        revision = sha = resolve_model(path, section.revision)
+        revision = sha = commit_of("model", path, section.revision)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
         source = ModelSource(section.name, path, revision, sha, config)

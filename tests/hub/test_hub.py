@@ -232,13 +232,13 @@ def test_resolve_datasets_and_models(hub: LoopbackHub, tmp_path: Path) -> None:
     model = hub.add("model", "org/data", {"a.txt": b"4"})
     code = """
     from fastzoo.core.errors import FastzooError
-    from fastzoo.hub.client import resolve_dataset, resolve_model
+    from fastzoo.hub.client import commit_of
     for revision in (None, "main", "v1", sys.argv[1], "refs/pr/1"):
-        print(json.dumps(resolve_dataset("org/data", revision)))
-    print(json.dumps(resolve_model("org/data", None)))
+        print(json.dumps(commit_of("dataset", "org/data", revision)))
+    print(json.dumps(commit_of("model", "org/data", None)))
     for ask in ("org/nothing", "org/data", "not a name"):
         try:
-            resolve_dataset(ask, "v2")
+            commit_of("dataset", ask, "v2")
         except FastzooError as error:
             print(json.dumps(str(error)))
     """
