@@ -29,11 +29,8 @@ def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
 def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Next-token log-probabilities from what the LM head reads, some tokens at a time.
 
-    Args:
-        states_TD: one or several times the final states of the same tokens.
-
-    Yields:
-        Which tokens, and for each of ``states_TD`` their log-probabilities (tokens, vocabulary).
+    Yields which tokens, and for each of ``states_TD`` (final states of the same tokens) their
+    log-probabilities (tokens, vocabulary).
     """
     tokens = max(16, HEAD_ELEMENTS // model.get_output_embeddings().weight.shape[0])
     for start in range(0, len(states_TD[0]), tokens):

@@ -28,8 +28,7 @@ def logit_lens(model: Any, directions_LD: Tensor, vocabulary: int | None = None)
         directions_LD: directions in the residual stream, such as decoder rows.
         vocabulary: how many ids stand for a token; further rows of the unembedding are padding.
 
-    Raises:
-        ModelError: the model's final norm or LM head is not found.
+    Raises ModelError: the model's final norm or LM head is not found.
     """
     head = model.get_output_embeddings()
     if head is None:
