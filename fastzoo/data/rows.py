@@ -19,7 +19,7 @@ from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, TextSection
 from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, NotFoundError
 from fastzoo.core.files import sha256_of
 from fastzoo.core.text import one_line
-from fastzoo.hub.client import status_of
+from fastzoo.hub.client import resolve_dataset, status_of
 from fastzoo.hub.retries import TRIES, is_transient, reason, wait, with_retries
 
 Row = tuple[int, Any]
@@ -71,10 +71,8 @@ class _JsonlTable:
                     try:
                         json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        raise DataError(
-                            f"{path}, line {number}: not valid JSON ({one_line(error, 80)}); each line "
-                            'must be one object such as {"messages": [...]}'
-                        ) from None
+                        said = f"not valid JSON ({one_line(error, 80)}); each line must be one object"
+                        raise DataError(f'{path}, line {number}: {said} such as {{"messages": [...]}}') from None
                     self._offsets.append(offset)
                 offset += len(line)
         self._file = path.open("rb")
@@ -131,8 +129,6 @@ class HubRows:
     """
 
     def __init__(self, section: DataSection | TextSection, seed: int) -> None:
-        from fastzoo.hub.client import resolve_dataset
-
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:

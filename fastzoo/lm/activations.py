@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,34 @@ def hidden_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-class ResidualReader:
-    """Reads the residual stream of a transformers model, in evaluation mode, packed where it allows it.
+class _Attention:
+    """Which attention a model uses. Its readers share this: one that needs another kind waits for the
+    forwards under way, which would go on with it halfway."""
 
-    ``pack_tokens`` go through the model at once; by default what suits the device.
-    """
+    def __init__(self) -> None:
+        self._changed, self._running = threading.Condition(), 0
+
+    @contextmanager
+    def of_kind(self, model: Any, kind: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running or model.config._attn_implementation == kind)
+            if model.config._attn_implementation != kind:
+                model.set_attn_implementation(kind)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
+_ATTENTION: WeakKeyDictionary[nn.Module, _Attention] = WeakKeyDictionary()
+
+
+class ResidualReader:
+    """Reads the residual stream of a transformers model in evaluation mode, packed where that is exact;
+    ``pack_tokens`` at once, by default what suits the device."""
 
     def __init__(self, model: Any, *, pack_tokens: int | None = None) -> None:
         self.model = model
@@ -70,8 +94,9 @@ class ResidualReader:
         self.device = next(model.parameters()).device
         self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
         self.dtype = next(model.parameters()).dtype
-        self._attention = model.config._attn_implementation
-        self._kernel = "eager" if self._attention == "eager" else "sdpa"
+        self._attention = _ATTENTION.setdefault(model, _Attention())
+        self._own_kind = model.config._attn_implementation
+        self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
         self._packed = True
         self._checked: set[bool] = set()
         self._thread = threading.local()  # what the forward in this thread is to capture
@@ -115,7 +140,7 @@ class ResidualReader:
         finally:
             for handle in handles:
                 handle.remove()
-            self._attend_by(self._attention)
+            self._reset_attention()
 
     def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
@@ -146,7 +171,7 @@ class ResidualReader:
         finally:
             if handle:
                 handle.remove()
-            self._attend_by(self._attention)
+            self._reset_attention()
 
     @torch.inference_mode()
     def _forward(self, pack: Pack) -> Any:
@@ -155,15 +180,15 @@ class ResidualReader:
             segments = {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
         else:
             assert len(pack.lengths) == 1  # so no mask is needed
-        self._attend_by(IMPLEMENTATION if self._packed else self._attention)
-        # Without a cache the model is stateless.
-        return self.model.base_model(
-            input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
-        )
+        with self._attention.of_kind(self.model, IMPLEMENTATION if segments else self._own_kind):
+            # Without a cache the model is stateless.
+            return self.model.base_model(
+                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
+            )
 
-    def _attend_by(self, implementation: str) -> None:
-        if self.model.config._attn_implementation != implementation:
-            self.model.set_attn_implementation(implementation)
+    def _reset_attention(self) -> None:
+        with self._attention.of_kind(self.model, self._own_kind):
+            pass
 
     def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:
         """Packs on the model's device.
@@ -215,7 +240,7 @@ class ResidualReader:
             submit = workers(ahead, threads).submit
         waiting: deque[tuple[list[TokenSequence], Future[tuple[dict[int, Tensor], Tensor]]]] = deque()
         try:
-            for group in chain(groups, [None] * ahead):
+            for group in chain(groups, [None] * ahead):  # None: only hand out what was read ahead
                 if group is not None:
                     if self._unchecked(group):  # the check changes the model's attention
                         wait([future for _, future in waiting])
@@ -264,9 +289,8 @@ class ResidualReader:
             difference = ((alone - part).abs() / largest_T1).max().item()
             if not difference <= tolerance:
                 if torch.isfinite(alone).all():
-                    logger.warning(
-                        "dialogues go through the model one by one: packed, they differ by a share of %.2g", difference
-                    )
+                    said = "packed, they differ by a share of"
+                    logger.warning("dialogues go through the model one by one: %s %.2g", said, difference)
                 return
         self._packed = True
 
