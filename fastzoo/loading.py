@@ -31,10 +31,9 @@ from fastzoo.saes.formats import LoadedSAE, read_sae
 
 @dataclass
 class Assembly:
-    """SAEs of one language model, with that model; its weights are loaded when first needed."""
+    """SAEs (layer and SAE by name) of one language model, with that model, loaded when first needed."""
 
     saes: dict[str, tuple[int, SAE]]
-    """Layer and SAE by name."""
     source: ModelSource
     section: ModelSection
     chat: ChatTokenizer
@@ -64,18 +63,15 @@ class Assembly:
     def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
         """The first ``count`` usable dialogues, and what became of the rows, as plain data.
 
-        Prints to stderr what was skipped or truncated.
-
-        Raises:
-            DataError, HubError: the dialogues cannot be read, or none is usable.
+        Prints to stderr what was skipped or truncated. Raises DataError or HubError: the dialogues cannot
+        be read, or none is usable.
         """
         data = self.chat.data
         rows = held_out_embedded(0) if data.source == EMBEDDED_DATA else open_rows(data, 0)
         sequences, counts = held_out_sequences(self.chat, rows, count)
         changed = []
         if counts.skipped:
-            skipped = counts.skipped.total()
-            changed.append(f"{skipped} of {counts.rows} rows skipped ({counts.reasons()})")
+            changed.append(f"{counts.skipped.total()} of {counts.rows} rows skipped ({counts.reasons()})")
         if counts.truncated:
             changed.append(f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens")
         if changed:
@@ -128,9 +124,8 @@ def assemble(
     longest = source.max_positions or max_tokens or 8192
     limit = max_tokens or min(8192, longest)
     if limit > longest:
-        raise InputError(
-            f"--max-tokens: {limit} is more than the {longest} positions of {model_name}; at most {longest}"
-        )
+        excess = f"{limit} is more than the {longest} positions of {model_name}; at most {longest}"
+        raise InputError(f"--max-tokens: {excess}")
     dialogues = make_section(DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False)
     chat = ChatTokenizer(load_tokenizer(source), dialogues, model_name, source.embeddings)
     return Assembly(saes, source, section, chat)
@@ -150,9 +145,8 @@ def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
 def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
     """Load an SAE, on the CPU and in evaluation mode.
 
-    Args:
-        source: a zoo name (looked for in the current folder and in ``runs/``, then pulled), a local
-            folder, or ``hf:org/repo[/folder][@revision]``.
+    ``source`` is a zoo name (looked for in the current folder and in ``runs/``, then pulled), a local
+    folder, or ``hf:org/repo[/folder][@revision]``.
 
     Raises:
         InputError: no such SAE, or broken files.
@@ -164,14 +158,12 @@ def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:
 def open_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedSAE:
     """As ``load_sae``, with what else is known about the SAE."""
     loaded = read_sae(locate(str(source)))
-    folder = loaded.folder
-    loaded.record = _record(folder)
+    loaded.record = _record(loaded.folder)
     loaded.sae.to(dtype).eval().requires_grad_(False)
     # After the conversion, which can make numbers infinite too.
-    bad = [n for n, p in loaded.sae.named_parameters() if not torch.isfinite(p).all()]
-    if bad:
+    if bad := [n for n, p in loaded.sae.named_parameters() if not torch.isfinite(p).all()]:
         kind = str(dtype).removeprefix("torch.")
-        raise InputError(f"{folder}: {', '.join(bad)} hold NaN or infinity (as {kind})")
+        raise InputError(f"{loaded.folder}: {', '.join(bad)} hold NaN or infinity (as {kind})")
     return loaded
 
 

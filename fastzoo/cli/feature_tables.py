@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from fastzoo.core.tables import fits, print_table
 from fastzoo.results.figures import show
@@ -13,45 +13,38 @@ from fastzoo.results.figures import show
 Section = tuple[list[str], list[list[list[str]]]]
 """Headings, and for each token its lines, the highest rank first."""
 
+Part = TypeVar("Part")
+
 
 def print_tokens(report: Mapping[str, Any]) -> None:
     """``by_token.of_special_tokens`` and ``of_token``; on a narrow terminal one section below another."""
     for name, found in _saes(report):
-        _title(name, f"latents with the largest mean maximum, {_used(report)}")
+        print(f"{name}: latents with the largest mean maximum, {_used(report)}")
         entries = found["tokens"]
         sections = [_latents("", entries)]
         if any(entry["with_position_0"] for entry in entries):
             sections.append(_latents("with pos. 0: ", [e["with_position_0"] for e in entries]))
-        paper = any(entry.get("paper") for entry in entries)
-        if paper:
+        if paper := any(entry.get("paper") for entry in entries):
             theirs = [[[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()] for entry in entries]
             sections.append((["paper: latent", "mean max"], theirs))
         together = _table(entries, sections)
-        if fits(*together):
-            print_table(*together)
-        else:
-            for i, section in enumerate(sections):
-                if i:
-                    print()
-                print_table(*_table(entries, [section]))
+        tables = [together] if fits(*together) else [_table(entries, [section]) for section in sections]
+        for table in _apart(tables):
+            print_table(*table)
         if paper:
-            print(
-                "'paper:' is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's own weights",
-                file=sys.stderr,
-            )
+            said = "is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's own weights"
+            print(f"'paper:' {said}", file=sys.stderr)
 
 
 def _latents(prefix: str, found: Sequence[Mapping[str, Any] | None]) -> Section:
     """For each token the latents found for it, if it was looked for."""
-    headings = [f"{prefix}latent", "mean max", "fired in"]
-    return headings, [_ranked(counted) if counted else [] for counted in found]
+    return [f"{prefix}latent", "mean max", "fired in"], [_ranked(x) if x else [] for x in found]
 
 
 def _ranked(counted: Mapping[str, Any]) -> list[list[str]]:
-    dialogues = counted["dialogues"]
-    return [
-        [str(x["latent"]), show(x["mean_max"]), f"{x['dialogues']} of {dialogues}"] for x in counted["latents"]
-    ] or [["none", "", f"0 of {dialogues}"]]
+    of = f"of {counted['dialogues']}"
+    latents = [[str(x["latent"]), show(x["mean_max"]), f"{x['dialogues']} {of}"] for x in counted["latents"]]
+    return latents or [["none", "", f"0 {of}"]]
 
 
 def _table(entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> tuple[list[str], list[list[str]]]:
@@ -71,7 +64,7 @@ def _table(entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]) ->
 def print_text(report: Mapping[str, Any]) -> None:
     """``by_token.of_text``."""
     for name, found in _saes(report):
-        _title(name, "latents by activation")
+        print(f"{name}: latents by activation")
         lines = [
             [
                 shown_token(entry["token"]),
@@ -89,15 +82,12 @@ def print_text(report: Mapping[str, Any]) -> None:
 def print_latents(report: Mapping[str, Any]) -> None:
     """``by_latent.of_latents``."""
     for name, found in _saes(report):
-        for i, entry in enumerate(found["latents"]):
-            if i:
-                print()
-            _title(f"{name}, latent {entry['latent']}", _used(report))
+        for entry in _apart(found["latents"]):
+            print(f"{name}, latent {entry['latent']}: {_used(report)}")
             print(
-                f"fires on {entry['frequency']:.2%} of tokens, in {entry['dialogue_frequency']:.1%} of "
-                f"dialogues; mean maximum {show(entry['mean_max'])}, highest {show(entry['highest'])} "
-                f"(mean residual norm {show(found['residual_norm'])}); at position 0 in "
-                f"{entry['position_0']['dialogues']} dialogues"
+                f"fires on {entry['frequency']:.2%} of tokens, in {entry['dialogue_frequency']:.1%} of dialogues; mean "
+                f"maximum {show(entry['mean_max'])}, highest {show(entry['highest'])} (mean residual norm "
+                f"{show(found['residual_norm'])}); at position 0 in {entry['position_0']['dialogues']} dialogues"
             )
             for end, what in (("top", "raises"), ("bottom", "lowers")):
                 print(f"{what}: {_quoted(entry['writes'][end])}")
@@ -132,42 +122,37 @@ def print_ranking(report: Mapping[str, Any]) -> None:
     for name, found in _saes(report):
         what = "latents by mean maximum activation"
         if output:
-            what = (
-                f"{found['candidates']} latents by output score at alpha {report['alpha']:g} x mean "
-                f"residual norm {show(found['residual_norm'])}, {report['prompts']} prompts"
-            )
-        _title(name, f"{what}, {_used(report)}")
-        headings = ["latent", *(["output score"] if output else []), "mean max", "highest"]
+            strength = f"alpha {report['alpha']:g} x mean residual norm {show(found['residual_norm'])}"
+            what = f"{found['candidates']} latents by output score at {strength}, {report['prompts']} prompts"
+        print(f"{name}: {what}, {_used(report)}")
+        keys = [*(["output_score"] if output else []), "mean_max", "highest"]
         lines = [
             [
                 str(x["latent"]),
-                *([show(x["output_score"])] if output else []),
-                show(x["mean_max"]),
-                show(x["highest"]),
+                *(show(x[key]) for key in keys),
                 f"{x['frequency']:.2%}",
                 _quoted(x["writes"]["top"][:6]),
             ]
             for x in found["latents"]
         ]
-        headings += ["tokens", "raises"]
-        last = len(headings) - 1
-        print_table(headings, lines, left=(0, last), wrapped=True)
+        headings = ["latent", *(key.replace("_", " ") for key in keys), "tokens", "raises"]
+        print_table(headings, lines, left=(0, len(headings) - 1), wrapped=True)
 
 
 def _quoted(entries: Sequence[Mapping[str, Any]]) -> str:
     return "  ".join(f"'{visible(x['token'])}'" for x in entries)
 
 
-def _saes(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """One SAE after the other, with an empty line in between."""
-    for i, (name, found) in enumerate(report["saes"].items()):
+def _apart(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts of what is printed; an empty line is printed between them."""
+    for i, part in enumerate(parts):
         if i:
             print()
-        yield name, found
+        yield part
 
 
-def _title(name: str, what: str) -> None:
-    print(f"{name}: {what}")
+def _saes(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return _apart(report["saes"].items())
 
 
 def _used(report: Mapping[str, Any]) -> str:

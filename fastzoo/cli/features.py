@@ -63,30 +63,19 @@ def find_features(
     from fastzoo.loading import assemble
 
     saes = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
-    show = tables.print_tokens
+    show, latents, how = tables.print_tokens, latent or (), {"dialogues": dialogues, "top": top}
     if text is not None:
         report, show = by_token.of_text(saes, text, raw=raw, top=top), tables.print_text
     elif token is not None:
-        report = by_token.of_token(saes, token, dialogues=dialogues, top=top)
+        report = by_token.of_token(saes, token, **how)
     elif rank == "activation":
-        report = by_latent.rank_by_activation(saes, latents=latent or (), dialogues=dialogues, top=top)
-        show = tables.print_ranking
+        report, show = by_latent.rank_by_activation(saes, latents=latents, **how), tables.print_ranking
     elif rank == "output":
-        report = by_latent.rank_by_output(
-            saes,
-            latents=latent or (),
-            candidates=256 if candidates is None else candidates,
-            alpha=1.0 if alpha is None else alpha,
-            dialogues=dialogues,
-            top=top,
-        )
+        strength = 1.0 if alpha is None else alpha
+        report = by_latent.rank_by_output(saes, latents=latents, candidates=candidates or 256, alpha=strength, **how)
         show = tables.print_ranking
-    elif latent:
-        report = by_latent.of_latents(saes, latent, dialogues=dialogues, top=top)
-        show = tables.print_latents
+    elif latents:
+        report, show = by_latent.of_latents(saes, latents, **how), tables.print_latents
     else:
-        report = by_token.of_special_tokens(saes, dialogues=dialogues, top=top)
-    if as_json:
-        print_json(report)
-    else:
-        show(report)
+        report = by_token.of_special_tokens(saes, **how)
+    (print_json if as_json else show)(report)

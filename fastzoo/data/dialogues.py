@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from reprlib import Repr
 from typing import Any
-
-from fastzoo.core.text import one_line
 
 Dialogue = list[dict[str, str]]
 
@@ -23,16 +20,13 @@ ROLES = {
 
 TURN_COLUMNS = ("messages", "conversations", "conversation")
 
-_SHORT = Repr()  # never walks through a whole row, which may be huge or deeply nested
-_SHORT.maxstring = _SHORT.maxother = 100
-
 
 class Unusable(Exception):
     """A row that is skipped.
 
     Args:
-        reason: what the row is counted under; it goes into records, so it quotes nothing of the row.
-        detail: more about this row, for an error message.
+        reason: what it is counted under; it goes into records, so it quotes nothing of the row.
+        detail: more about it, for an error message.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -43,11 +37,7 @@ class Unusable(Exception):
 def read_dialogue(row: Any, column: str | None = None) -> Dialogue:
     """The turns of a row: ``messages`` (role, content) or ShareGPT's ``conversations`` (from, value).
 
-    Args:
-        column: the column of the turns; by default the first of ``TURN_COLUMNS`` that the row has.
-
-    Raises:
-        Unusable: with the reason to count the row under.
+    They stand in ``column``, by default the first of ``TURN_COLUMNS`` that the row has. Raises Unusable.
     """
     if not isinstance(row, dict):
         raise Unusable("malformed: not an object")
@@ -81,20 +71,11 @@ def _read_turn(turn: Any) -> dict[str, str]:
 
 
 def _text_of(content: Any) -> str | None:
-    """Content as text, or None. A list of OpenAI's text parts becomes their texts with nothing in
-    between, as templates that know parts write them; other parts, such as images, are not text.
+    """Content as text, or None. OpenAI's text parts follow each other directly, as templates that know
+    parts write them; other parts, such as images, are not text.
     """
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    texts: list[str] = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            return None
-        texts.append(text)
-    return "".join(texts)
-
-
-def show_row(row: Any) -> str:
-    """A row in one short line, for messages."""
-    return one_line(_SHORT.repr(row), 160)
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [text for text in parts if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(content) else None

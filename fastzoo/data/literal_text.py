@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,12 @@ WHITESPACE = (
 )
 """What added tokens with ``lstrip`` or ``rstrip`` swallow (Unicode's, narrower than ``str.strip``)."""
 
-MARKERS = tuple(map(chr, range(0xE000, 0xF900)))
-"""Private-use characters."""
+MARKERS = tuple(map(chr, range(0xE000, 0xF900)))  # private-use characters
 
 MOST_CHARACTERS = 1 << 24
 """A longer text is skipped: tokenising it would take several GB."""
 
-CHARACTERS_PER_TOKEN = 8
-"""More than text commonly has."""
+CHARACTERS_PER_TOKEN = 8  # more than text commonly has
 
 NEAR = 1000
 """Characters around special tokens on which the way a tokenizer treats them is checked."""
@@ -72,11 +71,8 @@ class Encoder:
         return np.isin(ids, self._special)
 
     def tokenize(self, texts: Sequence[str], literal: bool = False) -> list[np.ndarray]:
-        """int64 token ids of each text, without a BOS or the like.
-
-        Args:
-            literal: the texts of special tokens are ordinary text.
-        """
+        """int64 token ids of each text, without a BOS or the like; with ``literal`` the texts of special
+        tokens are ordinary text."""
         if not texts:
             return []
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -106,11 +102,8 @@ class Encoder:
 
 
 class LiteralText:
-    """Renders and encodes rows so that only the chat template writes special tokens.
-
-    Args:
-        policy: what becomes of content with a special token's text (``DataSection.special_text``).
-    """
+    """Renders and encodes rows so that only the chat template writes special tokens; ``policy`` says
+    what becomes of content with the text of one (``DataSection.special_text``)."""
 
     def __init__(self, encoder: Encoder, policy: str) -> None:
         self._encoder, self._policy = encoder, policy
@@ -146,28 +139,21 @@ class LiteralText:
     def encode(self, batch: Sequence[Rendered], limit: int | None = None) -> Iterator[np.ndarray | Unusable]:
         """int64 token ids of each text, in order, or the reason why it cannot be used.
 
-        Args:
-            limit: how many tokens of each are wanted. Of a long text only the beginning is encoded,
-                as long as that has more tokens.
+        Only ``limit`` tokens of each are wanted: of a long text only the beginning is encoded, as long as
+        that has more tokens.
         """
-        literal = any(rendered.literal for rendered in batch)
         texts = [self._texts.beginning(r.text, limit) if limit else r.text for r in batch]
-        plain = [
-            text
-            for rendered, text in zip(batch, texts, strict=True)
-            if rendered.marker is None and len(text) <= MOST_CHARACTERS
-        ]
-        encoded = iter(self._encoder.tokenize_each(plain, literal))
+        together = [r.marker is None and len(text) <= MOST_CHARACTERS for r, text in zip(batch, texts, strict=True)]
+        literal = any(rendered.literal for rendered in batch)
+        encoded = iter(self._encoder.tokenize_each(list(compress(texts, together)), literal))
         for rendered, text in zip(batch, texts, strict=True):
             try:
                 if len(text) > MOST_CHARACTERS:
                     raise Unusable(f"longer than {MOST_CHARACTERS:,} characters")
-                if rendered.marker is None:
-                    ids = _usable(next(encoded))
-                else:
-                    ids = self._apart(text, rendered.marker)
+                marker = rendered.marker
+                ids = usable(next(encoded)) if marker is None else self._apart(text, marker)
                 if limit and len(ids) <= limit and len(text) < len(rendered.text):
-                    ids = _usable(*self.encode([rendered]))
+                    ids = usable(*self.encode([rendered]))
                 if literal and self._forged(ids):
                     raise Unusable(INSEPARABLE)
                 yield ids
@@ -182,7 +168,7 @@ class LiteralText:
         # far from a special token has no influence on this.
         near = [part if len(part) <= 2 * NEAR else part[:NEAR] + marker + part[-NEAR:] for part in parts]
         together = "".join(a + b for a, b in zip(near, [*special, ""], strict=True))
-        if not np.array_equal(self._joined(near, special), _usable(*self._encoder.tokenize_each([together]))):
+        if not np.array_equal(self._joined(near, special), usable(*self._encoder.tokenize_each([together]))):
             raise Unusable(INSEPARABLE)
         return self._joined([part.replace(marker, "") for part in parts], special)
 
@@ -192,7 +178,7 @@ class LiteralText:
         encoded = iter(self._encoder.tokenize_each([text for text in texts if text], literal=True))
         joined: list[Any] = []
         for text, number in zip(texts, [*numbers, None], strict=True):
-            ids = _usable(next(encoded)) if text else np.empty(0, np.int64)
+            ids = usable(next(encoded)) if text else np.empty(0, np.int64)
             if self._forged(ids):
                 raise Unusable(INSEPARABLE)
             joined += [ids, [] if number is None else [number]]
@@ -208,7 +194,8 @@ class LiteralText:
         return np.empty(0, np.int64) if isinstance(ids, Unusable) else ids
 
 
-def _usable(ids: np.ndarray | Unusable) -> np.ndarray:
+def usable(ids: np.ndarray | Unusable) -> np.ndarray:
+    """Raises what ``LiteralText.encode`` gives in place of ids."""
     if isinstance(ids, Unusable):
         raise ids
     return ids
@@ -218,8 +205,7 @@ class SpecialTexts:
     """The texts of a tokenizer's special tokens, and where they stand in other text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.content}
-        self._added = added
+        self._added = added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.content}
         special = [text for text, (_, token) in added.items() if token.special]
         self._special = set(special)
         # Tokenizers split at the leftmost added token; if several start there, at the longest.
@@ -241,9 +227,8 @@ class SpecialTexts:
 
     def typed(self, text: str) -> bool:
         """Whether the tokenizer would find a special token in ``text``."""
-        if self._first.search(text):
-            return True
-        return bool(self._normalise and self._normalised.search(self._normalise(text)))
+        normalised = self._normalise and self._normalised.search(self._normalise(text))
+        return bool(self._first.search(text) or normalised)
 
     def could_join(self, text: str) -> bool:
         """Whether ``text`` and what a template writes beside it could make a special token's text."""
@@ -263,11 +248,7 @@ class SpecialTexts:
 
     def mark(self, texts: Sequence[str]) -> tuple[str, list[str]]:
         """A character found in neither ``texts`` nor the template, and ``texts`` with every special
-        token's text broken by it.
-
-        Raises:
-            Unusable: no such character is left, or a special token is a single character.
-        """
+        token's text broken by it. Raises Unusable: there is none, or a special token is one character."""
         used = set().union(*texts)
         marker = next((c for c in self._markers if c not in used), None)
         if marker is None:
@@ -285,9 +266,7 @@ class SpecialTexts:
         return marked.replace(core, before + core + after, 1) if before or after else marked
 
     def split(self, rendered: str) -> tuple[list[str], list[str]]:
-        """The special tokens' texts in rendered text, and the text before, between and after them
-        (one more).
-        """
+        """The text before, between and after the special tokens of rendered text, and these tokens' texts."""
         parts, special, start = [], [], 0
         for match in self._anywhere.finditer(rendered):
             if match[0] in self._special:
@@ -309,9 +288,8 @@ class SpecialTexts:
         return texts, ids
 
     def beginning(self, rendered: str, limit: int) -> str:
-        """A first part that is very likely to have more than ``limit`` tokens. It ends after a special
-        token, so that its token ids are the first ones of the whole text.
-        """
+        """A first part that very likely has more than ``limit`` tokens. It ends after a special token, so
+        that its token ids are the first ones of the whole text."""
         characters = CHARACTERS_PER_TOKEN * limit
         if len(rendered) <= 2 * characters:
             return rendered

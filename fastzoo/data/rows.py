@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, TextSection
-from fastzoo.core.errors import AccessError, DataError, HubError, NotFoundError
+from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, NotFoundError
 from fastzoo.core.files import sha256_of
 from fastzoo.core.text import one_line
+from fastzoo.hub.client import commit_of, status_of
 from fastzoo.hub.retries import TRIES, is_transient, reason, wait, with_retries
 
 Row = tuple[int, Any]
@@ -50,38 +51,30 @@ class Rows(Protocol):
         ...
 
     def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
-        """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``.
-
-        The first ``start`` of them are skipped, which is faster than reading past them.
-        """
+        """All rows but the first ``held_out`` of ``held_out()``, in the order of ``epoch``, from the
+        ``start``-th on, which is faster than reading past them."""
         ...
 
 
-class JsonlTable:
+class _JsonlTable:
     """Lines of a JSONL file by number. The whole file is checked when it is opened.
 
-    Raises:
-        DataError: a line is not JSON or not UTF-8; names the line.
+    Raises DataError: a line is not JSON or not UTF-8; names the line.
     """
 
     def __init__(self, path: Path) -> None:
         self._offsets = array("q")
-        digest = hashlib.sha256()
         with path.open("rb") as file:
             offset = 0
             for number, line in enumerate(file, start=1):
-                digest.update(line)
                 if line.strip():
                     try:
                         json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        raise DataError(
-                            f"{path}, line {number}: not valid JSON ({one_line(error, 80)}); each line "
-                            'must be one object such as {"messages": [...]}'
-                        ) from None
+                        said = f"not valid JSON ({one_line(error, 80)}); each line must be one object"
+                        raise DataError(f'{path}, line {number}: {said} such as {{"messages": [...]}}') from None
                     self._offsets.append(offset)
                 offset += len(line)
-        self.sha256 = digest.hexdigest()
         self._file = path.open("rb")
 
     def __len__(self) -> int:
@@ -92,27 +85,18 @@ class JsonlTable:
         return json.loads(self._file.readline())
 
 
-class ParquetTable:
-    """Rows of a Parquet file by number, memory-mapped by ``datasets``."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._data = _datasets().Dataset.from_parquet(str(path))
-        except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
-            raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
-        self.sha256 = sha256_of(path)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._data[index]
+def _parquet_table(path: Path) -> Any:
+    """Rows of a Parquet file by number, memory-mapped."""
+    try:
+        return _datasets().Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
+        raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
 
 
 class TableRows:
     """Rows of a table of known size; shuffled as a whole, in a different order every epoch."""
 
-    def __init__(self, table: JsonlTable | ParquetTable, info: SourceInfo, seed: int, shuffle: bool):
+    def __init__(self, table: Any, info: SourceInfo, seed: int, shuffle: bool):
         self._table, self.info, self._seed, self._shuffle = table, info, seed, shuffle
         self._first_order = self._order(range(len(table)), "held-out")
 
@@ -135,11 +119,9 @@ class HubRows:
 
     A shuffled epoch reads the files in its own order and cuts their rows into windows of
     ``shuffle_rows``, each of which is held in memory and shuffled, so any place in an epoch can be
-    found again. To start there, whatever lies before the window is skipped: whole files if their
-    number of rows is known (from an earlier reading, or from a Parquet file's end); other files are
-    read through.
-
-    After a failed connection the stream goes on at the same row (``hub.retries``).
+    found again. To start there, files before the window are skipped whole if their number of rows is
+    known (from an earlier reading, or from a Parquet file's end), and else read through. After a failed
+    connection the stream goes on at the same row (``hub.retries``).
 
     Raises:
         HubError: the dataset or one of its files does not exist, or cannot be reached for too long.
@@ -147,8 +129,6 @@ class HubRows:
     """
 
     def __init__(self, section: DataSection | TextSection, seed: int) -> None:
-        from fastzoo.hub.client import commit_of
-
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:
@@ -158,12 +138,10 @@ class HubRows:
             raise
         except Exception as error:  # datasets raises many kinds: no such subset, split, format
             if is_transient(error):
-                raise HubError(
-                    f"{self._where} cannot be opened ({reason(error)}); tried {TRIES} times, check the network"
-                ) from None
-            raise DataError(
-                f"{self._where}: {one_line(error, 200)} (data.subset, data.split choose a part of it)"
-            ) from None
+                said = f"{reason(error)}); tried {TRIES} times, check the network"
+                raise HubError(f"{self._where} cannot be opened ({said}") from None
+            said = f"{one_line(error, 200)} (data.subset, data.split choose a part of it)"
+            raise DataError(f"{self._where}: {said}") from None
         self.info = SourceInfo(section.source, "hub", revision, None)
         self._shards = self._data.num_shards
         if len(self._files) != self._shards:  # shards are not files, or it is not known which
@@ -225,13 +203,11 @@ class HubRows:
         if shard not in self._lengths and self._files[shard].endswith(".parquet"):
             from fastzoo.hub.streaming import parquet_rows
 
-            failed = 0
-            while shard not in self._lengths:
-                try:
-                    self._lengths[shard] = parquet_rows(self._files[shard])
-                except Exception as error:  # any that pyarrow or the Hub's client raise
-                    failed += 1
-                    _wait_or_end(error, f"{self._where}, {self._name(shard)}", failed)
+            where = f"{self._where}, {self._name(shard)}"
+            try:
+                self._lengths[shard] = with_retries(lambda: parquet_rows(self._files[shard]), where)
+            except Exception as error:  # any that pyarrow or the Hub's client raise
+                raise _final(error, where) from None
         return self._lengths.get(shard)
 
     def _read(self, shard: int, row: int = 0) -> Iterator[Row]:
@@ -245,7 +221,10 @@ class HubRows:
                 break
             except Exception as error:  # any that a file's format or the Hub's client raise
                 failed += 1
-                _wait_or_end(error, f"{self._where}, {self._name(shard)}, from row {row} on", failed)
+                where = f"{self._where}, {self._name(shard)}, from row {row} on"
+                if failed == TRIES or not is_transient(error):
+                    raise _final(error, where) from None
+                wait(error, where, failed)
         self._lengths[shard] = row
 
     def _name(self, shard: int) -> str:
@@ -253,23 +232,17 @@ class HubRows:
         return self._files[shard].partition("@")[2].partition("/")[2] or self._files[shard]
 
 
-def _wait_or_end(error: Exception, where: str, failed: int) -> None:
-    """After the ``failed``-th error in succession: wait for the next try, or raise FastzooError."""
+def _final(error: Exception, where: str) -> FastzooError:
+    """What to raise for an error that is not tried again, or was too often."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if is_transient(error):
-        if failed == TRIES:
-            raise HubError(
-                f"{where}: {reason(error)}, after {failed} tries; the same command goes on from the "
-                "last checkpoint when run again"
-            ) from None
-        wait(error, where, failed)
-    elif isinstance(error, HfHubHTTPError | FileNotFoundError):
-        status = getattr(getattr(error, "response", None), "status_code", 404)
-        kind = AccessError if status in (401, 403) else NotFoundError
-        raise kind(f"{where}: no longer available ({reason(error)})") from None
-    else:
-        raise DataError(f"{where}: cannot be read ({one_line(error, 150)})") from None
+        advice = "the same command goes on from the last checkpoint when run again"
+        return HubError(f"{where}: {reason(error)}, after {TRIES} tries; {advice}")
+    if isinstance(error, HfHubHTTPError | FileNotFoundError):
+        kind = AccessError if status_of(error) in (401, 403) else NotFoundError
+        return kind(f"{where}: no longer available ({reason(error)})")
+    return DataError(f"{where}: cannot be read ({one_line(error, 150)})")
 
 
 def _generator(seed: int, salt: str) -> np.random.Generator:
@@ -303,12 +276,7 @@ def _datasets() -> Any:
 
 
 def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
-    """Open the rows that a recipe names.
-
-    Raises:
-        DataError: missing file, unknown kind of file, broken or empty file.
-        HubError: the dataset does not exist or cannot be reached.
-    """
+    """Open the rows that a recipe names. Raises DataError, HubError."""
     if section.source == EMBEDDED_DATA:
         from fastzoo import tiny
 
@@ -339,10 +307,11 @@ def _table_rows(path: Path, kind: str, shuffle: bool, seed: int) -> TableRows:
     if suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{path}: files of kind '{suffix}' are not read; .jsonl and .parquet are")
     try:
-        table = JsonlTable(path) if suffix == ".jsonl" else ParquetTable(path)
+        table = _JsonlTable(path) if suffix == ".jsonl" else _parquet_table(path)
+        sha256 = sha256_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({one_line(error.strerror)})") from None
     if len(table) == 0:
         raise DataError(f"{path}: holds no row")
     name = f"{kind}:{path.name}" if kind == "embedded" else path.name
-    return TableRows(table, SourceInfo(name, kind, table.sha256, len(table)), seed, shuffle)
+    return TableRows(table, SourceInfo(name, kind, sha256, len(table)), seed, shuffle)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
 
-from fastzoo.data.dialogues import show_row
+from fastzoo.core.text import one_line
 from fastzoo.data.rows import SourceInfo
 
 MOST_REASONS = 50
 """Reasons that are counted separately; later ones are counted under their first words."""
+
+_SHORT = Repr()  # never walks through a whole row, which may be huge or deeply nested
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Counts:
         self.skipped[reason] += 1
         if self.first_skipped is None:
             why = f"{reason}: {detail}" if detail else reason
-            self.first_skipped = f"row {number} ({why}): {show_row(row)}"
+            self.first_skipped = f"row {number} ({why}): {one_line(_SHORT.repr(row), 160)}"
 
     def reasons(self) -> str:
         """Why rows were skipped, the most common reason first."""
@@ -69,7 +73,6 @@ class Counts:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Counts:
-        """From plain data."""
         return cls(**{**values, "skipped": Counter(values["skipped"])})
 
     def copy(self, **changes: Any) -> Counts:
@@ -89,7 +92,7 @@ class ResumePoint:
     """The counts up to here; ``counts.tokens`` is how many tokens were given."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that ``of`` reads back."""
+        """Plain data."""
         return {**vars(self), "counts": self.counts.as_dict()}
 
     @classmethod
@@ -97,26 +100,24 @@ class ResumePoint:
         return cls(**{**values, "counts": Counts.of(values["counts"])})
 
 
+COLUMNS = ("ids", "position", "dialogue", "special")
+
+
+def column(sequences: Iterable[TokenSequence], name: str) -> np.ndarray:
+    """(T,) one of ``COLUMNS`` of sequences laid end to end."""
+    return np.concatenate([getattr(s, name) for s in sequences])
+
+
 def concatenate(sequences: list[TokenSequence]) -> TokenSequence:
-    return TokenSequence(
-        np.concatenate([s.ids for s in sequences]),
-        np.concatenate([s.position for s in sequences]),
-        np.concatenate([s.dialogue for s in sequences]),
-        np.concatenate([s.special for s in sequences]),
-    )
+    ids, position, dialogue, special = (column(sequences, name) for name in COLUMNS)
+    return TokenSequence(ids, position, dialogue, special)
 
 
 def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
-    part = slice(start, stop)
-    return TokenSequence(sequence.ids[part], sequence.position[part], sequence.dialogue[part], sequence.special[part])
+    return TokenSequence(*(getattr(sequence, name)[start:stop] for name in COLUMNS))
 
 
 def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:
     """A source and what became of its rows, as plain data for records."""
-    return {
-        "name": info.name,
-        "kind": info.kind,
-        "revision": info.revision,
-        "source_rows": info.rows,
-        **counts.as_dict(),
-    }
+    source = {"name": info.name, "kind": info.kind, "revision": info.revision, "source_rows": info.rows}
+    return source | counts.as_dict()

@@ -1,10 +1,11 @@
-"""Special tokens, roles and the places where answers begin, read off the chat template."""
+"""What single tokens say; special tokens, roles and where answers begin, read off the chat template."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,9 @@ from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.text import one_line
 from fastzoo.data.dialogues import ROLES, Unusable
 from fastzoo.data.sequences import TokenSequence, cut
-from fastzoo.data.token_texts import TokenTexts
 from fastzoo.data.tokenizer import ChatTokenizer
 
 ROLE_WORDS = ("user", "assistant")
-
 WRITTEN_ROLES = {"user": "user", "assistant": "assistant", "model": "assistant"}
 """What chat templates write for these roles: Gemma's calls the assistant model."""
 
@@ -61,6 +60,34 @@ class SpecialTokens:
         return counted
 
 
+class TokenTexts:
+    """The text of each token of a tokenizer, its leading space included."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, number: int) -> str:
+        """A token's text; if it is part of a character, as the vocabulary writes it."""
+        if number not in self._known:
+            word = str(self._tokenizer.convert_ids_to_tokens(number))
+            # Decoding a single token drops the space that SentencePiece writes so.
+            text = word.replace("▁", " ") if "▁" in word else self.decode([number])
+            self._known[number] = word if "\ufffd" in text or not text else text
+        return self._known[number]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens together, special ones included, as it was written."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def inside_words(self, ids: Sequence[int]) -> np.ndarray:
+        """(tokens,) bool: tokens that continue a word, with a lower-case letter after a letter. Scripts
+        without lower case have none, and neither has the "Name" of "getName"."""
+        texts = [self(number) or " " for number in ids]
+        inside = [b[0].islower() and a[-1].lower() != a[-1].upper() for a, b in pairwise(texts)]
+        return np.array([False, *inside][: len(texts)], dtype=bool)
+
+
 class TurnTexts(TokenTexts):
     """Tokens as a reader sees them, and whose turn they belong to."""
 
@@ -69,11 +96,8 @@ class TurnTexts(TokenTexts):
         self._before = sorted({before for before, _ in SpecialTokens.of(chat).headers})
 
     def role(self, sequence: TokenSequence, place: int) -> str | None:
-        """The role whose turn a token stands in, header included; None if no header says so.
-
-        Roles other than user and assistant count where they follow the same special token, in
-        however many tokens.
-        """
+        """The role whose turn a token stands in, header included; None if no header says so. Roles other
+        than user and assistant count where they follow the same special token, in however many tokens."""
         ids = sequence.ids
         begins = sequence.special[: place + 1] & np.isin(ids[: place + 1], self._before)
         for start in np.flatnonzero(begins)[::-1].tolist():
@@ -89,9 +113,6 @@ _NAMED_ROLES = {**ROLES, **WRITTEN_ROLES, "ipython": "tool"}
 
 def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Tensor]:
     """Positions of the turns of ``user`` or ``assistant``, headers included, for ``steer``.
-
-    Args:
-        wanted: one role or several.
 
     Returns:
         A function from the tokens so far (B, T) to a mask (B, T) of those in such a turn.
@@ -118,9 +139,6 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
     return mask
 
 
-# --- where answers begin -------------------------------------------------------------------------
-
-
 def answer_starts(chat: ChatTokenizer, sequences: Sequence[TokenSequence], count: int) -> list[TokenSequence]:
     """The beginnings of up to ``count`` dialogues, each up to where its first answer begins.
 
@@ -129,13 +147,8 @@ def answer_starts(chat: ChatTokenizer, sequences: Sequence[TokenSequence], count
         InputError: none of the dialogues has an answer.
     """
     opening = _opening(chat)
-    found: list[TokenSequence] = []
-    for sequence in sequences:
-        if len(found) == count:
-            break
-        end = _first_end(sequence.ids, opening)
-        if end is not None:
-            found.append(cut(sequence, 0, end))
+    ends = ((sequence, _first_end(sequence.ids, opening)) for sequence in sequences)
+    found = list(islice((cut(sequence, 0, end) for sequence, end in ends if end), count))
     if not found:
         raise InputError(f"none of the {len(sequences)} dialogues has an assistant's answer")
     return found

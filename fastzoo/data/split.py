@@ -25,10 +25,8 @@ class Data:
     def summary(self) -> Iterator[str]:
         """Lines for the log: what was held out, what was skipped there and why."""
         counts = self.held_out_counts
-        yield (
-            f"held out: {counts.used} dialogues, {counts.tokens} tokens of {self.held_out_info.name}"
-            + self._fate(counts)
-        )
+        held_out = f"held out: {counts.used} dialogues, {counts.tokens} tokens of {self.held_out_info.name}"
+        yield held_out + self._fate(counts)
         yield f"training: {self.stream.method} on {self.stream.rows.info.name}"
 
     def after_training(self) -> str:
@@ -43,20 +41,15 @@ class Data:
         if counts.truncated:
             text += f"; truncated: {counts.truncated}"
         if counts.special_text:
-            policy = self.chat.data.special_text
-            text += f"; with text of special tokens ({policy}): {counts.special_text}"
+            text += f"; with text of special tokens ({self.chat.data.special_text}): {counts.special_text}"
         return text
 
 
 def open_data(chat: ChatTokenizer, method: str, text: TextSection, evaluation: EvaluationSection, seed: int) -> Data:
     """Open the sources of a run, set dialogues aside, and make sure that something is left to train on.
 
-    Args:
-        chat: its ``data`` names the dialogues.
-        text: the plain text that bt-p trains on.
-
-    Raises:
-        DataError, HubError: missing, broken or unusable data.
+    ``chat.data`` names the dialogues, ``text`` the plain text that bt-p trains on. Raises DataError or
+    HubError: missing, broken or unusable data.
     """
     data = chat.data
     dialogues = open_rows(data, seed)

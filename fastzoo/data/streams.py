@@ -24,8 +24,6 @@ class TokenStream:
 
     Args:
         rows: dialogues, or plain text for bt-p.
-        method: ``fast``, ``bt-f`` or ``bt-p``.
-        block_tokens: tokens of a block.
         column: where rows of plain text have it.
         held_out: rows at the start of the source that are set aside for evaluation.
         exclude: token ids (as bytes) of held-out dialogues; identical ones are skipped and counted.
@@ -99,8 +97,7 @@ def blocks(
 ) -> Iterator[TokenSequence]:
     """Concatenate sequences and cut blocks of exactly ``size`` tokens; a last part is not yielded.
 
-    Args:
-        before: where the stream that ``sequences`` come from stands now.
+    ``before`` is where the stream that ``sequences`` come from stands now.
     """
     parts: list[TokenSequence] = []
     held = 0
@@ -123,10 +120,8 @@ def blocks(
 def held_out_sequences(chat: ChatTokenizer, rows: Rows, wanted: int) -> tuple[list[TokenSequence], Counts]:
     """The evaluation dialogues, each a sequence of its own whatever the training method.
 
-    Uses rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took.
-
-    Raises:
-        DataError: none of the rows is usable.
+    Uses rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took. Raises
+    DataError: none of the rows is usable.
     """
     counts = Counts(epochs=1)
     sequences = list(islice(chat.dialogues(rows.held_out(), counts), wanted))

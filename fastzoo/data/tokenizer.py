@@ -15,7 +15,7 @@ from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import ModelError
 from fastzoo.core.text import one_line
 from fastzoo.data.dialogues import Unusable, read_dialogue
-from fastzoo.data.literal_text import DROPPED, INSEPARABLE, Encoder, LiteralText, Rendered
+from fastzoo.data.literal_text import DROPPED, INSEPARABLE, Encoder, LiteralText, Rendered, usable
 from fastzoo.data.rows import Row
 from fastzoo.data.sequences import Counts, TokenSequence
 
@@ -29,23 +29,19 @@ Turns = Sequence[Mapping[str, str]]
 """A dialogue: ``{"role", "content"}`` of each turn."""
 
 
-# --- the chat template ---------------------------------------------------------------------------
-
-
 def apply_template(
     tokenizer: Any, turns: Turns, *, date: str = DataSection().date, answer: bool = False, tokenize: bool = False
 ) -> Any:
     """The text of a dialogue by the tokenizer's chat template or, with ``tokenize``, its token ids.
 
-    Everything that a model reads is written here, so that it never depends on today's date.
+    Everything that a model reads is written here, so that it never depends on today's date. A template
+    is a program and can raise anything.
 
     Args:
         date: what templates that print a date print instead of today's.
         answer: whether the beginning of an answer follows (``add_generation_prompt``).
 
-    Raises:
-        ModelError: today's date cannot be kept out.
-        Exception: a template is a program and can fail in any way.
+    Raises ModelError: today's date cannot be kept out.
     """
     written = tokenizer.apply_chat_template(
         list(turns),
@@ -66,10 +62,8 @@ def with_fixed_date(template: str, date: str) -> str:
     """A chat template in which ``date`` stands for every ``strftime_now("...")``: in that format if it
     is written like "26 Jul 2024", else as it is.
 
-    transformers hands a template only plain data, so the function itself cannot be replaced.
-
-    Raises:
-        ModelError: the format is not a plain string.
+    transformers hands a template only plain data, so the function itself cannot be replaced. Raises
+    ModelError: the format is not a plain string.
     """
 
     def written(match: re.Match[str]) -> str:
@@ -80,30 +74,23 @@ def with_fixed_date(template: str, date: str) -> str:
 
     fixed = _TODAY.sub(written, template)
     if re.search(r"strftime_now\s*\(", fixed):
-        raise ModelError(
-            "the chat template prints today's date in a way that data.date cannot replace; results "
-            "would depend on the day"
-        )
+        said = "the chat template prints today's date in a way that data.date cannot replace"
+        raise ModelError(f"{said}; results would depend on the day")
     return fixed
 
 
 class ChatTokenizer(Encoder):
     """A model's tokenizer and chat template, applied once and without a second BOS.
 
-    Args:
-        embeddings: how many token ids the model has an embedding for, if that is known.
-
-    Raises:
-        ModelError: the tokenizer has no usable chat template, or it is not this model's.
+    ``embeddings`` is how many token ids the model has an embedding for, if that is known. Raises
+    ModelError: the tokenizer has no usable chat template, or it is not this model's.
     """
 
     def __init__(self, tokenizer: Any, data: DataSection, model_name: str, embeddings: int | None = None) -> None:
         self.model_name = one_line(model_name)
         if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                f"model.name: {self.model_name} has no chat template; dialogues need one, so use "
-                "the model's instruct version"
-            )
+            said = "has no chat template; dialogues need one, so use the model's instruct version"
+            raise ModelError(f"model.name: {self.model_name} {said}")
         super().__init__(tokenizer)
         self.data, self.embeddings = data, embeddings
         self._literal = LiteralText(self, data.special_text)
@@ -126,21 +113,15 @@ class ChatTokenizer(Encoder):
             )
 
     def apply_template(self, turns: Turns, *, answer: bool = False) -> str:
-        """The chat template's text of a dialogue, as ``apply_template`` gives it.
-
-        Raises:
-            Unusable: the template refuses the dialogue, or writes nothing.
-            ModelError: the template itself is broken.
-        """
+        """The chat template's text of a dialogue. Raises Unusable: the template refuses it or writes
+        nothing; ModelError: the template itself is broken."""
         try:
             text: str = apply_template(self.tokenizer, turns, date=self.data.date, answer=answer)
         except ModelError:
             raise
         except TemplateSyntaxError as error:
-            raise ModelError(
-                f"model.name: the chat template of {self.model_name} is not valid Jinja "
-                f"(line {error.lineno}: {one_line(error.message, 120)})"
-            ) from None
+            said = f"is not valid Jinja (line {error.lineno}: {one_line(error.message, 120)})"
+            raise ModelError(f"model.name: the chat template of {self.model_name} {said}") from None
         except Exception as error:  # a template is a program and can fail in any way
             said = one_line(str(error)[:500], 80)
             # Only what stands in the template itself is sure to hold nothing of the dialogue.
@@ -150,8 +131,6 @@ class ChatTokenizer(Encoder):
         if not text.strip():
             raise Unusable("nothing rendered by the chat template")
         return text
-
-    # --- rows ---
 
     def render(self, row: Any) -> Rendered:
         """The text of a dialogue row. Raises Unusable."""
@@ -191,26 +170,23 @@ class ChatTokenizer(Encoder):
     def _encode(
         self, rows: Iterable[Row], counts: Counts, read: Callable[[Any], Rendered], limit: int | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Row number and token ids of the usable rows, in order; each row is counted in its turn.
-
-        Args:
-            limit: how many tokens of each are wanted; more may be given.
-        """
+        """Row number and token ids, at least ``limit`` if there are more, of the usable rows in order; each
+        row is counted in its turn."""
         for batch in self._batches(rows, read):
             encoded = self._literal.encode([t for _, t in batch if isinstance(t, Rendered)], limit)
             for (number, row), text in batch:
                 counts.rows += 1
-                if isinstance(text, Unusable):
-                    counts.special_text += text.reason in (DROPPED, INSEPARABLE)
-                    found: np.ndarray | Unusable = text
-                else:
+                try:
+                    if isinstance(text, Unusable):
+                        counts.special_text += text.reason in (DROPPED, INSEPARABLE)
+                        raise text
                     counts.special_text += text.special_text
-                    found = self._checked(next(encoded))
-                if isinstance(found, Unusable):
-                    counts.skip(found.reason, number, row, found.detail)
+                    ids = self._checked(next(encoded))
+                except Unusable as unusable:
+                    counts.skip(unusable.reason, number, row, unusable.detail)
                 else:
                     counts.used += 1
-                    yield number, found
+                    yield number, ids
 
     def _batches(
         self, rows: Iterable[Row], read: Callable[[Any], Rendered]
@@ -219,26 +195,25 @@ class ChatTokenizer(Encoder):
         batch: list[tuple[Row, Rendered | Unusable]] = []
         characters = 0
         for number, row in rows:
-            found: Rendered | Unusable
             try:
                 found = read(row)
                 characters += len(found.text)
+                batch.append(((number, row), found))
             except Unusable as unusable:
-                found = unusable
-            batch.append(((number, row), found))
+                batch.append(((number, row), unusable))
             if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
                 yield batch
                 batch, characters = [], 0
         if batch:
             yield batch
 
-    def _checked(self, ids: np.ndarray | Unusable) -> np.ndarray | Unusable:
-        """Token ids that the model can be given, or why not."""
-        if not isinstance(ids, Unusable):
-            if len(ids) == 0:
-                return Unusable("empty")
-            if self.embeddings is not None and int(ids.max()) >= self.embeddings:
-                return Unusable("token id beyond the model's embeddings")
+    def _checked(self, ids: np.ndarray | Unusable) -> np.ndarray:
+        """Token ids that the model can be given. Raises Unusable."""
+        ids = usable(ids)
+        if len(ids) == 0:
+            raise Unusable("empty")
+        if self.embeddings is not None and int(ids.max()) >= self.embeddings:
+            raise Unusable("token id beyond the model's embeddings")
         return ids
 
 

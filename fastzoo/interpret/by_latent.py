@@ -5,6 +5,7 @@ Plain data for all SAEs of a model, as ``fastzoo features --latent`` and ``--ran
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,15 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.data.special_tokens import answer_starts
-from fastzoo.interpret.contexts import Firing, count_tokens
+from fastzoo.interpret.contexts import Firing
 from fastzoo.interpret.output_score import DEFINITION as OUTPUT_SCORE
 from fastzoo.interpret.output_score import output_scores, refuse_missing
 from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, encode_packs, statistics
-from fastzoo.lm.logit_lens import lens_tokens
+from fastzoo.lm.head import lens_tokens
 from fastzoo.loading import Assembly
 
 WRITTEN = 10
 """Tokens of the logit lens that are reported, at either end."""
-
-PROMPTS = 16
-"""Places where an answer begins that an output score is measured on."""
 
 FIGURES = (
     "of a latent, position 0 left out: mean_max, its largest activation in a dialogue, averaged over "
@@ -44,11 +42,8 @@ FIRING = (
 
 @torch.no_grad()
 def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, top: int) -> dict[str, Any]:
-    """Where latents fire, how often and how strongly, and what they write.
-
-    Raises:
-        InputError: a latent that one of the SAEs does not have.
-    """
+    """Where latents fire, how often and how strongly, and what they write. Raises InputError: a latent
+    that one of the SAEs does not have."""
     _refuse_latents(assembly, latents)
     sequences, split = assembly.dialogues(dialogues)
     reader, saes = assembly.reader, assembly.saes
@@ -56,8 +51,7 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
     firing = {name: [Firing(top) for _ in latents] for name in saes}
     columns = torch.tensor(latents, device=reader.device)
     with Progress("reading dialogues", split["tokens"]) as bar:
-        passed = encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
-        for group, encoded in passed:
+        for group, encoded in encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens")):
             lengths = [len(s) for s in group]
             for name, x_TD, acts_TF in encoded:
                 sums[name].add(x_TD, acts_TF, lengths)
@@ -65,7 +59,7 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
                 for sequence, part in zip(group, chosen, strict=True):
                     for gathered, acts_T in zip(firing[name], part.numpy().T, strict=True):
                         gathered.add(sequence, acts_T)
-    occurrences = count_tokens(sequences)
+    occurrences = Counter(number for s in sequences for number in s.ids[1:].tolist())
     found = {}
     for name in saes:
         contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
@@ -75,27 +69,17 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
 
 
 def rank_by_activation(assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int) -> dict[str, Any]:
-    """The ``top`` latents by mean maximum activation, with what they write.
+    """The ``top`` of ``latents`` (by default all) by mean maximum activation, with what they write.
 
-    Args:
-        latents: only these; by default all.
-
-    Raises:
-        InputError: a latent that one of the SAEs does not have.
+    Raises InputError: a latent that one of the SAEs does not have.
     """
-    known, _, split = _measured(assembly, latents, dialogues)
+    known, _, about = _measured(assembly, latents, dialogues)
     ranked = {}
     for name, figures in known.items():
         chosen = list(latents) or _strongest(figures, top)
         best = sorted(chosen, key=lambda k: (-figures.mean_max_F[k].item(), k))[:top]
         ranked[name] = _part(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
-    return {
-        "base_model": assembly.base_model,
-        "split": split,
-        "rank": "activation",
-        "definition": FIGURES,
-        "saes": ranked,
-    }
+    return about | {"rank": "activation", "definition": FIGURES, "saes": ranked}
 
 
 def rank_by_output(
@@ -106,7 +90,7 @@ def rank_by_output(
     alpha: float,
     dialogues: int,
     top: int,
-    prompts: int = PROMPTS,
+    prompts: int = 16,
 ) -> dict[str, Any]:
     """The ``top`` latents by output score, with what they write.
 
@@ -115,12 +99,11 @@ def rank_by_output(
         alpha: in mean residual norms.
         prompts: how many places where an answer begins the scores are measured on, at most.
 
-    Raises:
-        InputError: a latent that one of the SAEs does not have; no answers in the dialogues.
+    Raises InputError: a latent that one of the SAEs does not have; no answers in the dialogues.
     """
     if not np.isfinite(alpha):
         raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
-    known, sequences, split = _measured(assembly, latents, dialogues)
+    known, sequences, about = _measured(assembly, latents, dialogues)
     starts = answer_starts(assembly.chat, sequences, prompts)
     chosen = {name: list(latents) or _strongest(x, candidates) for name, x in known.items()}
     ranked = {}
@@ -141,18 +124,8 @@ def rank_by_output(
             best = sorted(zip(scores, chosen[name], strict=True), key=lambda x: (-x[0], x[1]))[:top]
             scored = {k: {"output_score": score} for score, k in best}
             ranked[name] = _part(assembly, name, figures, scored, candidates=len(scores))
-    return {
-        "base_model": assembly.base_model,
-        "split": split,
-        "rank": "output",
-        "definition": f"{OUTPUT_SCORE}. {FIGURES}",
-        "saes": ranked,
-        "alpha": alpha,
-        "prompts": len(starts),
-    }
-
-
-# --- parts of the reports ------------------------------------------------------------------------
+    definition = f"{OUTPUT_SCORE}. {FIGURES}"
+    return about | {"rank": "output", "definition": definition, "saes": ranked, "alpha": alpha, "prompts": len(starts)}
 
 
 def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
@@ -165,12 +138,12 @@ def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
 def _measured(
     assembly: Assembly, latents: Sequence[int], dialogues: int
 ) -> tuple[dict[str, LatentStatistics], list[TokenSequence], dict[str, Any]]:
-    """Figures of each SAE, and the dialogues that they are about."""
+    """Figures of each SAE, the dialogues that they are about, and what a report says of these."""
     _refuse_latents(assembly, latents)
     sequences, split = assembly.dialogues(dialogues)
     with Progress("reading dialogues", split["tokens"]) as bar:
         known = statistics(assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens"))
-    return known, sequences, split
+    return known, sequences, {"base_model": assembly.base_model, "split": split}
 
 
 def _strongest(figures: LatentStatistics, count: int) -> list[int]:
@@ -182,28 +155,13 @@ def _strongest(figures: LatentStatistics, count: int) -> list[int]:
 def _part(
     assembly: Assembly, name: str, figures: LatentStatistics, latents: Mapping[int, Mapping[str, Any]], **more: Any
 ) -> dict[str, Any]:
-    """One SAE's part of a report.
-
-    Args:
-        latents: in order, and what else is known about each of them.
-    """
+    """One SAE's part of a report: ``latents`` in order, with what else is known about each of them."""
     writes = _written(assembly, name, list(latents)) if latents else []
     return {
-        "layer": figures.layer,
-        "dialogues": figures.dialogues,
-        "tokens": figures.tokens,
-        "residual_norm": figures.residual_norm,
+        **{key: getattr(figures, key) for key in ("layer", "dialogues", "tokens", "residual_norm")},
         **more,
         "latents": [
-            {
-                "latent": k,
-                "mean_max": figures.mean_max_F[k].item(),
-                "highest": figures.highest_F[k].item(),
-                "frequency": figures.frequency_F[k].item(),
-                "dialogue_frequency": figures.dialogue_frequency_F[k].item(),
-                **known,
-                "writes": written,
-            }
+            {"latent": k, **figures.of(k), **known, "writes": written}
             for (k, known), written in zip(latents.items(), writes, strict=True)
         ],
     }

@@ -32,14 +32,10 @@ DEFINITION = (
 )
 
 
-# --- of tokens ---------------------------------------------------------------------------------
-
-
 def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> dict[str, Any]:
     """Appendix F.3 for each SAE, the paper's own latents beside where it has some.
 
-    Raises:
-        DataError, HubError, ModelError, TrainingError.
+    Raises DataError, HubError, ModelError, TrainingError.
     """
     report = _of_tokens(assembly, SpecialTokens.of(assembly.chat), dialogues, top)
     for name, found in report["saes"].items():
@@ -48,13 +44,9 @@ def of_special_tokens(assembly: Assembly, *, dialogues: int, top: int) -> dict[s
 
 
 def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> dict[str, Any]:
-    """The same for any one token, wherever it stands.
+    """The same for any one token, given by its text or id, wherever it stands.
 
-    Args:
-        token: a token's text, or an id.
-
-    Raises:
-        InputError: not a single token, or one that stands in none of the dialogues.
+    Raises InputError: not a single token, or one that stands in none of the dialogues.
     """
     number = find_token(assembly, token)
     texts = assembly.texts
@@ -62,10 +54,8 @@ def of_token(assembly: Assembly, token: str, *, dialogues: int, top: int) -> dic
     for found in report["saes"].values():
         found["definition"] = DEFINITION
     if not all(found["tokens"] for found in report["saes"].values()):
-        raise InputError(
-            f"--token: {texts(number)!r} (id {number}) is in none of the "
-            f"{report['split']['used']} dialogues; give others with --data{_as_text(assembly, token)}"
-        )
+        where = f"none of the {report['split']['used']} dialogues; give others with --data{_as_text(assembly, token)}"
+        raise InputError(f"--token: {texts(number)!r} (id {number}) is in {where}")
     return report
 
 
@@ -85,8 +75,7 @@ def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: i
     reader, saes = assembly.reader, assembly.saes
     sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
     with Progress("reading dialogues", split["tokens"]) as bar:
-        passed = encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens"))
-        for group, encoded in passed:
+        for group, encoded in encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens")):
             occurrences = Occurrences(group, tokens, reader.device)
             for name, _, acts_TF in encoded:
                 sums[name].add(acts_TF, occurrences)
@@ -114,8 +103,7 @@ def _add_paper(found: dict[str, Any], name: str) -> None:
 def find_token(assembly: Assembly, token: str) -> int:
     """The id of a token given by its text (or as the vocabulary writes it) or by its id.
 
-    Raises:
-        InputError: not valid Unicode, not a single token, or an id that does not exist.
+    Raises InputError: not valid Unicode, not a single token, or an id that does not exist.
     """
     last = assembly.vocabulary - 1
     shown = one_line(token, 80)
@@ -128,16 +116,13 @@ def find_token(assembly: Assembly, token: str) -> int:
     single = len(ids) == 1
     # Vocabularies spell a byte as a letter: their 'é' is part of what they write 'Ã©'. But where the
     # tokenizer puts a space before a text, only the vocabulary has the token without it.
-    itself = single and texts(ids[0]) == token
     spelled = assembly.chat.tokenizer.get_vocab().get(token)
-    if spelled is not None and not itself:
+    if spelled is not None and not (single and texts(ids[0]) == token):
         return int(spelled)
     if not single:
-        parts = ", ".join(repr(texts(number)) for number in ids[:8])
-        raise InputError(
-            f"--token: '{shown}' is not a token of {assembly.chat.model_name} but {len(ids)}"
-            f"{f' ({parts})' if parts else ''}; give one token, or an id from 0 to {last}"
-        )
+        parts = f" ({', '.join(repr(texts(number)) for number in ids[:8])})" if ids else ""
+        what = f"is not a token of {assembly.chat.model_name} but {len(ids)}{parts}"
+        raise InputError(f"--token: '{shown}' {what}; give one token, or an id from 0 to {last}")
     return int(ids[0])
 
 
@@ -159,30 +144,19 @@ def _as_text(assembly: Assembly, token: str) -> str:
     return f" (the text '{token}' is id {ids[0]})" if len(ids) == 1 else ""
 
 
-# --- of a text ---------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, Any]:
     """For each token of a text, the latents that fire on it, the strongest first.
 
-    Args:
-        raw: take the text as it is and recognise special tokens; else it is a user's message.
-
-    Raises:
-        InputError: empty, longer than the model's context, or refused by the chat template.
+    The text is a user's message or, if ``raw``, taken as it is, special tokens included. Raises
+    InputError: empty, longer than the model's context, or refused by the chat template.
     """
     sequence = _sequence(assembly, text, raw)
     texts = assembly.texts
-    places = [
-        {
-            "token_id": number,
-            "token": texts(number),
-            "position": place,
-            "role": None if raw else texts.role(sequence, place),
-        }
-        for place, number in enumerate(sequence.ids.tolist())
-    ]
+    places = []
+    for place, number in enumerate(sequence.ids.tolist()):
+        role = None if raw else texts.role(sequence, place)
+        places.append({"token_id": number, "token": texts(number), "position": place, "role": role})
     saes = {}
     for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
         for name, _, acts_TF in encoded:

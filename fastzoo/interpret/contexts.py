@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,17 +43,13 @@ class Firing:
         place = int(acts_T[1:].argmax()) + 1
         # Of equal maxima the one in the earlier dialogue stays: its negative number is larger.
         entry = (float(acts_T[place]), -self._dialogues, place, sequence, acts_T)
-        if len(self._best) < self.top:
-            heapq.heappush(self._best, entry)
-        else:
-            heapq.heappushpop(self._best, entry)
+        heapq.heappush(self._best, entry)
+        if len(self._best) > self.top:
+            heapq.heappop(self._best)
 
     def report(self, texts: TurnTexts, occurrences: Counter[int]) -> dict[str, Any]:
-        """Contexts (at most one per dialogue), tokens and position 0, as plain data.
-
-        Args:
-            occurrences: how often each token id stands elsewhere than at position 0.
-        """
+        """Contexts (at most one per dialogue), tokens and position 0, as plain data; ``occurrences`` says
+        how often each token id stands elsewhere than at position 0."""
         total = sum(self._sum.values())
         by_share = sorted(self._sum, key=lambda number: (-self._sum[number], number))
         return {
@@ -89,11 +84,3 @@ class Firing:
                 for number, act in zip(sequence.ids[start:stop].tolist(), acts_T[start:stop], strict=True)
             ],
         }
-
-
-def count_tokens(sequences: Sequence[TokenSequence]) -> Counter[int]:
-    """How often each token id stands elsewhere than at position 0."""
-    found: Counter[int] = Counter()
-    for sequence in sequences:
-        found.update(sequence.ids[1:].tolist())
-    return found

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fastzoo.core.errors import InputError, TrainingError
 from fastzoo.data.sequences import TokenSequence
+from fastzoo.interpret.statistics import statistics
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import check_head, log_probabilities
+from fastzoo.lm.head import check_head, lens_tokens, log_probabilities
 from fastzoo.lm.load import refuse_unfit
-from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.lm.packing import Pack
 from fastzoo.saes.base import SAE
 
@@ -55,8 +55,6 @@ def output_scores(
     idea of Arad, Mueller, Belinkov 2025: SAEs Are Good for Steering - If You Select the Right Features
     (arXiv 2505.20063); their score also weighs the tokens' ranks.
 
-    Many latents and prompts go through the model together, each pair as a sequence of its own.
-
     Args:
         sequences: prompts; their last token is followed by what is scored (see ``answer_starts``).
         alpha: in multiples of ``residual_norm``.
@@ -66,6 +64,7 @@ def output_scores(
 
     Raises:
         InputError: a latent that the SAE does not have, no prompts, or alpha not finite.
+        DataError: no ``residual_norm``, and prompts of a single token, which have none.
         ModelError: the SAE does not fit the model, or the model's head is not understood.
         TrainingError: the steered model gives NaN.
     """
@@ -79,7 +78,7 @@ def output_scores(
         return []
     check_head(reader, sequences[0])
     if residual_norm is None:
-        residual_norm = _mean_norm(reader, layer, sequences)
+        residual_norm = statistics(reader, {"the SAE": (layer, sae)}, sequences)["the SAE"].residual_norm
     d_LD = sae.W_dec[list(latents)].to(reader.device).float()
     _, tokens_LK = lens_tokens(reader.model, d_LD, TOKENS, vocabulary=vocabulary)
     shift_LD = alpha * residual_norm * d_LD
@@ -133,19 +132,6 @@ def refuse_missing(latents: Sequence[int], d_sae: int, name: str = "the SAE") ->
     for latent in latents:
         if not 0 <= latent < d_sae:
             raise InputError(f"latent {latent}: {name} has {d_sae:,} latents, numbered 0 to {d_sae - 1}")
-
-
-def _mean_norm(reader: ResidualReader, layer: int, sequences: Sequence[TokenSequence]) -> float:
-    """As ``LatentStatistics.residual_norm``."""
-    total, tokens = 0.0, 0
-    for pack in reader.packs(sequences):
-        norm_T = torch.linalg.vector_norm(reader.read(pack, [layer])[layer].double(), dim=1)
-        later_T = pack.column("position").to(reader.device) > 0
-        total += norm_T[later_T].sum().item()
-        tokens += int(later_T.sum())
-    if not tokens:
-        raise InputError("prompts of a single token have no mean residual norm; give residual_norm")
-    return total / tokens
 
 
 def _next_token(reader: ResidualReader, pack: Pack, states_TD: Tensor) -> Iterator[Tensor]:

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.sequences import TokenSequence, column
 from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.lm.packing import to_device
-
-TOP = 5
-"""Latents that are named per token by default."""
 
 ELEMENTS = 1 << 24
 """Activations that are made float64 at once (groups x latents)."""
@@ -50,9 +47,7 @@ class Occurrences:
 
     def __init__(self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device) -> None:
         """``sequences`` are whole dialogues, laid end to end in the pack."""
-        ids = np.concatenate([s.ids for s in sequences])
-        position = np.concatenate([s.position for s in sequences])
-        special = np.concatenate([s.special for s in sequences])
+        ids, position, special = (column(sequences, name) for name in ("ids", "position", "special"))
         counted = tokens.among(ids, position, special)
         lengths = [len(s) for s in sequences]
         dialogue = np.repeat(np.arange(len(lengths)), lengths)
@@ -103,8 +98,7 @@ class SpecialLatents:
         self._make_room(keys)
         best_GF = occurrences.largest(acts_TF)
         places = torch.tensor([self._places[key] for key in keys])
-        belongs_SG = (places == torch.arange(len(self._places))[:, None]).double()
-        belongs_SG = belongs_SG.to(best_GF.device)
+        belongs_SG = (places == torch.arange(len(self._places))[:, None]).double().to(best_GF.device)
         groups = max(1, ELEMENTS // best_GF.shape[1])
         for part_SG, part_GF in zip(belongs_SG.split(groups, 1), best_GF.split(groups), strict=True):
             self._sums_SF += part_SG @ part_GF.double()
@@ -118,26 +112,15 @@ class SpecialLatents:
             self._sums_SF = torch.cat([self._sums_SF, zeros])
             self._fired_SF = torch.cat([self._fired_SF, zeros])
 
-    def report(self, text: Callable[[int], str] = str, top: int = TOP) -> dict[str, Any]:
-        """``{"definition", "tokens"}`` as ``metrics.json`` has it.
-
-        Args:
-            text: gives the text of a token id.
-            top: how many latents are named per token.
-        """
+    def report(self, text: Callable[[int], str] = str, top: int = 5) -> dict[str, Any]:
+        """``{"definition", "tokens"}`` as ``metrics.json`` has it, with ``top`` latents per token."""
         found = []
         for token in sorted({token for token, _ in self._places}):
             without = self._top([(token, ELSEWHERE), (token, WITHOUT_FIRST)], top)
             complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)], top)
-            at_first = (token, WITH_FIRST) in self._places
-            found.append(
-                {
-                    "token_id": token,
-                    "token": text(token),
-                    **(without if without["dialogues"] else complete),
-                    "with_position_0": complete if at_first else None,
-                }
-            )
+            at_first = complete if (token, WITH_FIRST) in self._places else None
+            chosen = without if without["dialogues"] else complete
+            found.append({"token_id": token, "token": text(token), **chosen, "with_position_0": at_first})
         return {"definition": DEFINITION, "tokens": found}
 
     def _top(self, keys: Sequence[Key], top: int) -> dict[str, Any]:

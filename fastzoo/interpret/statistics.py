@@ -42,6 +42,11 @@ class LatentStatistics:
     dialogue_frequency_F: Tensor
     """Share of dialogues in which each latent fires."""
 
+    def of(self, latent: int) -> dict[str, float]:
+        """One latent's figures by name."""
+        keys = ("mean_max", "highest", "frequency", "dialogue_frequency")
+        return {key: getattr(self, f"{key}_F")[latent].item() for key in keys}
+
 
 class StatisticsSums:
     """Sums of one SAE over packs of whole dialogues: a few numbers per latent."""
@@ -131,10 +136,7 @@ def statistics(
         sequences: the dialogues, each a sequence of its own.
         progress: told how many tokens were just read.
 
-    Raises:
-        ModelError: an SAE does not fit the model.
-        DataError: no dialogue has a second token.
-        TrainingError: the model's activations hold NaN or infinity.
+    Raises as ``encode_packs`` does, and DataError: no dialogue has a second token.
     """
     sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     for group, encoded in encode_packs(reader, saes, sequences, progress):

@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastzoo.core.errors import ModelError, TrainingError
 from fastzoo.core.threads import workers
-from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.sequences import TokenSequence, column
 from fastzoo.lm.attention import IMPLEMENTATION, register
 from fastzoo.lm.packing import Pack, packs, to_device
 
@@ -42,11 +43,8 @@ class _Stop(Exception):
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of decoder layers of a causal language model.
-
-    Raises:
-        ModelError: the model has no list of modules as long as its configuration says.
-    """
+    """The stack of decoder layers of a causal language model. Raises ModelError: it has no list of
+    modules as long as its configuration says."""
     if not hasattr(model, "config") or not hasattr(model, "base_model"):
         raise ModelError(f"{type(model).__name__} is not a language model of transformers")
     wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
@@ -61,13 +59,34 @@ def hidden_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-class ResidualReader:
-    """Reads the residual stream of a model, packed where the model allows it.
+class _Attention:
+    """Which attention a model uses. Its readers share this: one that needs another kind waits for the
+    forwards under way, which would go on with it halfway."""
 
-    Args:
-        model: a transformers causal language model in evaluation mode.
-        pack_tokens: tokens per forward pass; by default what suits the device.
-    """
+    def __init__(self) -> None:
+        self._changed, self._running = threading.Condition(), 0
+
+    @contextmanager
+    def of_kind(self, model: Any, kind: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running or model.config._attn_implementation == kind)
+            if model.config._attn_implementation != kind:
+                model.set_attn_implementation(kind)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
+_ATTENTION: WeakKeyDictionary[nn.Module, _Attention] = WeakKeyDictionary()
+
+
+class ResidualReader:
+    """Reads the residual stream of a transformers model in evaluation mode, packed where that is exact;
+    ``pack_tokens`` at once, by default what suits the device."""
 
     def __init__(self, model: Any, *, pack_tokens: int | None = None) -> None:
         self.model = model
@@ -75,8 +94,9 @@ class ResidualReader:
         self.device = next(model.parameters()).device
         self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
         self.dtype = next(model.parameters()).dtype
-        self._attention = model.config._attn_implementation
-        self._kernel = "eager" if self._attention == "eager" else "sdpa"
+        self._attention = _ATTENTION.setdefault(model, _Attention())
+        self._own_kind = model.config._attn_implementation
+        self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
         self._packed = True
         self._checked: set[bool] = set()
         self._thread = threading.local()  # what the forward in this thread is to capture
@@ -90,8 +110,6 @@ class ResidualReader:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what another reader of the same model found out."""
         self._packed, self._checked = state["packed"], set(state["checked"])
-
-    # --- one pack ---
 
     def read(self, pack: Pack, layers: Iterable[int]) -> dict[int, Tensor]:
         """Residual stream (T, D) after each of ``layers``; the model stops after the last of them."""
@@ -122,7 +140,7 @@ class ResidualReader:
         finally:
             for handle in handles:
                 handle.remove()
-            self._attend_by(self._attention)
+            self._reset_attention()
 
     def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
@@ -153,28 +171,24 @@ class ResidualReader:
         finally:
             if handle:
                 handle.remove()
-            self._attend_by(self._attention)
+            self._reset_attention()
 
     @torch.inference_mode()
     def _forward(self, pack: Pack) -> Any:
-        inputs: dict[str, Any] = {
-            "input_ids": pack.input_ids,
-            "position_ids": pack.position_ids,
-            "use_cache": False,  # keeps the model stateless
-        }
+        segments: dict[str, Any] = {}
         if self._packed:
-            inputs |= {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
-            self._attend_by(IMPLEMENTATION)
+            segments = {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
         else:
             assert len(pack.lengths) == 1  # so no mask is needed
-            self._attend_by(self._attention)
-        return self.model.base_model(**inputs)
+        with self._attention.of_kind(self.model, IMPLEMENTATION if segments else self._own_kind):
+            # Without a cache the model is stateless.
+            return self.model.base_model(
+                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
+            )
 
-    def _attend_by(self, implementation: str) -> None:
-        if self.model.config._attn_implementation != implementation:
-            self.model.set_attn_implementation(implementation)
-
-    # --- streams ---
+    def _reset_attention(self) -> None:
+        with self._attention.of_kind(self.model, self._own_kind):
+            pass
 
     def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:
         """Packs on the model's device.
@@ -209,58 +223,48 @@ class ResidualReader:
             for group, acts in self._in_order(groups, wanted, side_by_side):
                 self.computed_tokens += sum(map(len, group))
                 yield {f"L{layer}": acts[layer] for layer in sorted(wanted)} | {
-                    name: to_device(torch.from_numpy(np.concatenate([getattr(s, name) for s in group])), self.device)
+                    name: to_device(torch.from_numpy(column(group, name)), self.device)
                     for name in ("position", "special")
                 }
 
     def _in_order(
         self, groups: Iterable[list[TokenSequence]], layers: set[int], side_by_side: bool
     ) -> Iterator[tuple[list[TokenSequence], dict[int, Tensor]]]:
-        threads = torch.get_num_threads()
-        at_once = min(threads, MOST_AT_ONCE) if side_by_side and self.device.type == "cpu" else 1
-        if at_once == 1:
-            verdicts: deque[Tensor] = deque()
-            for group in groups:
-                self.check(group)
-                found = self._activations(group, layers)
-                verdicts.append(_finite(found))
-                # A GPU computes the next group while the verdict on this one is waited for.
-                while len(verdicts) > (self.device.type != "cpu"):
-                    _refuse_unless(verdicts.popleft(), layers)
-                yield group, found
-            for verdict in verdicts:
-                _refuse_unless(verdict, layers)
-            return
-        pool = workers(at_once, threads)
-        waiting: deque[tuple[list[TokenSequence], Future[dict[int, Tensor]]]] = deque()
+        """Each group with its activations, which are computed some groups ahead."""
+        ahead = 0
+        submit: Callable[..., Future[tuple[dict[int, Tensor], Tensor]]] = _at_once
+        if self.device.type != "cpu":
+            ahead = 1  # a GPU computes the next group while this one's finiteness is waited for
+        elif side_by_side and (threads := torch.get_num_threads()) > 1:
+            ahead = min(threads, MOST_AT_ONCE)
+            submit = workers(ahead, threads).submit
+        waiting: deque[tuple[list[TokenSequence], Future[tuple[dict[int, Tensor], Tensor]]]] = deque()
         try:
-            for group in groups:
-                if self._unchecked(group):  # the check changes the model's attention
-                    wait([future for _, future in waiting])
-                    self.check(group)
-                waiting.append((group, pool.submit(self._checked_activations, group, layers)))
-                if len(waiting) > at_once:
+            for group in chain(groups, [None] * ahead):  # None: only hand out what was read ahead
+                if group is not None:
+                    if self._unchecked(group):  # the check changes the model's attention
+                        wait([future for _, future in waiting])
+                        self.check(group)
+                    waiting.append((group, submit(self._activations, group, layers)))
+                if len(waiting) > ahead or (group is None and waiting):
                     first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                    acts, finite = future.result()
+                    _refuse_unless(finite, layers)
+                    yield first, acts
         finally:
             for _, future in waiting:
                 future.cancel()
             wait([future for _, future in waiting])
 
-    def _activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
-        """(T, D) of each layer, the tokens of the group in order."""
+    def _activations(self, group: list[TokenSequence], layers: set[int]) -> tuple[dict[int, Tensor], Tensor]:
+        """(T, D) of each layer, the tokens of the group in order; and whether each, in order, is finite."""
         parts = [self._read(Pack.of(p, self.device), layers) for p in self._parts(group)]
-        if len(parts) == 1:
-            return parts[0]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
-
-    def _checked_activations(self, group: list[TokenSequence], layers: set[int]) -> dict[int, Tensor]:
-        found = self._activations(group, layers)
-        _refuse_unless(_finite(found), layers)
-        return found
+        found = parts[0]
+        if len(parts) > 1:
+            found = {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+        # A sum is finite only if all its terms are: one cheap pass instead of a mask.
+        sums = [found[layer].sum(dtype=torch.float32) for layer in sorted(found)]
+        return found, torch.isfinite(torch.stack(sums))
 
     def _unchecked(self, group: list[TokenSequence]) -> bool:
         return self._packed and (len(group) > 1) not in self._checked
@@ -285,18 +289,17 @@ class ResidualReader:
             difference = ((alone - part).abs() / largest_T1).max().item()
             if not difference <= tolerance:
                 if torch.isfinite(alone).all():
-                    logger.warning(
-                        "dialogues go through the model one by one: packed, they differ by a share of %.2g", difference
-                    )
+                    said = "packed, they differ by a share of"
+                    logger.warning("dialogues go through the model one by one: %s %.2g", said, difference)
                 return
         self._packed = True
 
 
-def _finite(acts: dict[int, Tensor]) -> Tensor:
-    """(layers,) bool, layers in order: whether all of a layer's activations are finite."""
-    # A sum is finite only if all its terms are: one cheap pass instead of a mask.
-    sums = [acts[layer].sum(dtype=torch.float32) for layer in sorted(acts)]
-    return torch.isfinite(torch.stack(sums))
+def _at_once(compute: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """As ``ThreadPoolExecutor.submit``, in this thread."""
+    future: Future[Any] = Future()
+    future.set_result(compute(*arguments))
+    return future
 
 
 def _refuse_unless(finite: Tensor, layers: set[int]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from importlib import import_module
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -51,8 +52,7 @@ def segment_attention(
     Returns:
         (1, T, heads, head_dim), as transformers expects it.
 
-    Raises:
-        RuntimeError: the model did not pass ``segment_lengths`` on.
+    Raises RuntimeError: the model did not pass ``segment_lengths`` on.
     """
     if segment_lengths is None:
         raise RuntimeError("this model does not pass keyword arguments on to its attention")
@@ -60,47 +60,26 @@ def segment_attention(
         raise RuntimeError("attention with learned sinks is not computed per segment")
     how: Any = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
     eager = segment_kernel == "eager"
-    output = None if eager else varlen_attention(query, key, value, segment_lengths, **how)
-    if output is None:
-        eager = eager or softcap is not None
-        output = _by_segment(query, key, value, segment_lengths, eager=eager, **how)
-    return output, None
-
-
-def _by_segment(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Sequence[int],
-    *,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
-    eager: bool,
-) -> Tensor:
+    if not eager and (output := varlen_attention(query, key, value, segment_lengths, **how)) is not None:
+        return output, None
     parts = []
     start = 0
-    for length, run in groupby(lengths):
+    for length, run in groupby(segment_lengths):
         count = sum(1 for _ in run)
         stop = start + length * count
         # (1, H, count·L, d) seen as (count, H, L, d): equal segments are one batched call.
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
         start = stop
         mask = _window_mask(length, sliding_window, q.device)
-        if eager:
+        if eager or softcap is not None:
             part = _eager(q, k, v, mask, scaling, softcap)
         else:
+            causal, grouped = mask is None and length > 1, k.shape[1] != q.shape[1]
             part = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None and length > 1,
-                scale=scaling,
-                enable_gqa=k.shape[1] != q.shape[1],
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
             )
         parts.append(part.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None]
+    return torch.cat(parts)[None], None
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -131,7 +110,7 @@ OLDEST = (8, 0)
 """Compute capability that the variable-length kernels need (Ampere)."""
 
 WIDEST = 256
-"""Largest head dimension of theirs; it must be a multiple of 8."""
+"""Their largest head dimension; it must be a multiple of 8."""
 
 
 def varlen_attention(
@@ -171,13 +150,8 @@ def varlen_attention(
         grouped = k.shape[1] != q.shape[1]
         output = own(*arguments, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
     elif flash is not None:
-        output = flash(
-            *arguments,
-            softmax_scale=scaling,
-            causal=True,
-            window_size=(left, 0 if left >= 0 else -1),
-            softcap=softcap or 0.0,
-        )
+        window = (left, 0 if left >= 0 else -1)
+        output = flash(*arguments, softmax_scale=scaling, causal=True, window_size=window, softcap=softcap or 0.0)
     else:
         return None
     return output[None].contiguous()
@@ -189,26 +163,22 @@ def boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-@cache
 def torch_kernel() -> Callable[..., Any] | None:
     """Torch's own kernel; None where it lacks grouped heads or windows, or was built for ROCm."""
-    if torch.version.hip is not None:
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    kernel: Callable[..., Any] = varlen_attn
-    return kernel if {"scale", "window_size", "enable_gqa"} <= set(known) else None
+    known = _function("torch.nn.attention.varlen", "varlen_attn", "scale", "window_size", "enable_gqa")
+    return None if torch.version.hip is not None else known
+
+
+def flash_kernel() -> Callable[..., Any] | None:
+    """flash-attn's kernel, if a version that knows soft-capping is installed."""
+    return _function("flash_attn", "flash_attn_varlen_func", "softcap")
 
 
 @cache
-def flash_kernel() -> Callable[..., Any] | None:
-    """flash-attn's kernel, if a version that knows soft-capping is installed."""
+def _function(module: str, name: str, *parameters: str) -> Callable[..., Any] | None:
+    """A function of a library, if that is installed and the function has these parameters."""
     try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
         return None
-    kernel: Callable[..., Any] = flash_attn_varlen_func
-    return kernel if "softcap" in inspect.signature(kernel).parameters else None
+    return found if set(parameters) <= set(inspect.signature(found).parameters) else None

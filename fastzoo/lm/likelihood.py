@@ -25,12 +25,9 @@ def answer_nlls(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     answers. An empty answer gives an empty array.
 
     Args:
-        model: a causal language model that is not being steered.
         prompts: token ids, one prompt per answer, none empty.
         answers: token ids without padding; the token that ends the turn is scored like any other.
     """
-    if len(prompts) != len(answers):
-        raise ValueError(f"{len(prompts)} prompts for {len(answers)} answers")
     if not all(map(len, prompts)):
         raise ValueError("an empty prompt: nothing predicts the first token of its answer")
     pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]

@@ -50,11 +50,8 @@ class ModelSource:
 
 
 def find_model(section: ModelSection) -> ModelSource:
-    """Find a model and read only its configuration.
-
-    Raises:
-        ModelError, HubError: it does not exist, or is not a causal language model of known shape.
-    """
+    """Find a model and read only its configuration. Raises ModelError or HubError: it does not exist, or
+    is not a causal language model of known shape."""
     from transformers import AutoConfig
 
     path, revision, sha = section.name, None, None
@@ -88,10 +85,8 @@ def refuse_unfit(config: Any, name: str, layer: int, width: int) -> None:
     """Raise ModelError unless an SAE of ``width`` after ``layer`` fits a model of ``config``."""
     config = config.get_text_config()
     if width != config.hidden_size or not 0 <= layer < config.num_hidden_layers:
-        raise ModelError(
-            f"{name} (width {width}, layer {layer}) does not fit the model, which has width "
-            f"{config.hidden_size} and layers 0 to {config.num_hidden_layers - 1}"
-        )
+        model = f"which has width {config.hidden_size} and layers 0 to {config.num_hidden_layers - 1}"
+        raise ModelError(f"{name} (width {width}, layer {layer}) does not fit the model, {model}")
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -101,18 +96,15 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.path, revision=source.revision)
     except Exception as error:  # transformers and tokenizers raise many kinds
-        raise ModelError(
-            f"model.name: the tokenizer of {source.name} cannot be loaded ({one_line(error, 160)})"
-        ) from None
+        said = f"cannot be loaded ({one_line(error, 160)})"
+        raise ModelError(f"model.name: the tokenizer of {source.name} {said}") from None
 
 
 def load_model(source: ModelSource, section: ModelSection, device: torch.device) -> Any:
     """The causal language model in evaluation mode on ``device``; safetensors only.
 
-    ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU.
-
-    Raises:
-        ModelError: there are no safetensors weights, or they do not fit the configuration.
+    ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU. Raises ModelError: there are no
+    safetensors weights, or they do not fit the configuration.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

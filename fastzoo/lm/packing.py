@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.sequences import TokenSequence, column
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Pack:
     @classmethod
     def of(cls, sequences: list[TokenSequence], device: torch.device) -> Pack:
         lengths = [len(s) for s in sequences]
-        ids = torch.cat([torch.from_numpy(s.ids) for s in sequences])[None]
+        ids = torch.from_numpy(column(sequences, "ids"))[None]
         positions = torch.cat([torch.arange(n) for n in lengths])[None]
         return cls(sequences, to_device(ids, device), to_device(positions, device), lengths)
 
     def column(self, name: str) -> Tensor:
         """(T,) ``position``, ``dialogue`` or ``special`` of all tokens, on the CPU."""
-        return torch.cat([torch.from_numpy(getattr(s, name)) for s in self.sequences])
+        return torch.from_numpy(column(self.sequences, name))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from fastzoo import tiny
 from fastzoo.core.errors import FastzooError
-from fastzoo.data.token_texts import TokenTexts
+from fastzoo.data.special_tokens import TokenTexts
 from fastzoo.lm import likelihood
 from fastzoo.lm.likelihood import answer_nlls
 from fastzoo.steering.questions import MAX_CHARACTERS, MAX_QUESTIONS, load_questions
