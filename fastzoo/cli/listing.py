@@ -157,7 +157,7 @@ def table(rows: Sequence[ResultRow], sort: str | None) -> tuple[list[str], list[
     while True:
         headings = [column.heading or column.name for column in columns]
         lines = [[_show(row[c.name], c.digits) for c in columns] for row in rows]
-        last = max((c for c in columns if c.name != sort), key=lambda c: c.rank or 0)
+        last = max((c for c in reversed(columns) if c.name != sort), key=lambda c: c.rank or 0)
         if fits(headings, lines) or last.rank == 0:  # names are not cut
             left = [i for i, column in enumerate(columns) if not column.digits]
             return headings, lines, left, left_out

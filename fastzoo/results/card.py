@@ -11,7 +11,7 @@ from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
 from fastzoo.hub.files import SHA1
 from fastzoo.results.card_merge import FALLBACK, mark_card
-from fastzoo.results.figures import ROWS, count, show, shown
+from fastzoo.results.figures import ROWS, count, show, shown, value_of
 from fastzoo.results.licences import base_licence
 from fastzoo.saes import ARCHITECTURES
 
@@ -95,11 +95,7 @@ def _eval_results(metrics: Mapping[str, Any], dataset: str) -> list[EvalResult]:
     """Every figure of the card's table that there is, as the Hub's model-index has them."""
     from huggingface_hub import EvalResult
 
-    cells = [
-        (f.column(s), f.name(s), metrics.get(f.key, {}).get(s, {}).get("value"))
-        for f, s in shown("subsets")
-        if not f.counts
-    ]
+    cells = [(f.column(s), f.name(s), value_of(metrics, f, s)) for f, s in shown("subsets") if not f.counts]
     dead = metrics["dead_latents"]["all"]
     cells += [("dead_latents", "Dead latents", dead["value"])]
     cells += [("dead_latents_share", "Share of dead latents", dead["share"])]

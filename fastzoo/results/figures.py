@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Figure:
     """In the table of the zoo's Space."""
     listed: Mapping[str, int] = field(default_factory=dict)
     """In ``fastzoo list`` and the notes of the collection; by rank: where the terminal is too narrow
-    for the list, columns with high ranks are left out first."""
+    for the list, columns with high ranks are left out first, of equal ones that to the right."""
     short: str = ""
     """Its label in tables on the terminal, if not ``label``."""
 
@@ -128,6 +128,11 @@ ROWS = tuple((figure.key, figure.label) for figure in SHOWN if not figure.counts
 def shown(place: Literal["subsets", "run", "page", "listed"]) -> list[tuple[Figure, str]]:
     """The figures, each with a subset, that a place shows, in its order."""
     return [(figure, subset) for figure in SHOWN for subset in getattr(figure, place)]
+
+
+def value_of(metrics: Mapping[str, Any], figure: Figure, subset: str) -> Any:
+    """A figure in the ``metrics`` of a ``metrics.json``; None where an older one does not have it."""
+    return metrics.get(figure.key, {}).get(subset, {}).get("value")
 
 
 def show(value: float | int | None) -> str:

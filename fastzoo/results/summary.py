@@ -9,7 +9,7 @@ from typing import Any
 
 from fastzoo.core.files import read_json
 from fastzoo.core.tables import fits, print_table, terminal_width
-from fastzoo.results.figures import show, shown
+from fastzoo.results.figures import show, shown, value_of
 from fastzoo.saes.names import SAEName
 
 Results = Sequence[tuple[Any, Mapping[str, Any], float | None]]
@@ -20,7 +20,7 @@ def print_results(rows: Results) -> None:
     """Print the figures: one line per SAE, or on a narrow terminal one column per SAE."""
     headings = ["SAE", *(figure.heading(subset) for figure, subset in shown("run"))]
     lines = [
-        [str(name), *(show(found[figure.key][subset]["value"]) for figure, subset in shown("run"))]
+        [str(name), *(show(value_of(found, figure, subset)) for figure, subset in shown("run"))]
         for name, found, _ in rows
     ]
     if any(speed is not None for _, _, speed in rows):

@@ -23,9 +23,9 @@ def test_places_show_what_is_measured_and_begin_with_l0() -> None:
     assert [figure.heading(s) for figure, s in shown("run")][-2:] == ["KL", "dead"]
 
 
-def test_columns_of_the_list_have_ranks_of_their_own() -> None:
+def test_columns_of_the_list_have_ranks() -> None:
     ranks = [column.rank for column in SHOWN if column.rank != 0]
-    assert None not in ranks and len(set(ranks)) == len(ranks)
+    assert None not in ranks
     assert {column.name for column in SHOWN} <= set(KEYS)
     assert [c.name for c in SHOWN if c.rank == 0] == ["name", "status"]
     assert [c.name for c in SHOWN][2:] == [
