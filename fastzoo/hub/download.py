@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import FastzooError, HubError, InputError, IntegrityError, OutputError
@@ -146,8 +146,7 @@ class _Downloads:
                     self.unreachable = 0
                     result.downloaded += file.size
                 if self.local_dir is None:
-                    depth = len(PurePosixPath(result.sae.inside(file.path)).parts)
-                    result.path = path.parents[depth - 1]
+                    result.path = path.parents[result.sae.inside(file.path).count("/")]
                 self.files_done += 1
             self.reach(job, file.size)
         except FastzooError as error:
