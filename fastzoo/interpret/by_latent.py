@@ -19,7 +19,7 @@ from fastzoo.data.special_tokens import answer_starts
 from fastzoo.interpret.contexts import Firing
 from fastzoo.interpret.output_score import DEFINITION as OUTPUT_SCORE
 from fastzoo.interpret.output_score import output_scores, refuse_missing
-from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, encode_packs, statistics
+from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, encode_packs, statistics, strongest
 from fastzoo.lm.head import lens_tokens
 from fastzoo.loading import Assembly
 
@@ -76,7 +76,7 @@ def rank_by_activation(assembly: Assembly, *, latents: Sequence[int] = (), dialo
     known, _, about = _measured(assembly, latents, dialogues)
     ranked = {}
     for name, figures in known.items():
-        chosen = list(latents) or _strongest(figures, top)
+        chosen = list(latents) or strongest(figures.mean_max_F.numpy(), top)
         best = sorted(chosen, key=lambda k: (-figures.mean_max_F[k].item(), k))[:top]
         ranked[name] = _part(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
     return about | {"rank": "activation", "definition": FIGURES, "saes": ranked}
@@ -105,7 +105,7 @@ def rank_by_output(
         raise InputError(f"--alpha: {alpha} is not a finite number of residual norms")
     known, sequences, about = _measured(assembly, latents, dialogues)
     starts = answer_starts(assembly.chat, sequences, prompts)
-    chosen = {name: list(latents) or _strongest(x, candidates) for name, x in known.items()}
+    chosen = {name: list(latents) or strongest(x.mean_max_F.numpy(), candidates) for name, x in known.items()}
     ranked = {}
     with Progress("steering", len(starts) * sum(map(len, chosen.values()))) as bar:
         for name, figures in known.items():
@@ -144,12 +144,6 @@ def _measured(
     with Progress("reading dialogues", split["tokens"]) as bar:
         known = statistics(assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens"))
     return known, sequences, {"base_model": assembly.base_model, "split": split}
-
-
-def _strongest(figures: LatentStatistics, count: int) -> list[int]:
-    """Latents that fire, the largest mean maximum first."""
-    order = np.argsort(-figures.mean_max_F.numpy(), kind="stable")[:count]
-    return [int(k) for k in order if figures.mean_max_F[k] > 0]
 
 
 def _part(

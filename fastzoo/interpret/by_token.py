@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.progress import Progress
@@ -19,7 +18,7 @@ from fastzoo.core.text import one_line
 from fastzoo.data.sequences import Counts, TokenSequence
 from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
-from fastzoo.interpret.statistics import encode_packs
+from fastzoo.interpret.statistics import encode_packs, strongest
 from fastzoo.loading import Assembly
 from fastzoo.saes.names import parse_name
 from fastzoo.saes.paper import paper_special_latents
@@ -160,17 +159,15 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, 
     saes = {}
     for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
         for name, _, acts_TF in encoded:
-            fired = [_strongest(acts_F, top) for acts_F in acts_TF]
+            fired = [_fired(acts_F, top) for acts_F in acts_TF.float().cpu().numpy()]
             saes[name] = {"tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]}
     return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
 
 
-def _strongest(acts_F: Tensor, top: int) -> dict[str, Any]:
-    """How many latents fire, and the ``top`` ones; among equals the lower number comes first."""
-    values_F = acts_F.float().cpu().numpy()
-    fired = np.flatnonzero(values_F > 0)
-    best = fired[np.argsort(-values_F[fired], kind="stable")[:top]]
-    return {"firing": len(fired), "latents": [{"latent": int(k), "activation": float(values_F[k])} for k in best]}
+def _fired(acts_F: np.ndarray, top: int) -> dict[str, Any]:
+    """How many latents fire, and the ``top`` ones."""
+    latents = [{"latent": k, "activation": float(acts_F[k])} for k in strongest(acts_F, top)]
+    return {"firing": int((acts_F > 0).sum()), "latents": latents}
 
 
 def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastzoo.data.sequences import TokenSequence, column
 from fastzoo.data.special_tokens import SpecialTokens
+from fastzoo.interpret.statistics import strongest
 from fastzoo.lm.packing import to_device
 
 ELEMENTS = 1 << 24
@@ -130,8 +131,6 @@ class SpecialLatents:
         dialogues = sum(self._dialogues[key] for key in known)
         mean_F = (self._sums_SF[places].sum(0) / max(dialogues, 1)).cpu().numpy()
         fired_F = self._fired_SF[places].sum(0).cpu().numpy()
-        best = np.argsort(-mean_F, kind="stable")[:top]
-        latents = [
-            {"latent": int(i), "mean_max": float(mean_F[i]), "dialogues": int(fired_F[i])} for i in best if fired_F[i]
-        ]
+        best = strongest(mean_F, top)
+        latents = [{"latent": k, "mean_max": float(mean_F[k]), "dialogues": int(fired_F[k])} for k in best]
         return {"dialogues": dialogues, "latents": latents}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,6 +121,12 @@ def encode_packs(
     for group, columns in zip(groups, reader.columns(groups, layers), strict=True):
         yield group, encoded(columns)
         progress(sum(map(len, group)))
+
+
+def strongest(values_F: np.ndarray, count: int) -> list[int]:
+    """The ``count`` latents with the largest values above 0, the largest first, of equal ones the lower number."""
+    firing = np.flatnonzero(values_F > 0)
+    return [int(k) for k in firing[np.argsort(-values_F[firing], kind="stable")[:count]]]
 
 
 @torch.no_grad()
