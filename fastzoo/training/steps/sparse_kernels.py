@@ -83,10 +83,8 @@ def read_tokens(
     active ones, times ``scale``, and its unscaled square; if asked, the gradient of the squared error
     at each listed latent; and per part how many of its tokens each latent is active on.
 
-    Args:
-        batch: x (C, D) and pre-activations (C, F).
-        decoder: its weight (F, D) and bias (D,).
-        found: errors (C, D), their squares (C,), and how often each latent is active (P, F).
+    ``batch`` is x (C, D) and pre-activations (C, F); ``decoder`` its weight (F, D) and bias (D,);
+    ``found`` errors (C, D), their squares (C,), and how often each latent is active (P, F).
     """
     x_CD, pre_CF = batch
     W_dec_FD, b_dec_D = decoder
@@ -229,7 +227,8 @@ def start_places(active_PF: ndarray, first_F: ndarray) -> None:
 def sort_by_latent(
     start: int,
     stop: int,
-    first_token_P: ndarray,
+    tokens: int,
+    first: int,
     entries: Arrays,
     theta_F: ndarray,
     margin: float,
@@ -237,11 +236,12 @@ def sort_by_latent(
     by_latent: Arrays,
     near: Arrays,
 ) -> None:
-    """Sort the active entries of some parts by latent, tokens in order.
+    """Sort the active entries of a chunk's parts ``start:stop`` by latent, tokens in order.
 
-    With a margin, entries within it of θ are added up per part for the threshold's gradient.
+    A part has so many ``tokens``; ``first`` is the batch's number of the chunk's first one. With a
+    margin, entries within it of θ are added up per part for the threshold's gradient.
     """
-    offset_B, latent_N, pre_N, grad_N = entries
+    offset_C, latent_N, pre_N, grad_N = entries
     _, token_M, act_M, grad_M = by_latent
     near_PF, near_grad_PF = near
     for part in range(start, stop):
@@ -249,14 +249,14 @@ def sort_by_latent(
         if margin > 0:
             near_PF[part] = 0
             near_grad_PF[part] = 0
-        for b in range(first_token_P[part], first_token_P[part + 1]):
-            for k in range(offset_B[b], offset_B[b + 1]):
+        for c in range(part * tokens, min((part + 1) * tokens, offset_C.shape[0] - 1)):
+            for k in range(offset_C[c], offset_C[c + 1]):
                 i = latent_N[k]
                 distance = pre_N[k] - theta_F[i]
                 if distance > 0:
                     m = place_F[i]
                     place_F[i] = m + 1
-                    token_M[m] = b
+                    token_M[m] = first + c
                     act_M[m] = pre_N[k]
                     grad_M[m] = grad_N[k]
                 if abs(distance) < margin:
