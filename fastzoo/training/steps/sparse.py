@@ -103,17 +103,15 @@ class SparseStep(Step):
         return self._sparse(x_BD, rate, coefficient, entries, run)
 
     def _dense(self, x_BD: Tensor, rate: float, coefficient: float, pre_CF: Tensor, run: Run) -> StepStats:
-        sae = self.sae
-        dtype = x_BD.numpy().dtype
+        sae, dtype = self.sae, x_BD.numpy().dtype
         grad_enc_FD, grad_dec_FD = self._gradient_rows(dtype)
         sae.W_enc.grad = torch.from_numpy(grad_enc_FD).t()
         sae.W_dec.grad = torch.from_numpy(grad_dec_FD)
         stats = sae.gradients(x_BD, coefficient, pre_CF)
         sae.W_enc.grad = sae.W_dec.grad = None  # the arrays are everyone's
         vectors = {name: p.grad.numpy() for name, p in sae.trained_parameters().items() if p.grad is not None}
-        x = x_BD.numpy()
         none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
-        rows = (x, x), none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
+        rows = (x_BD.numpy(),) * 2, none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
         self._update(stats, rows, vectors, rate, run)
         return stats
 

@@ -33,11 +33,7 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def _kernel(function: Callable[..., Any]) -> Any:
-    compiler = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-    return compiler(function)
-
-
-# --- which latents matter for which token ---
+    return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
 
 
 @_kernel
@@ -201,9 +197,6 @@ def near_threshold(
         near_grad_F[start + i] += near_grad_W[i]
 
 
-# --- the same entries by latent ---
-
-
 @_kernel
 def start_places(active_PF: ndarray, first_F: ndarray) -> None:
     """``first_F`` (F + 1,): where each latent's entries begin; ``active_PF``: where each part's do."""
@@ -264,8 +257,6 @@ def sort_by_latent(
                     near_grad_PF[part, i] += grad_N[k]
 
 
-# --- gradients of the weights, and the update ---
-
 RECOMPUTED, STORED, DENSE = 0, 1, 2
 """Where the update finds the gradient of a latent's two rows: it forms it again from the entries;
 in the stored rows of latents that were active; or in the stored rows of all."""
@@ -277,10 +268,8 @@ def row_gradients(
 ) -> None:
     """Each latent's squared gradient norm (two rows and bias), its bias gradient and, if asked, rows.
 
-    Args:
-        batch: x and the errors (B, D).
-        grads: gradients of the encoder's and the decoder's rows (F, D); unwritten unless ``store``.
-        found: gradients of the encoder bias, and squared norms (F,).
+    ``batch`` is x and the errors (B, D); ``grads`` are gradients of the encoder's and the decoder's rows
+    (F, D), unwritten unless ``store``; ``found`` those of the encoder bias, and squared norms (F,).
     """
     x_BD, error_BD = batch
     first_F, token_M, act_M, grad_M = by_latent
