@@ -73,12 +73,10 @@ def read_tokens(
     entries: Arrays,
     found: Arrays,
 ) -> None:
-    """Token by token, in parts of ``tokens`` of which ``start:stop`` are done here:
+    """List the latents above θ − margin of each token, in parts of ``tokens``, with their pre-activations.
 
-    list the latents above θ − margin, with their pre-activations; the reconstruction error from the
-    active ones, times ``scale``, and its unscaled square; if asked, the gradient of the squared error
-    at each listed latent; and per part how many of its tokens each latent is active on.
-
+    From the active ones: the reconstruction error, times ``scale``, and its unscaled square. If asked,
+    the gradient of the squared error at each listed latent.
     ``batch`` is x (C, D) and pre-activations (C, F); ``decoder`` its weight (F, D) and bias (D,);
     ``found`` errors (C, D), their squares (C,), and how often each latent is active (P, F).
     """
