@@ -58,13 +58,13 @@ def main(arguments: list[str]) -> None:
 
 def read_arguments(arguments: list[str]) -> tuple[Recipe, bool]:
     """The recipe, and whether to start over."""
-    options = [a for a in arguments if a.startswith("--") and "=" not in a]
-    if unknown := set(options) - {"--fresh"}:
+    overrides = [a for a in arguments if "=" in a]
+    options = {a for a in arguments if a.startswith("--")}.difference(overrides)
+    if unknown := options - {"--fresh"}:
         raise InputError(f"there is no option {unknown.pop()}, only --fresh and --help")
-    files = [a for a in arguments if "=" not in a and a not in options]
+    files = [a for a in arguments if a not in overrides and a not in options]
     if len(files) > 1:
         raise InputError(f"more than one recipe file: {', '.join(files)}")
-    overrides = [a for a in arguments if "=" in a]
     return load_recipe(Path(files[0]) if files else None, overrides), "--fresh" in options
 
 
@@ -106,10 +106,10 @@ def run(recipe: Recipe, *, fresh: bool = False) -> bool:
         for tracker in accelerator.trackers:
             tracker.finish()
         raise
-    main_process = accelerator.is_main_process
+    main_process = bool(accelerator.is_main_process)
     # Closes trackers and the process group, which after a failure may hold nobody to talk to.
     accelerator.end_training()
-    return bool(main_process)
+    return main_process
 
 
 def begin(recipe: Recipe) -> Accelerator:
@@ -136,11 +136,7 @@ def begin(recipe: Recipe) -> Accelerator:
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh: bool) -> Run:
-    """Find everything that can be wrong before the weights are loaded; open data and folder.
-
-    Args:
-        held: keeps the run's folder locked.
-    """
+    """Find everything that can be wrong before weights are loaded; open data and, locked by ``held``, the folder."""
     from accelerate.utils import broadcast_object_list, gather_object
 
     from fastzoo.data.split import open_data
@@ -193,34 +189,23 @@ def stream(this: Run) -> None:
     from fastzoo.training.sharding import SharedForward, assign
     from fastzoo.training.trainer import Trainer, derived_seed
 
-    recipe, training, accelerator = this.recipe, this.recipe.training, this.accelerator
-    model = load_model(this.source, recipe.model, accelerator.device)
+    recipe, training, checkpoint = this.recipe, this.recipe.training, this.start.checkpoint
+    device, rank, width = this.accelerator.device, this.accelerator.process_index, this.source.d_model
+    model = load_model(this.source, recipe.model, device)
     reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
-    rank, width = accelerator.process_index, this.source.d_model
-    owners = assign(recipe.names(), width, accelerator.num_processes)
+    owners = assign(recipe.names(), width, this.accelerator.num_processes)
     this.checkpoints = CheckpointSchedule(recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank)
-    this.forward = SharedForward(reader, owners, rank, this.checkpoints.idle)
-    checkpoint = this.start.checkpoint
+    idle = this.checkpoints.idle
+    this.forward = SharedForward(reader, owners, rank, idle)
     if checkpoint:
         this.data.stream.start_at(checkpoint.position)
     columns = TrainingColumns(this.forward, this.data.stream, training.steps * training.batch_size)
-    buffer = MixingBuffer(
-        columns,
-        training.buffer_tokens,
-        training.batch_size,
-        derived_seed(recipe.seed, "buffer"),
-        position=lambda: columns.position,
-        idle=this.checkpoints.idle,
-    )
+    sizes, seed = (training.buffer_tokens, training.batch_size), derived_seed(recipe.seed, "buffer")
+    buffer = MixingBuffer(columns, *sizes, seed, position=lambda: columns.position, idle=idle)
+    sample = None if checkpoint else buffer.fill()
+    log_every, compute = recipe.output.log_every, recipe.compute
     trainer = Trainer(
-        owners[rank],
-        width,
-        training,
-        None if checkpoint else buffer.fill(),
-        seed=recipe.seed,
-        device=accelerator.device,
-        log_every=recipe.output.log_every,
-        compute=recipe.compute,
+        owners[rank], width, training, sample, seed=recipe.seed, device=device, log_every=log_every, compute=compute
     )
     this.parts = InTraining(trainer, buffer, reader)
     if checkpoint:
@@ -232,13 +217,12 @@ def train(this: Run) -> None:
     """Each process trains the SAEs that it owns, all on the same batches."""
     from fastzoo.core.progress import Progress
 
-    recipe, accelerator, checkpoints = this.recipe, this.accelerator, this.checkpoints
-    trainer = this.parts.trainer
+    recipe, accelerator, checkpoints, trainer = this.recipe, this.accelerator, this.checkpoints, this.parts.trainer
     if recipe.output.trackers:
         accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
-    title, steps = f"training {len(recipe.names())} SAEs", recipe.training.steps
-    shown = accelerator.is_main_process
-    with stoppable(checkpoints.idle), Progress(title, steps, shown=shown) as bar:
+    title = f"training {len(recipe.names())} SAEs"
+    progress = Progress(title, recipe.training.steps, shown=accelerator.is_main_process)
+    with stoppable(checkpoints.idle), progress as bar:
         bar.begin_at(trainer.step_number)
         for batch in trainer.guarded(this.parts.buffer):
             logged = trainer.step(batch)
@@ -264,15 +248,14 @@ def finish(this: Run) -> None:
     from fastzoo.training.run_record import run_facts
 
     recipe, data, accelerator = this.recipe, this.data, this.accelerator
-    trainer, reader, main_process = (this.parts.trainer, this.parts.reader, accelerator.is_main_process)
+    trainer, reader, main_process = this.parts.trainer, this.parts.reader, accelerator.is_main_process
     facts = run_facts(data, recipe, this.source, reader)
     saes = {str(x.name): (x.name.layer, x.finished()) for x in trainer.learners}
     found = {}
     if saes:  # with more processes than SAEs some own none
+        special = SpecialTokens.of(data.chat)
         with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-            found = evaluate(
-                reader, saes, data.held_out, SpecialTokens.of(data.chat), lambda n: bar.advance(n, "held-out tokens")
-            )
+            found = evaluate(reader, saes, data.held_out, special, lambda n: bar.advance(n, "held-out tokens"))
     results = []
     for learner in trainer.learners:
         name = str(learner.name)
@@ -306,8 +289,7 @@ def keep_what_there_is(this: Run, error: BaseException) -> None:
             withdraw_run(recipe.folder)
     elif not isinstance(error, (Stopped, OutputError)):
         facts = run_facts(this.data, recipe, this.source, this.parts.reader)
-        learners = this.parts.trainer.learners
-        keep_interrupted(recipe.folder, learners, facts, recipe.training.batch_size)
+        keep_interrupted(this.parts.trainer.learners, facts)
 
 
 if __name__ == "__main__":

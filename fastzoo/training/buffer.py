@@ -33,7 +33,7 @@ class BufferState:
     generator: Tensor
     """State of the generator that draws the orders to come."""
     pending: Columns
-    """Rows taken from the source that did not fit yet; may be empty."""
+    """Rows of the source that did not fit yet."""
     position: Any
     """Where the source goes on after those."""
 
@@ -51,8 +51,7 @@ class MixingBuffer:
         position: tells where the source goes on after what it gave last.
         idle: called now and then during a refill.
 
-    Raises:
-        InputError: ``capacity`` is smaller than two batches.
+    Raises InputError if ``capacity`` is smaller than two batches.
     """
 
     def __init__(
@@ -69,9 +68,8 @@ class MixingBuffer:
             raise InputError(f"a buffer of {capacity} tokens holds fewer than two batches of {batch_size}")
         self.capacity, self.batch_size = capacity, batch_size
         self.half = max(1, capacity // 2 // batch_size) * batch_size
-        self._source = iter(source)
-        self._position, self._idle = position, idle
-        self._pending: Columns = {}  # rows of the source that did not fit yet
+        self._source, self._position, self._idle = iter(source), position, idle
+        self._pending: Columns = {}
         self._generator = torch.Generator().manual_seed(seed)
         self._rows: Columns = {}
         self._filled: int | None = None
@@ -150,12 +148,10 @@ class MixingBuffer:
             self._rows = {name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()}
         except RuntimeError:  # torch's, on any device
             each = sum(column[:1].nbytes for column in like.values())
+            size = f"{self.capacity * each / 2**30:.1f} GiB"
             raise InputError(
-                f"training.buffer_tokens: {self.capacity} activations take "
-                f"{self.capacity * each / 2**30:.1f} GiB, more than there is; give fewer"
+                f"training.buffer_tokens: {self.capacity} activations take {size}, more than there is; give fewer"
             ) from None
-
-    # --- saving ---
 
     def state(self) -> BufferState:
         """The state now; during a refill, the state before it."""
@@ -172,9 +168,9 @@ class MixingBuffer:
             return
         column = self._rows[name]
         rows = max(1, SAVED_AT_ONCE // max(1, column[:1].nbytes))
-        for slots in self._order[self._served :].split(rows):
-            if len(slots):
-                yield column.index_select(0, slots.to(column.device)).cpu()
+        for start in range(self._served, len(self._order), rows):
+            slots = self._order[start : start + rows]
+            yield column.index_select(0, slots.to(column.device)).cpu()
 
     def restore(self, state: BufferState, device: torch.device) -> None:
         """Become the buffer that ``state`` was taken from; ``put_back`` then fills its rows."""
@@ -186,18 +182,15 @@ class MixingBuffer:
     def put_back(self, name: str, pieces: Iterable[Tensor]) -> None:
         """Fill a column with the pieces of ``unserved``, after ``restore``.
 
-        Raises:
-            ValueError: the number of rows is not that of the rows to be served.
+        Raises ValueError if they have not as many rows as are still to be served.
         """
         assert self._order is not None
         done = self._served
         for piece in pieces:
+            here = piece.to(self._order.device)
             if name not in self._rows:
-                self._rows[name] = torch.empty(
-                    (self.capacity, *piece.shape[1:]), dtype=piece.dtype, device=self._order.device
-                )
-            slots = self._order[done : done + len(piece)]
-            self._rows[name][slots] = piece.to(self._order.device)
-            done += len(piece)
+                self._rows[name] = here.new_empty((self.capacity, *here.shape[1:]))
+            self._rows[name][self._order[done : done + len(here)]] = here
+            done += len(here)
         if done != len(self._order):
             raise ValueError(f"{name}: {done - self._served} rows")

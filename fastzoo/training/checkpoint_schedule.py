@@ -26,12 +26,9 @@ ASSUMED_RATE = 200e6
 class CheckpointSchedule:
     """Writes a run's checkpoints when they are due, and the last one when the run is to stop.
 
-    Every process of the run has one, and calls ``after_step`` after every step.
-
-    Args:
-        settings: what a run that goes on must have in common with this one; plain data.
-        machine: what it should have in common with it; plain data.
-        owners: the SAEs of every rank.
+    Every process of the run has one, and calls ``after_step`` after every step. ``owners`` are the SAEs
+    of every rank; a run that goes on must have ``settings`` in common with this one, and should have
+    ``machine``.
     """
 
     def __init__(
@@ -44,16 +41,13 @@ class CheckpointSchedule:
         rank: int,
     ) -> None:
         self.folder, self.section = run_folder / CHECKPOINT_FOLDER, section
-        self.settings, self.machine = settings, machine
-        self.owners, self.rank = owners, rank
+        self.settings, self.machine, self.owners, self.rank = settings, machine, owners, rank
         self.written, self.seconds = 0, 0.0
         """How many were written, and how long that took."""
         self._parts: InTraining | None = None
-        self._last = time.monotonic()
         self._cost: float | None = None
         self._refills = 0
         self._stop_after: int | None = None
-        self._step_written = 0
 
     def watch(self, parts: InTraining) -> None:
         """From now on these are in training, from the last checkpoint on if there is one."""
@@ -73,10 +67,8 @@ class CheckpointSchedule:
     def after_step(self) -> None:
         """Write a checkpoint if one is due.
 
-        Raises:
-            Stopped: the run was asked to stop, and the checkpoint of this step is written.
-            OutputError: the disk refuses; the checkpoints before are kept.
-            PeerEnded: another process ended.
+        Raises Stopped if the run was asked to stop, once the checkpoint of this step is written;
+        OutputError if the disk refuses (checkpoints before are kept); PeerEnded if another process ended.
         """
         if self.parts.buffer.half_served and self._due():
             self._write()
@@ -100,18 +92,13 @@ class CheckpointSchedule:
         share = self.seconds / seconds if seconds else 0.0
         return f"checkpoints: {self.written} in {self.seconds:.1f} s, {share:.1%} of training"
 
-    # --- when ---
-
     def _due(self) -> bool:
         """Rank 0's clock decides for all."""
         self._refills += 1
         key = f"due/{self._refills}"
         if self.rank == 0:
-            if self.section.minutes is not None:
-                between = 60 * self.section.minutes
-            else:
-                cost = self._cost if self._cost is not None else self._size() / ASSUMED_RATE
-                between = cost / SHARE
+            cost = self._cost if self._cost is not None else self._size() / ASSUMED_RATE
+            between = cost / SHARE if self.section.minutes is None else 60 * self.section.minutes
             due = time.monotonic() - self._last >= between
             board().write(key, "yes" if due else "no")
         return board().read(key, self._answer) == "yes"
@@ -122,8 +109,8 @@ class CheckpointSchedule:
         names = [name for own in self.owners for name in own]
         width = reader.model.config.get_text_config().hidden_size
         saes = sum(3 * 4 * 2 * width * width * name.expansion for name in names)
-        rows = self.parts.buffer.half
-        return saes + len({n.layer for n in names}) * rows * width * reader.dtype.itemsize
+        layers = len({name.layer for name in names})
+        return saes + layers * self.parts.buffer.half * width * reader.dtype.itemsize
 
     def _answer(self) -> None:
         """If the run is asked to stop, tell the others once after which step this process can."""
@@ -143,8 +130,6 @@ class CheckpointSchedule:
             number = asked_to_stop()
             assert number is not None
             raise Stopped(number, f" after step {self.step}")
-
-    # --- writing ---
 
     def _write(self) -> None:
         """All processes write their files; rank 0 makes them a checkpoint once all are complete."""

@@ -52,9 +52,6 @@ class InTraining:
     reader: ResidualReader
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What a run goes on from."""
@@ -80,7 +77,7 @@ class Checkpoint:
         for learner in trainer.learners:
             name = str(learner.name)
             plain = json.loads((self.path / name / "state.json").read_text(encoding="utf-8"))
-            learner.restore(plain, partial(self._group, name))
+            learner.restore(plain, partial(self._tensors, name))
         columns = ["position", "special"]
         columns += sorted({f"L{learner.name.layer}" for learner in trainer.learners})
         pending: Columns = {}
@@ -93,9 +90,6 @@ class Checkpoint:
         for name in columns:
             buffer.put_back(name, self._pieces(name))
 
-    def _group(self, name: str, group: str) -> dict[str, Tensor]:
-        return self._tensors(f"{name}/{group}")
-
     def _pieces(self, name: str) -> Iterator[Tensor]:
         piece = 0
         while self._has(file := f"buffer/{name}-{piece}"):
@@ -105,18 +99,14 @@ class Checkpoint:
     def _has(self, name: str) -> bool:
         return f"{name}.safetensors" in self.manifest["files"]
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.path / f"{name}.safetensors")
+    def _tensors(self, *name: str) -> dict[str, Tensor]:
+        return load_file(self.path / f"{'/'.join(name)}.safetensors")
 
 
 def find_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest undamaged checkpoint of a run, if it has any checkpoint.
+    """The newest undamaged checkpoint of a run, if it has any; ``say`` is told which newer ones are damaged.
 
-    Args:
-        say: told, in one line each, which newer ones are damaged.
-
-    Raises:
-        OutputError: all are damaged, or the newest is of another version of fastzoo.
+    Raises OutputError if all are damaged, or the newest is of another version of fastzoo.
     """
     folder, problems = run_folder / CHECKPOINT_FOLDER, []
     for path in sorted(folder.glob("step-*"), reverse=True):
@@ -148,9 +138,8 @@ def set_aside_newer(checkpoint: Checkpoint) -> None:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a manifest and compare every file with it.
 
-    Raises:
-        Damaged: a file is missing, cut or changed, even by a single bit.
-        OutputError: it was written by a version of fastzoo with another format.
+    Raises Damaged if a file is missing, cut or changed, even by a single bit, and OutputError if it was
+    written by a version of fastzoo with another format.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -189,19 +178,11 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {show(before, key)} then, {show(now, key)} now" for key in keys]
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
 def write_files(folder: Path, parts: InTraining, columns: Sequence[str], *, order: bool) -> dict[str, Any]:
-    """Write one process's files of a checkpoint, one after the other: none needs a copy of more than an
-    SAE's weights.
+    """Write one process's files of a checkpoint: its SAEs, some ``columns`` of the buffer, maybe its ``order``.
 
-    Args:
-        columns: those of the buffer that this process writes.
-        order: whether it writes the buffer's order, too.
-
-    Returns:
-        Size and sha256 by file, for the manifest.
+    One after the other: none needs a copy of more than an SAE's weights. Returns size and sha256 by
+    file, for the manifest.
     """
     written: dict[str, Any] = {}
 
@@ -210,10 +191,10 @@ def write_files(folder: Path, parts: InTraining, columns: Sequence[str], *, orde
         written[name] = {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
 
     def save(name: str, tensors: Mapping[str, Tensor]) -> None:
-        path = folder / f"{name}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
-        note(f"{name}.safetensors")
+        name = f"{name}.safetensors"
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / name)
+        note(name)
 
     for learner in parts.trainer.learners:
         for group, tensors in learner.tensors():

@@ -44,9 +44,8 @@ class TrainingColumns:
         if tokens <= 0:
             return
         for group in packs(self.stream, self.forward.reader.pack_tokens):
-            after = group[-1].after
-            assert after is not None
-            self._ahead.append(after)
+            assert group[-1].after is not None
+            self._ahead.append(group[-1].after)
             yield group
             tokens -= sum(map(len, group))
             if tokens <= 0:

@@ -19,9 +19,8 @@ def geometric_median(
 ) -> Tensor:
     """The point (D,) with the least mean distance to ``points_ND``, by Weiszfeld iterations.
 
-    Each iteration averages the points with weights 1 / max(dᵢ, eps); it stops once the objective
-    changes by at most ftol times itself. Computed in float64, returned in the points' dtype, half
-    precision in float32.
+    Each averages the points with weights 1 / max(dᵢ, eps); they stop once the objective changes by at
+    most ftol times itself. In float64, returned in the points' dtype, half precision in float32.
     """
     median_D = points_ND.mean(0, dtype=torch.float64)
     previous = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +12,6 @@ from torch import Tensor
 from fastzoo.saes.base import SAE, TrainableSAE
 from fastzoo.saes.names import SAEName
 from fastzoo.training.steps import Step
-
-
-@dataclass
-class Sums:
-    """Running sums since the last log row, on the device until a row is written."""
-
-    squared_error: Tensor
-    penalty: Tensor
-    fired: Tensor
-    variance: Tensor
-    grad_norm: Tensor
-    steps: int = 0
-
-    NAMES: ClassVar = ("squared_error", "penalty", "fired", "variance", "grad_norm")
-
-    def stacked(self) -> Tensor:
-        return torch.stack([getattr(self, name) for name in self.NAMES])
-
-    @classmethod
-    def of(cls, stacked: Tensor, steps: int) -> Sums:
-        return cls(**dict(zip(cls.NAMES, stacked.unbind(), strict=True)), steps=steps)
 
 
 @dataclass
@@ -52,12 +31,13 @@ class Learner:
     frequency_F: Tensor | None = None
     """(d_sae,) firing frequency over the last complete window."""
     log: list[dict[str, float]] = field(default_factory=list)
-    sums: Sums | None = None
+    sums: Tensor | None = None
+    """(5,), since the last log row: squared error, penalty, active latents, variance, gradient norm."""
+    sums_steps: int = 0
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
-        sae = self.sae.finished().rescale_(1.0 / self.scale)
-        return sae.eval().requires_grad_(False)
+        return self.sae.finished().rescale_(1.0 / self.scale).eval().requires_grad_(False)
 
     def log_sparsity(self, batch_size: int) -> Tensor:
         """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""
@@ -66,55 +46,41 @@ class Learner:
             frequency = self.window_F / max(1, self.window_steps * batch_size)
         return torch.log10(frequency.cpu() + 1e-10)
 
-    # --- saving ---
-
     def plain_state(self) -> dict[str, Any]:
         """What is neither a tensor nor in the recipe."""
         return {
             "scale": self.scale,
             "steps": self.step.steps,
             "window_steps": self.window_steps,
-            "sums_steps": self.sums.steps if self.sums else 0,
+            "sums_steps": self.sums_steps,
             "log": self.log,
         }
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The rest, on the SAE's device, in groups that are no larger than the SAE."""
-        weights = {name: p.detach() for name, p in self.sae.named_parameters()}
-        yield "weights", _as_stored(weights)
+        yield "weights", _as_stored({name: p.detach() for name, p in self.sae.named_parameters()})
         moments = self.step.moments()
         for index, group in enumerate(("exp_avg", "exp_avg_sq")):
             yield group, _as_stored({name: pair[index] for name, pair in moments.items()})
         counters = {"since_fired": self.since_fired_F, "window": self.window_F}
-        if self.frequency_F is not None:
-            counters["frequency"] = self.frequency_F
-        if self.sums is not None:
-            counters["sums"] = self.sums.stacked()
+        counters |= {n: t for n, t in (("frequency", self.frequency_F), ("sums", self.sums)) if t is not None}
         yield "counters", counters
 
     @torch.no_grad()
     def restore(self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]) -> None:
-        """Become the learner that ``plain_state`` and ``tensors`` were taken from.
-
-        Args:
-            read: gives a group's tensors by name.
-        """
-        self.scale, self.window_steps = plain["scale"], plain["window_steps"]
-        self.log = plain["log"]
+        """Become the learner that ``plain_state`` and ``tensors`` (``read``, by group) were taken from."""
+        self.scale, self.log = plain["scale"], plain["log"]
+        self.window_steps, self.sums_steps = plain["window_steps"], plain["sums_steps"]
         self.step.go_on_from(plain["steps"])
         for group, targets in self.tensors():
             saved = read(group)
             if group == "counters":
-                self._restore_counters(saved, plain["sums_steps"])
+                here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
+                self.since_fired_F, self.window_F = here["since_fired"], here["window"]
+                self.frequency_F, self.sums = here.get("frequency"), here.get("sums")
             else:
                 for name, target in targets.items():
                     target.copy_(saved[name])
-
-    def _restore_counters(self, saved: Mapping[str, Tensor], sums_steps: int) -> None:
-        here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
-        self.since_fired_F, self.window_F = here["since_fired"], here["window"]
-        self.frequency_F = here.get("frequency")
-        self.sums = Sums.of(here["sums"], sums_steps) if sums_steps else None
 
 
 def _as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,8 +40,7 @@ class Start:
 def lock_run(folder: Path, say: Callable[[str], None]) -> ExitStack:
     """Make the folder of a run, and keep others from using it until the returned ``with`` block ends.
 
-    Raises:
-        OutputError: it cannot be written, or another process uses it.
+    Raises OutputError if it cannot be written, or another process uses it.
     """
     try:
         return folder_lock(folder, say)
@@ -57,9 +56,8 @@ def start_run(recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: 
         fresh: move an older run aside and start over.
         say: told in one line if this is not simply a new run.
 
-    Raises:
-        OutputError: the folder holds something else, or the run of another recipe, model or data;
-            or it cannot be written.
+    Raises OutputError if the folder holds something else or a run with other settings, or cannot be
+    written.
     """
     folder = recipe.folder
     try:
@@ -80,8 +78,7 @@ def start_run(recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: 
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:
-    reason = one_line(error.strerror or error)
-    return OutputError(f"output.folder: '{folder}' cannot be written: {reason}")
+    return OutputError(f"output.folder: '{folder}' cannot be written: {one_line(error.strerror or error)}")
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -90,15 +87,13 @@ def _names_in(folder: Path) -> set[str]:
 
 def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], None]) -> Start:
     """Where to begin in a folder that is not empty."""
-    folder = recipe.folder
-    where = f"output.folder: '{folder}'"
+    folder, where = recipe.folder, f"output.folder: '{recipe.folder}'"
     if not (folder / RECIPE_FILE).exists():
         raise OutputError(f"{where} already holds other files; give another with output.folder=... or move it away")
     checkpoint = find_checkpoint(folder, say)
     if checkpoint:
         before = checkpoint.manifest["settings"]
-    else:
-        # Where there is no result yet, no revision matters so far.
+    else:  # where there is no result yet, no revision matters so far
         before = {**settings, **_settings_of(folder / RECIPE_FILE), **_revisions(recipe)}
     if differences := differing(before, settings):
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -119,9 +114,8 @@ def _settings_of(path: Path) -> dict[str, Any]:
     try:
         return recipe_settings(load_recipe(path))
     except InputError as error:
-        raise OutputError(
-            f"{error}; give another folder with output.folder=..., or --fresh, which moves this aside"
-        ) from None
+        more = "give another folder with output.folder=..., or --fresh, which moves this aside"
+        raise OutputError(f"{error}; {more}") from None
 
 
 def _revisions(recipe: Recipe) -> dict[str, Any]:
@@ -152,18 +146,19 @@ def withdraw_run(folder: Path) -> None:
             folder.rmdir()
 
 
-def keep_interrupted(run_folder: Path, learners: Sequence[Learner], facts: RunFacts, batch_size: int) -> None:
+def keep_interrupted(learners: Sequence[Learner], facts: RunFacts) -> None:
     """Save the SAEs that have no folder yet as they are: weights and log, no figures. Says so.
 
     A disk that refuses this too is reported and not raised: the run ends for another reason.
     """
-    folder = run_folder / INTERRUPTED_FOLDER
-    unsaved = [x for x in learners if not (run_folder / str(x.name)).exists()]
+    recipe = facts.recipe
+    folder = recipe.folder / INTERRUPTED_FOLDER
+    unsaved = [x for x in learners if not (recipe.folder / str(x.name)).exists()]
     try:
         for learner in unsaved:
 
             def fill(target: Path, learner: Learner = learner) -> None:
-                write_weights(target, learner, learner.finished(), facts, batch_size)
+                write_weights(target, learner, learner.finished(), facts, recipe.training.batch_size)
                 write_log(target / "training_log.csv", learner.log)
 
             write_folder(folder / str(learner.name), fill)

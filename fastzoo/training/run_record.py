@@ -36,8 +36,8 @@ def machine() -> dict[str, Any]:
 
 def run_facts(data: Data, recipe: Recipe, source: ModelSource, reader: ResidualReader) -> RunFacts:
     """What all records of the run share."""
-    seen = {int(i) for s in data.held_out for i in s.ids[s.special]}
-    ids = sorted(seen)  # a tokenizer may reserve hundreds that no dialogue has
+    # Those seen: a tokenizer may reserve hundreds that no dialogue has.
+    ids = sorted({int(i) for s in data.held_out for i in s.ids[s.special]})
     tokens = data.chat.tokenizer.convert_ids_to_tokens(ids)
     return RunFacts(
         base_model={

@@ -21,14 +21,8 @@ class Schedule:
 
     @classmethod
     def of(cls, training: TrainingSection) -> Schedule:
-        return cls(
-            training.steps,
-            training.lr,
-            training.lr_end,
-            training.in_steps(training.lr_warmup),
-            training.in_steps(training.lr_decay),
-            training.in_steps(training.sparsity_warmup),
-        )
+        spans = training.lr_warmup, training.lr_decay, training.sparsity_warmup
+        return cls(training.steps, training.lr, training.lr_end, *map(training.in_steps, spans))
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of ``step`` (from 0)."""

@@ -31,9 +31,6 @@ LONGEST_NAP = 0.002
 """Most seconds between two looks at whether an exchange is done."""
 
 
-# --- who owns what ---
-
-
 def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAEName]]:
     """Share SAEs out: for each rank, those it owns, in the order of ``names``.
 
@@ -66,8 +63,7 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
 def check_same_run(settings: Sequence[Mapping[str, Any]]) -> None:
     """Check that all ranks read the same stream: none tells the others how long its packs are.
 
-    Raises:
-        InputError: some rank's settings differ from rank 0's; names those ranks and what differs.
+    Raises InputError, which names the ranks whose settings differ from rank 0's, and what differs.
     """
     others = [rank for rank, each in enumerate(settings) if each != settings[0]]
     if others:
@@ -76,9 +72,6 @@ def check_same_run(settings: Sequence[Mapping[str, Any]]) -> None:
             f"not every process has the same recipe, model and data: rank "
             f"{', '.join(map(str, others))} differs from rank 0 ({', '.join(keys[:3])})"
         )
-
-
-# --- the exchange ---
 
 
 @dataclass
@@ -95,13 +88,8 @@ class _Round:
 class SharedForward:
     """The language model's forward, shared among the processes of the default process group.
 
-    Every rank must iterate ``columns`` over the same groups. A single process does not use
-    torch.distributed.
-
-    Args:
-        owners: the SAEs of every rank.
-        rank: this process.
-        idle: called now and then while this process waits for others.
+    Every rank, each with its SAEs in ``owners``, must iterate ``columns`` over the same groups. ``idle``
+    is called now and then while one waits. A single process does not use torch.distributed.
     """
 
     def __init__(
@@ -123,9 +111,8 @@ class SharedForward:
     def columns(self, groups: Iterable[Group]) -> Iterator[Columns]:
         """``L<layer>`` (T, D) of this rank's layers, ``position`` and ``special`` (T,), in order.
 
-        Raises:
-            TrainingError: an activation is NaN or infinite (on the rank that computed it).
-            PeerEnded: another process ended (on the others).
+        Raises TrainingError on the rank that computed an activation which is NaN or infinite, and
+        PeerEnded on one that waits for a process which ended.
         """
         if self.processes == 1:
             for columns in self.reader.columns(groups, self.all_layers):
@@ -133,7 +120,8 @@ class SharedForward:
                 yield columns
             return
         before: _Round | None = None
-        for members in _rounds(groups, self.processes):
+        remaining = iter(groups)
+        while members := list(islice(remaining, self.processes)):
             # While a round travels the next one is computed.
             sent = self._send(members)
             if before:
@@ -154,10 +142,10 @@ class SharedForward:
         sizes += [0] * (self.processes - len(groups))
         to_each = [sizes[self.rank] * len(layers) for layers in self.layers]
         from_each = [size * len(self.layers[self.rank]) for size in sizes]
-        device = self.reader.device
         flat = [parts[layer] for layers in self.layers for layer in layers] if parts else []
-        sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8, device=device)
-        received = torch.empty(sum(from_each), dtype=torch.uint8, device=device)
+        nothing = torch.empty(0, dtype=torch.uint8, device=self.reader.device)
+        sent = torch.cat(flat) if flat else nothing
+        received = nothing.new_empty(sum(from_each))
         with talking():
             work = torch.distributed.all_to_all_single(received, sent, from_each, to_each, async_op=True)
         return _Round(groups, received, sent, work)
@@ -166,7 +154,7 @@ class SharedForward:
         """The activations of a group by layer, as flat bytes: gloo does not support every dtype."""
         self.tokens += sum(map(len, group))
         (columns,) = self.reader.columns([group], self.all_layers, side_by_side=False)
-        found: dict[int, Tensor] = {}
+        found = {}
         for layer in self.all_layers:
             acts_TD = columns[f"L{layer}"]
             if acts_TD.dtype != self.reader.dtype or acts_TD.shape[1] != self._width:
@@ -189,24 +177,16 @@ class SharedForward:
                 time.sleep(nap)
                 nap = min(LONGEST_NAP, 2 * nap)
             round_.work.wait()
-        layers, device = self.layers[self.rank], self.reader.device
         start = 0
         for group in round_.groups:
             rows = sum(map(len, group))
             size = rows * self._width * self.reader.dtype.itemsize
-            columns: Columns = {}
-            for layer in layers:
+            columns = {}
+            for layer in self.layers[self.rank]:
                 flat = round_.received[start : start + size].view(self.reader.dtype)
                 columns[f"L{layer}"] = flat.view(rows, self._width)
                 start += size
             for name in ("position", "special"):
                 column = torch.cat([torch.from_numpy(getattr(s, name)) for s in group])
-                columns[name] = column.to(device)
+                columns[name] = column.to(self.reader.device)
             yield columns
-
-
-def _rounds(groups: Iterable[Group], size: int) -> Iterator[list[Group]]:
-    """Consecutive groups, ``size`` at a time; the last round may be smaller."""
-    iterator = iter(groups)
-    while members := list(islice(iterator, size)):
-        yield members

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
-from operator import add
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from fastzoo.lm.activations import Columns
 from fastzoo.saes.base import StepStats
 from fastzoo.saes.names import SAEName
 from fastzoo.training.initialise import activation_scale, decoder_bias, new_sae
-from fastzoo.training.learner import Learner, Sums
+from fastzoo.training.learner import Learner
 from fastzoo.training.schedule import Schedule
 from fastzoo.training.steps import step_for
 
@@ -39,11 +38,8 @@ class Trainer:
     """Owns some of a recipe's SAEs and moves them all by one step per batch.
 
     Args:
-        names: the SAEs to train.
-        d_in: width of the residual stream.
         sample: columns ``L<layer>`` and ``position`` of the first activations, for the starting
             biases and the scale; None where ``restore`` follows.
-        device: where SAEs live.
     """
 
     def __init__(
@@ -105,33 +101,30 @@ class Trainer:
             scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
         self._update_all(scaled, rate, share)
         self.step_number += 1
-        last = self.step_number == self.schedule.steps
-        if self.step_number % self.log_every == 0 or last:
+        log = self.step_number % self.log_every == 0 or self.step_number == self.schedule.steps
+        if log:
             self._write_rows(len(batch["position"]))
-            return True
-        return False
+        return log
 
     def _update_all(self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float) -> None:
         """Update each SAE on its layer's batch; small ones on a CPU at the same time, in threads."""
 
         def update(learner: Learner) -> None:
             x_BD, variance = scaled[learner.name.layer]
-            self._update(learner, x_BD, variance, rate, learner.coefficient * share)
+            stats = learner.step(x_BD, rate, learner.coefficient * share)
+            if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
+                raise self._not_finite(learner)
+            self._count(learner, stats, variance, len(x_BD))
 
         threads = torch.get_num_threads()
         at_once = min(len(self.learners), threads)
         sizes = [len(scaled[x.name.layer][0]) * x.sae.d_sae for x in self.learners]
-        if (
-            self.device.type != "cpu"
-            or at_once <= 1
-            or max(sizes) > SIDE_BY_SIDE_UP_TO
-            or not all(x.step.side_by_side for x in self.learners)
-        ):
+        small = self.device.type == "cpu" and all(size <= SIDE_BY_SIDE_UP_TO for size in sizes)
+        if at_once <= 1 or not small or not all(x.step.side_by_side for x in self.learners):
             for learner in self.learners:
                 update(learner)
             return
-        pool = workers(at_once, threads)
-        futures = [pool.submit(update, learner) for learner in self.learners]
+        futures = [workers(at_once, threads).submit(update, learner) for learner in self.learners]
         try:
             for future in futures:
                 future.result()
@@ -139,16 +132,9 @@ class Trainer:
             # Even after an error no SAE is left in the middle of a step.
             wait(futures)
 
-    def _update(self, learner: Learner, x_BD: Tensor, variance: Tensor, rate: float, coefficient: float) -> None:
-        stats = learner.step(x_BD, rate, coefficient)
-        if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
-            raise self._not_finite(learner)
-        self._count(learner, stats, variance, len(x_BD))
-
     def _not_finite(self, learner: Learner) -> TrainingError:
-        seen = learner.sums.steps if learner.sums else 0
-        first, last = self.step_number - seen, self.step_number
-        steps = f"steps {first} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
+        seen, last = learner.sums_steps, self.step_number
+        steps = f"steps {last - seen} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
         return TrainingError(f"{steps}: the gradient of {learner.name} is NaN or infinite")
 
     def _count(self, learner: Learner, stats: StepStats, variance: Tensor, batch: int) -> None:
@@ -159,10 +145,10 @@ class Trainer:
             learner.frequency_F = learner.window_F / (learner.window_steps * batch)
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0
-        sums = Sums(stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm, 1)
-        if learner.sums is not None:
-            sums = Sums(*map(add, vars(learner.sums).values(), vars(sums).values()))
-        learner.sums = sums
+        figures = stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm
+        sums = torch.stack(figures)
+        learner.sums = sums if learner.sums is None else learner.sums + sums
+        learner.sums_steps += 1
 
     def _write_rows(self, batch: int) -> None:
         step = self.step_number - 1
@@ -173,33 +159,29 @@ class Trainer:
         self._last_log = (seconds, tokens)
         share = self.schedule.sparsity_share(step)
         for learner in self.learners:
-            sums = learner.sums
-            assert sums is not None
-            grad_norm = sums.grad_norm.item() / sums.steps
+            assert learner.sums is not None
+            squared_error, penalty, fired, variance, grad_norm = learner.sums.tolist()
             if not math.isfinite(grad_norm):
                 raise self._not_finite(learner)
-            seen = sums.steps * batch
-            squared_error = sums.squared_error.item() / seen
-            penalty = sums.penalty.item() / seen
-            coefficient = learner.coefficient * share
+            seen, coefficient = learner.sums_steps * batch, learner.coefficient * share
             learner.log.append(
                 {
                     "step": step,
                     "tokens": tokens,
                     "lr": self.schedule.learning_rate(step),
                     "sparsity_coefficient": coefficient,
-                    "loss": squared_error + coefficient * penalty,
-                    "squared_error": squared_error,
-                    "penalty": penalty,
-                    "l0": sums.fired.item() / seen,
-                    "fvu": sums.squared_error.item() / max(sums.variance.item(), 1e-30),
-                    "grad_norm": grad_norm,
+                    "loss": squared_error / seen + coefficient * (penalty / seen),
+                    "squared_error": squared_error / seen,
+                    "penalty": penalty / seen,
+                    "l0": fired / seen,
+                    "fvu": squared_error / max(variance, 1e-30),
+                    "grad_norm": grad_norm / learner.sums_steps,
                     "dead_latents": self.dead_latents(learner),
                     "seconds": round(seconds, 3),
                     "tokens_per_second": round(speed, 1),
                 }
             )
-            learner.sums = None
+            learner.sums, learner.sums_steps = None, 0
 
     def dead_latents(self, learner: Learner) -> int:
         """How many latents have not fired for ``dead_window`` steps."""
@@ -210,19 +192,19 @@ class Trainer:
         iterator = iter(batches)
         while True:
             try:
-                batch = next(iterator, None)
+                batch = next(iterator)
+            except StopIteration:
+                return
             except TrainingError as error:
                 raise TrainingError(f"step {self.step_number}: {error}") from None
-            if batch is None:
-                return
             yield batch
 
     def note(self) -> str:
         """The last log row, averaged over the SAEs, for a progress bar."""
         rows = [learner.log[-1] for learner in self.learners]
-        mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}
-        if not mean:
+        if not rows:
             return ""
+        mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return (
             f"{mean['tokens_per_second']:.0f} tokens/s  loss {mean['loss']:.3g}  "
             f"L0 {mean['l0']:.1f}  FVU {mean['fvu']:.3f}  dead {mean['dead_latents']:.0f}"
@@ -237,8 +219,6 @@ class Trainer:
             if column != "step"
         }
 
-    # --- saving ---
-
     def plain_state(self) -> dict[str, Any]:
         """The state that is neither a learner's nor in the recipe."""
         return {"step": self.step_number, "seconds": self.seconds(), "last_log": list(self._last_log)}
@@ -247,8 +227,7 @@ class Trainer:
         """Go on from ``plain_state``; the learners are restored one by one."""
         self.step_number = plain["step"]
         self._started = time.perf_counter() - plain["seconds"]
-        seconds, tokens = plain["last_log"]
-        self._last_log = seconds, tokens
+        self._last_log = tuple(plain["last_log"])
 
     def seconds(self) -> float:
         """How long training has taken, without time lost to interruptions."""

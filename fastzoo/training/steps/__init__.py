@@ -21,11 +21,7 @@ __all__ = ["ReferenceStep", "Step", "choose", "step_for"]
 
 
 def step_for(sae: TrainableSAE, training: TrainingSection, compute: ComputeSection) -> Step:
-    """The step that ``compute.step`` asks for, on the SAE's device.
-
-    Raises:
-        InputError: that one does not run here.
-    """
+    """The step that ``compute.step`` asks for, on the SAE's device; raises as ``choose`` does."""
     kind = choose(compute, sae.W_dec.device, sae)
     if kind == "cuda":
         from fastzoo.training.steps.cuda import CudaStep
@@ -44,8 +40,7 @@ def choose(compute: ComputeSection, device: torch.device, sae: TrainableSAE | No
     ``auto`` is the one meant to be fastest there. On a GPU that is ``cuda``, which has been compiled
     for one and run in Triton's interpreter on a CPU, but never yet run on a GPU.
 
-    Raises:
-        InputError: the kind or the precision that is asked for does not run there.
+    Raises InputError if the kind or the precision that is asked for does not run there.
     """
     kind: str = compute.step
     if kind == "auto":

@@ -15,11 +15,9 @@ from fastzoo.saes.base import StepStats, TrainableSAE
 
 
 class Step:
-    """The step of one SAE, with its Adam state.
+    """The step of one SAE, which is on its device already, with its Adam state.
 
-    Args:
-        sae: on its device already. ``W_enc`` is kept latent-major, as ``W_dec`` is: still
-            (d_in, d_sae), but the row of each latent is contiguous.
+    ``W_enc`` is kept latent-major, as ``W_dec`` is: still (d_in, d_sae), but each latent is contiguous.
     """
 
     kind: ClassVar[str]
@@ -33,7 +31,7 @@ class Step:
         self.beta1, self.beta2 = training.adam_betas
         self.eps, self.clip_norm = training.adam_eps, training.clip_norm
         self.steps = 0
-        latent_major_(sae)
+        sae.W_enc = nn.Parameter(sae.W_enc.detach().t().contiguous().t())
 
     def __call__(self, x_BD: Tensor, rate: float, coefficient: float) -> StepStats:
         """One step on a batch, on the SAE's device; nothing here waits for a GPU.
@@ -53,8 +51,3 @@ class Step:
     def go_on_from(self, steps: int) -> None:
         """Count on from so many steps; what ``moments`` gives can then be overwritten."""
         self.steps = steps
-
-
-def latent_major_(sae: TrainableSAE) -> None:
-    """Store ``W_enc`` with one contiguous row per latent; its shape stays (d_in, d_sae)."""
-    sae.W_enc = nn.Parameter(sae.W_enc.detach().t().contiguous().t())

@@ -44,12 +44,10 @@ BLOCK_B, BLOCK_F = 32, 32
 
 # Updating weights: fewer rows than 32 would have the right operand (batch, d_in) read from L2 more
 # than Adam's state from memory: at 128 tokens 512 bytes per column against 24 per row and column.
-# A tile of (32, 64) for 256 threads is 8 numbers each of gradient, weight and two moments; compiled
-# for sm_90 a thread needs up to 140 registers, and capped at 128 two programs share a processor, one
-# waiting for memory while the other computes. They take 24 KiB of shared memory each. 7,168 / 32 =
-# 224 programs are then all resident at once.
+# A tile of (32, 64) for 256 threads is 8 numbers each of gradient, weight and two moments; for sm_90 a
+# thread needs up to 140 registers, and capped at 128 two programs (24 KiB of shared memory each) share
+# a processor, one waiting for memory while the other computes: all 7,168 / 32 = 224 are resident at once.
 UPDATE_B, UPDATE_F, UPDATE_D = 32, 32, 64
-
 UPDATE = {"num_warps": 8, "maxnreg": 128}
 
 VECTOR = 1024
@@ -142,10 +140,9 @@ class CudaStep(Step):
 
     @torch.no_grad()
     def __call__(self, x_BD: Tensor, rate: float, coefficient: float) -> StepStats:
-        batch = x_BD.shape[0]
         self._follow()
-        if self.work is None or self.work.batch != batch:
-            self.work = _Work(self, batch)
+        if self.work is None or self.work.batch != len(x_BD):
+            self.work = _Work(self, len(x_BD))
         work = self.work
         self.rate.fill_(rate)
         self.coefficient.fill_(coefficient)
@@ -163,9 +160,8 @@ class CudaStep(Step):
         """One step on a GPU: the first few as they come, then a graph of one, replayed."""
         if work.graph is None and work.runs == WARMUP:
             work.graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the GPU, to compute activations for example.
-            mode = "thread_local"
-            with torch.cuda.graph(work.graph, stream=stream, capture_error_mode=mode):
+            # thread_local: other threads may go on using the GPU, to compute activations for example.
+            with torch.cuda.graph(work.graph, stream=stream, capture_error_mode="thread_local"):
                 self._compute(work)
         if work.graph is not None:
             work.graph.replay()
@@ -186,23 +182,22 @@ class CudaStep(Step):
             self._gradients(work)
         with float32_products("ieee"):  # norms are always exact to float32
             self._conclude(work)
-        gradients = (self.W_enc_FD, self.W_dec_FD)  # unread where gradients are formed in place
+        enc_grad_FD, dec_grad_FD = self.W_enc_FD, self.W_dec_FD  # unread where gradients are formed in place
         if not work.fused:
-            gradients = (work.enc_grad_FD, work.dec_grad_FD)
-        encoder = self.W_enc_FD, *self.state["W_enc"], self.encoder_FD, work.grad_BF
-        decoder = self.W_dec_FD, *self.state["W_dec"], self.decoder_FD, work.acts_BF
+            enc_grad_FD, dec_grad_FD = work.enc_grad_FD, work.dec_grad_FD
+        encoder = self.W_enc_FD, *self.state["W_enc"], self.encoder_FD, work.grad_BF, work.operand_BD, enc_grad_FD
+        decoder = self.W_dec_FD, *self.state["W_dec"], self.decoder_FD, work.acts_BF, work.error_BD, dec_grad_FD
         sizes = work.batch, self.sae.d_sae, self.sae.d_in
-        for name, pointers in (
-            ("W_enc", (*encoder, work.operand_BD, gradients[0])),
-            ("W_dec", (*decoder, work.error_BD, gradients[1])),
-        ):
+        # What is kept of each moment, what is new in it, and Adam's ε.
+        adam = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps
+        for pointers, unit_rows in ((encoder, False), (decoder, True)):
             kernels.update_weight[(triton.cdiv(self.sae.d_sae, UPDATE_F),)](
                 *pointers,
                 self.control,
                 *sizes,
-                *self._adam(),
+                *adam,
                 FUSED=work.fused,
-                UNIT_ROWS=name == "W_dec",
+                UNIT_ROWS=unit_rows,
                 SHADOW=self.product_dtype != torch.float32,
                 PRECISION=self.float32_products,
                 UPCAST=INTERPRETED,
@@ -219,7 +214,7 @@ class CudaStep(Step):
                 self._threshold_F(),
                 self.control,
                 weight.numel(),
-                *self._adam(),
+                *adam,
                 self.form.least,
                 CLAMP=name == self.form.threshold and not self.form.log,
                 LOG=name == self.form.threshold and self.form.log,
@@ -236,18 +231,10 @@ class CudaStep(Step):
         found = work.acts_BF, work.fired_F, work.penalties
         kernels.activate[per_latent](*pre, *found, batch, sae.d_sae, JUMP=self.jump, **blocks)
         product_(work.reconstruction_BD, work.acts_BF, self.decoder_FD)
+        given = work.reconstruction_BD, self.vectors["b_dec"], work.x_BD
+        found = work.error_BD, work.vector_grad["b_dec"], work.errors
         kernels.reconstruction_error[(triton.cdiv(sae.d_in, BLOCK_F),)](
-            work.reconstruction_BD,
-            self.vectors["b_dec"],
-            work.x_BD,
-            work.error_BD,
-            work.vector_grad["b_dec"],
-            work.errors,
-            batch,
-            sae.d_in,
-            2.0 / batch,
-            BLOCK_B=BLOCK_B,
-            BLOCK_D=BLOCK_F,
+            *given, *found, batch, sae.d_in, 2.0 / batch, BLOCK_B=BLOCK_B, BLOCK_D=BLOCK_F
         )
         product_(work.latent_grad_BF, work.error_BD, self.decoder_FD.t())
         kernels.pre_activation_gradient[per_latent](
@@ -278,33 +265,15 @@ class CudaStep(Step):
             operands = (work.operand_BD, work.grad_BF, work.error_BD, work.acts_BF)
             for gram_BB, operand in zip(work.grams, operands, strict=True):
                 product_(gram_BB, operand, operand.t())
-            vectors, sizes = work.grams, (work.batch**2, work.batch**2)
+            squares = *work.grams, work.batch**2, work.batch**2
         else:
             both = (work.enc_grad_FD, work.dec_grad_FD)
             norms = torch.stack([torch.linalg.vector_norm(grad_FD) for grad_FD in both])
-            vectors, sizes = [norms] * 4, (2, 0)
-        kernels.conclude[(1,)](
-            *vectors,
-            *sizes,
-            work.vector_grads,
-            work.vector_grads.numel(),
-            work.errors,
-            work.errors.numel(),
-            work.penalties,
-            work.penalties.numel(),
-            self.inputs,
-            self.control,
-            work.stats,
-            self.applied,
-            self.clip_norm,
-            *(math.log2(b) if b else -math.inf for b in (self.beta1, self.beta2)),
-            BLOCK=2048,
-            num_warps=8,
-        )
-
-    def _adam(self) -> tuple[float, float, float, float, float]:
-        """What is kept of each moment, what is new in it, and Adam's ε."""
-        return self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps
+            squares = *[norms] * 4, 2, 0
+        parts = [x for part in (work.vector_grads, work.errors, work.penalties) for x in (part, part.numel())]
+        state = self.inputs, self.control, work.stats, self.applied
+        log2_betas = [math.log2(b) if b else -math.inf for b in (self.beta1, self.beta2)]
+        kernels.conclude[(1,)](*squares, *parts, *state, self.clip_norm, *log2_betas, BLOCK=2048, num_warps=8)
 
     def _threshold_F(self) -> Tensor:
         """θ; something harmless for SAEs that have none, where kernels do not read it."""

@@ -251,18 +251,11 @@ def update_vector(
     if tl.load(control_ptr + GO) != 0:
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         valid = i < n
-        weight, mean, square = _adam(
-            tl.load(weight_ptr + i, mask=valid, other=0.0),
-            tl.load(mean_ptr + i, mask=valid, other=0.0),
-            tl.load(square_ptr + i, mask=valid, other=0.0),
-            tl.load(grad_ptr + i, mask=valid, other=0.0),
-            control_ptr,
-            keep1,
-            new1,
-            keep2,
-            new2,
-            eps,
-        )
+        weight = tl.load(weight_ptr + i, mask=valid, other=0.0)
+        mean = tl.load(mean_ptr + i, mask=valid, other=0.0)
+        square = tl.load(square_ptr + i, mask=valid, other=0.0)
+        grad = tl.load(grad_ptr + i, mask=valid, other=0.0)
+        weight, mean, square = _adam(weight, mean, square, grad, control_ptr, keep1, new1, keep2, new2, eps)
         if CLAMP:
             weight = tl.maximum(weight, least)
         tl.store(weight_ptr + i, weight, mask=valid)
@@ -317,18 +310,11 @@ def update_weight(
             if FUSED:
                 grad = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
                 for first in range(0, batch, BLOCK_B):
-                    b = first + tl.arange(0, BLOCK_B)
-                    valid_b = (b < batch)[:, None]
-                    left = tl.load(
-                        left_ptr + b[:, None].to(tl.int64) * d_sae + f[None, :],
-                        mask=valid_b & valid_f[None, :],
-                        other=0.0,
-                    )
-                    right = tl.load(
-                        right_ptr + b[:, None].to(tl.int64) * d_in + d[None, :],
-                        mask=valid_b & (d < d_in)[None, :],
-                        other=0.0,
-                    )
+                    b = first + tl.arange(0, BLOCK_B)[:, None]
+                    left_at = left_ptr + b.to(tl.int64) * d_sae + f[None, :]
+                    left = tl.load(left_at, mask=(b < batch) & valid_f[None, :], other=0.0)
+                    right_at = right_ptr + b.to(tl.int64) * d_in + d[None, :]
+                    right = tl.load(right_at, mask=(b < batch) & (d < d_in)[None, :], other=0.0)
                     if UPCAST:
                         left, right = left.to(tl.float32), right.to(tl.float32)
                     grad = tl.dot(tl.trans(left), right, grad, input_precision=PRECISION)

@@ -35,20 +35,15 @@ class ReferenceStep(Step):
         return stats
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        state = self.optimizer.state
-        return {
-            name: (state[p]["exp_avg"], state[p]["exp_avg_sq"])
-            if p in state
-            else (torch.zeros_like(p), torch.zeros_like(p))
-            for name, p in self.sae.trained_parameters().items()
-        }
+        moments = {}
+        for name, p in self.sae.trained_parameters().items():
+            state = self.optimizer.state.get(p) or {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq")}
+            moments[name] = state["exp_avg"], state["exp_avg_sq"]
+        return moments
 
     def go_on_from(self, steps: int) -> None:
         super().go_on_from(steps)
-        for name, parameter in self.sae.trained_parameters().items():
-            mean, square = self.moments()[name]
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(steps), device=parameter.device),
-                "exp_avg": mean,
-                "exp_avg_sq": square,
-            }
+        moments = self.moments()
+        for name, p in self.sae.trained_parameters().items():
+            done = torch.tensor(float(steps), device=p.device)
+            self.optimizer.state[p] = {"step": done, "exp_avg": moments[name][0], "exp_avg_sq": moments[name][1]}

@@ -13,7 +13,6 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -94,30 +93,25 @@ class SparseStep(Step):
             torch.addmm(sae.b_enc, x_CD, sae.W_enc, out=pre_CF)
             if entries is None:
                 theta = sae.thresholds(pre_CF).detach()
-                if theta.dim() > 1:  # each token has its own; lists are of latents with one each
-                    return self._dense(x_BD, rate, coefficient, pre_CF, run)
-                entries = _Entries(sae, len(x_BD), pre_CF, theta, run)
-                if entries.active_share > SPARSE_UP_TO:
+                if theta.dim() <= 1:  # else each token has its own; lists are of latents with one each
+                    entries = _Entries(sae, x_BD, pre_CF, theta, run)
+                if entries is None or entries.active_share > SPARSE_UP_TO:
                     return self._dense(x_BD, rate, coefficient, pre_CF, run)
             entries.add(x_CD, pre_CF)
         assert entries is not None
         self.sparse_steps += 1
         return self._sparse(x_BD, rate, coefficient, entries, run)
 
-    # --- the two ways to the gradients ---
-
     def _dense(self, x_BD: Tensor, rate: float, coefficient: float, pre_CF: Tensor, run: Run) -> StepStats:
-        sae = self.sae
-        dtype = x_BD.numpy().dtype
+        sae, dtype = self.sae, x_BD.numpy().dtype
         grad_enc_FD, grad_dec_FD = self._gradient_rows(dtype)
         sae.W_enc.grad = torch.from_numpy(grad_enc_FD).t()
         sae.W_dec.grad = torch.from_numpy(grad_dec_FD)
         stats = sae.gradients(x_BD, coefficient, pre_CF)
         sae.W_enc.grad = sae.W_dec.grad = None  # the arrays are everyone's
         vectors = {name: p.grad.numpy() for name, p in sae.trained_parameters().items() if p.grad is not None}
-        x = x_BD.numpy()
         none = np.zeros(sae.d_sae + 1, np.int64), np.empty(0, np.int32), *[np.empty(0, dtype)] * 2
-        rows = (x, x), none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
+        rows = (x_BD.numpy(),) * 2, none, kernels.DENSE, (grad_enc_FD, grad_dec_FD)
         self._update(stats, rows, vectors, rate, run)
         return stats
 
@@ -133,11 +127,10 @@ class SparseStep(Step):
         grads = self._gradient_rows(dtype) if store else (np.empty((0, 0), dtype),) * 2
         grad_b_F, squared_F = np.empty(sae.d_sae, dtype), np.empty(sae.d_sae, dtype)
         batch = x_BD.numpy(), entries.error_BD
-        found = grad_b_F, squared_F
-        run(kernels.row_gradients, sae.d_sae, batch, by_latent, store, grads, found)
+        run(kernels.row_gradients, sae.d_sae, batch, by_latent, store, grads, (grad_b_F, squared_F))
         vectors = {"b_enc": grad_b_F, "b_dec": entries.error_BD.sum(0)}
-        near = torch.from_numpy(entries.near_F), torch.from_numpy(entries.near_grad_F)
-        own = sae.threshold_gradient(*near, weight)
+        near_F, near_grad_F = torch.from_numpy(entries.near_F), torch.from_numpy(entries.near_grad_F)
+        own = sae.threshold_gradient(near_F, near_grad_F, weight)
         vectors |= {name: gradient_F.numpy() for name, gradient_F in own.items()}
         # The encoder bias is in squared_F.
         squared = float(squared_F.sum(dtype=np.float64))
@@ -156,11 +149,10 @@ class SparseStep(Step):
         shape = self.sae.d_sae, self.sae.d_in
         return WORKSPACE("grad_enc", dtype, *shape), WORKSPACE("grad_dec", dtype, *shape)
 
-    # --- clipping, Adam, constraints ---
-
     def _update(
         self, stats: StepStats, rows: tuple[Any, ...], vectors: dict[str, ndarray], rate: float, run: Run
     ) -> None:
+        """Clipping, Adam, constraints."""
         norm = stats.grad_norm.item()
         if not math.isfinite(norm):
             return
@@ -193,12 +185,12 @@ class _Entries:
     active latents are listed, and what moves the thresholds is found from gradients at all latents.
 
     Args:
-        pre_CF: pre-activations of the batch's first tokens, from which densities are estimated.
+        pre_CF: pre-activations of the batch's first chunk, from which densities are estimated.
         theta: thresholds, of each latent or one for all.
     """
 
-    def __init__(self, sae: TrainableSAE, batch: int, pre_CF: Tensor, theta: Tensor, run: Run) -> None:
-        self.sae, self.batch, self.run = sae, batch, run
+    def __init__(self, sae: TrainableSAE, x_BD: Tensor, pre_CF: Tensor, theta: Tensor, run: Run) -> None:
+        self.sae, self.batch, self.run = sae, len(x_BD), run
         self.dtype = pre_CF.numpy().dtype
         self.theta_F = theta.expand(sae.d_sae).contiguous().numpy()
         self.margin = self.dtype.type(sae.margin)
@@ -207,44 +199,45 @@ class _Entries:
         self.near_listed = float((some_CF > -self.margin).mean()) <= SPARSE_UP_TO
         self.near_F = np.zeros(sae.d_sae, self.dtype)
         self.near_grad_F = np.zeros(sae.d_sae, self.dtype)
-        self.error_BD = WORKSPACE("error", self.dtype, batch, sae.d_in)
-        self.squared_B = np.empty(batch, self.dtype)
-        self._tokens, self._listed = 0, 0
-        self._chunks: list[_Chunk] = []
+        self.error_BD = WORKSPACE("error", self.dtype, self.batch, sae.d_in)
+        self.squared_B = np.empty(self.batch, self.dtype)
+        # On how many of its tokens each latent is active, by part of the chunks so far.
+        self.active_PF = WORKSPACE("active", INDEX, PARTS * -(-self.batch // len(pre_CF)), sae.d_sae)
+        self._tokens, self._parts = 0, 0
+        self._chunks: list[tuple[slice, int, int, kernels.Arrays]] = []
+        """Of each: its parts, the tokens of one, its first token, its entries."""
 
     def add(self, x_CD: Tensor, pre_CF: Tensor) -> None:
         """List the entries of the next tokens, decode them and find the gradients at the latents."""
         sae, run, real = self.sae, self.run, self.dtype.type
-        tokens, done, number = len(x_CD), self._tokens, len(self._chunks)
+        tokens, number = len(x_CD), len(self._chunks)
+        of_batch = slice(self._tokens, self._tokens + tokens)
         pre, W_dec_FD = pre_CF.numpy(), sae.W_dec.detach().numpy()
         margin = self.margin if self.near_listed else real(0)
         count_C = np.empty(tokens, np.int32)
         run(kernels.count_entries, tokens, pre, self.theta_F, margin, count_C)
         offset_C = np.zeros(tokens + 1, np.int64)
         np.cumsum(count_C, out=offset_C[1:])
-        listed = int(offset_C[-1])
         latent_N, pre_N, grad_N = (
-            WORKSPACE(f"{name} of chunk {number}", dtype, listed)
+            WORKSPACE(f"{name} of chunk {number}", dtype, int(offset_C[-1]))
             for name, dtype in (("latents", INDEX), ("pre", self.dtype), ("grad", self.dtype))
         )
-        error_CD = self.error_BD[done : done + tokens]
         size = max(SMALLEST_PART, -(-tokens // PARTS))
-        parts = -(-tokens // size)
-        active_PF = WORKSPACE(f"active in chunk {number}", INDEX, parts, sae.d_sae)
+        parts = slice(self._parts, self._parts - (-tokens // size))
         batch, decoder = (x_CD.numpy(), pre), (W_dec_FD, sae.b_dec.detach().numpy())
         entries = offset_C, latent_N, pre_N, grad_N
-        found = error_CD, self.squared_B[done : done + tokens], active_PF
+        error_CD, active_PF = self.error_BD[of_batch], self.active_PF[parts]
+        found = error_CD, self.squared_B[of_batch], active_PF
         wanted = self.theta_F, margin, real(2 / self.batch), self.near_listed
-        run(kernels.read_tokens, parts, size, batch, decoder, *wanted, entries, found)
+        run(kernels.read_tokens, len(active_PF), size, batch, decoder, *wanted, entries, found)
         if not self.near_listed:
             grad_CF = WORKSPACE("grad", self.dtype, tokens, sae.d_sae)
             torch.mm(torch.from_numpy(error_CD), sae.W_dec.t(), out=torch.from_numpy(grad_CF))
-            near = pre, grad_CF, self.theta_F, self.margin, (self.near_F, self.near_grad_F)
-            run(kernels.near_threshold, sae.d_sae, *near)
+            near = self.near_F, self.near_grad_F
+            run(kernels.near_threshold, sae.d_sae, pre, grad_CF, self.theta_F, self.margin, near)
             run(kernels.pick, tokens, grad_CF, entries)
-        first_token_P = np.minimum(np.arange(parts + 1) * size, tokens) + done
-        self._chunks.append(_Chunk(first_token_P, offset_C + self._listed, latent_N, pre_N, grad_N, active_PF))
-        self._tokens, self._listed = done + tokens, self._listed + listed
+        self._chunks.append((parts, size, self._tokens, entries))
+        self._tokens, self._parts = of_batch.stop, parts.stop
 
     def by_latent(self) -> tuple[ndarray, kernels.Arrays]:
         """How often each latent is active (F,), and the active entries sorted by latent.
@@ -252,57 +245,24 @@ class _Entries:
         The entries are: where each latent's begin (F + 1,), their tokens, activations and gradients
         of the squared error (M,).
         """
-        d_sae, real = self.sae.d_sae, self.dtype.type
-        all_ = _Chunk.joined(self._chunks)
-        first_F = np.empty(d_sae + 1, np.int64)
-        kernels.start_places(all_.active_PF, first_F)
-        active = int(first_F[-1])
+        d_sae = self.sae.d_sae
+        first_F, place_PF = np.empty(d_sae + 1, np.int64), self.active_PF[: self._parts]
+        kernels.start_places(place_PF, first_F)
         token_M, act_M, grad_M = (
-            WORKSPACE(f"{name} by latent", dtype, active)
+            WORKSPACE(f"{name} by latent", dtype, int(first_F[-1]))
             for name, dtype in (("tokens", INDEX), ("acts", self.dtype), ("grad", self.dtype))
         )
-        parts = len(all_.active_PF)
-        margin = self.margin if self.near_listed else real(0)
-        near_PF, near_grad_PF = near = tuple(
-            WORKSPACE(name, self.dtype, parts if margin else 0, d_sae) for name in ("near", "near grad")
-        )
-        entries = all_.offset_B, all_.latent_N, all_.pre_N, all_.grad_N
+        margin = self.margin if self.near_listed else self.dtype.type(0)
+        rows = self._parts if margin else 0
+        near_PF, near_grad_PF = (WORKSPACE(name, self.dtype, rows, d_sae) for name in ("near", "near grad"))
         found = first_F, token_M, act_M, grad_M
-        places = all_.active_PF  # from here on where each part's entries go
-        sorting = all_.first_token_P, entries, self.theta_F, margin, places, found, near
-        self.run(kernels.sort_by_latent, parts, *sorting)
+        for parts, size, first, entries in self._chunks:
+            near = near_PF[parts], near_grad_PF[parts]
+            listed = size, first, entries, self.theta_F, margin
+            self.run(kernels.sort_by_latent, parts.stop - parts.start, *listed, place_PF[parts], found, near)
         if margin:
             self.near_F, self.near_grad_F = near_PF.sum(0), near_grad_PF.sum(0)
         return np.diff(first_F), found
-
-
-@dataclass
-class _Chunk:
-    """The entries of some consecutive tokens, in parts."""
-
-    first_token_P: ndarray
-    """(P + 1,) int64: the first token of each part; and the end."""
-    offset_B: ndarray
-    """(tokens + 1,) int64: where each token's entries begin; and the end."""
-    latent_N: ndarray
-    pre_N: ndarray
-    grad_N: ndarray
-    active_PF: ndarray
-    """int32: on how many of its tokens each latent is active, by part."""
-
-    @classmethod
-    def joined(cls, chunks: list[_Chunk]) -> _Chunk:
-        if len(chunks) == 1:
-            return chunks[0]
-        # Where one chunk ends the next one begins: that stands in both.
-        shared = {"first_token_P", "offset_B"}
-        joined = {}
-        for name in vars(chunks[0]):
-            parts = [getattr(chunk, name) for chunk in chunks]
-            if name in shared:
-                parts[:-1] = [part[:-1] for part in parts[:-1]]
-            joined[name] = np.concatenate(parts)
-        return cls(**joined)
 
 
 Run = Callable[..., None]

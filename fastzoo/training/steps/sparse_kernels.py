@@ -33,11 +33,7 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def _kernel(function: Callable[..., Any]) -> Any:
-    compiler = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-    return compiler(function)
-
-
-# --- which latents matter for which token ---
+    return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
 
 
 @_kernel
@@ -77,16 +73,12 @@ def read_tokens(
     entries: Arrays,
     found: Arrays,
 ) -> None:
-    """Token by token, in parts of ``tokens`` of which ``start:stop`` are done here:
+    """List the latents above θ − margin of each token, in parts of ``tokens``, with their pre-activations.
 
-    list the latents above θ − margin, with their pre-activations; the reconstruction error from the
-    active ones, times ``scale``, and its unscaled square; if asked, the gradient of the squared error
-    at each listed latent; and per part how many of its tokens each latent is active on.
-
-    Args:
-        batch: x (C, D) and pre-activations (C, F).
-        decoder: its weight (F, D) and bias (D,).
-        found: errors (C, D), their squares (C,), and how often each latent is active (P, F).
+    From the active ones: the reconstruction error, times ``scale``, and its unscaled square. If asked,
+    the gradient of the squared error at each listed latent.
+    ``batch`` is x (C, D) and pre-activations (C, F); ``decoder`` its weight (F, D) and bias (D,);
+    ``found`` errors (C, D), their squares (C,), and how often each latent is active (P, F).
     """
     x_CD, pre_CF = batch
     W_dec_FD, b_dec_D = decoder
@@ -203,9 +195,6 @@ def near_threshold(
         near_grad_F[start + i] += near_grad_W[i]
 
 
-# --- the same entries by latent ---
-
-
 @_kernel
 def start_places(active_PF: ndarray, first_F: ndarray) -> None:
     """``first_F`` (F + 1,): where each latent's entries begin; ``active_PF``: where each part's do."""
@@ -229,7 +218,8 @@ def start_places(active_PF: ndarray, first_F: ndarray) -> None:
 def sort_by_latent(
     start: int,
     stop: int,
-    first_token_P: ndarray,
+    tokens: int,
+    first: int,
     entries: Arrays,
     theta_F: ndarray,
     margin: float,
@@ -237,11 +227,12 @@ def sort_by_latent(
     by_latent: Arrays,
     near: Arrays,
 ) -> None:
-    """Sort the active entries of some parts by latent, tokens in order.
+    """Sort the active entries of a chunk's parts ``start:stop`` by latent, tokens in order.
 
-    With a margin, entries within it of θ are added up per part for the threshold's gradient.
+    A part has so many ``tokens``; ``first`` is the batch's number of the chunk's first one. With a
+    margin, entries within it of θ are added up per part for the threshold's gradient.
     """
-    offset_B, latent_N, pre_N, grad_N = entries
+    offset_C, latent_N, pre_N, grad_N = entries
     _, token_M, act_M, grad_M = by_latent
     near_PF, near_grad_PF = near
     for part in range(start, stop):
@@ -249,22 +240,20 @@ def sort_by_latent(
         if margin > 0:
             near_PF[part] = 0
             near_grad_PF[part] = 0
-        for b in range(first_token_P[part], first_token_P[part + 1]):
-            for k in range(offset_B[b], offset_B[b + 1]):
+        for c in range(part * tokens, min((part + 1) * tokens, offset_C.shape[0] - 1)):
+            for k in range(offset_C[c], offset_C[c + 1]):
                 i = latent_N[k]
                 distance = pre_N[k] - theta_F[i]
                 if distance > 0:
                     m = place_F[i]
                     place_F[i] = m + 1
-                    token_M[m] = b
+                    token_M[m] = first + c
                     act_M[m] = pre_N[k]
                     grad_M[m] = grad_N[k]
                 if abs(distance) < margin:
                     near_PF[part, i] += float32(1)
                     near_grad_PF[part, i] += grad_N[k]
 
-
-# --- gradients of the weights, and the update ---
 
 RECOMPUTED, STORED, DENSE = 0, 1, 2
 """Where the update finds the gradient of a latent's two rows: it forms it again from the entries;
@@ -277,10 +266,8 @@ def row_gradients(
 ) -> None:
     """Each latent's squared gradient norm (two rows and bias), its bias gradient and, if asked, rows.
 
-    Args:
-        batch: x and the errors (B, D).
-        grads: gradients of the encoder's and the decoder's rows (F, D); unwritten unless ``store``.
-        found: gradients of the encoder bias, and squared norms (F,).
+    ``batch`` is x and the errors (B, D); ``grads`` are gradients of the encoder's and the decoder's rows
+    (F, D), unwritten unless ``store``; ``found`` those of the encoder bias, and squared norms (F,).
     """
     x_BD, error_BD = batch
     first_F, token_M, act_M, grad_M = by_latent
