@@ -1,14 +1,12 @@
-"""A run as one strict YAML file: sections, presets, ``key=value`` overrides, checks.
+"""A run as one strict YAML file: every key, its default and what it accepts.
 
 Order of precedence: defaults here < the preset (for ``training``) < the recipe file < overrides.
-Whatever cannot work is refused before anything is loaded, in one line that names the key, the value
-and what would be right.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,9 +18,7 @@ from fastzoo.saes import ARCHITECTURES, Option, trainable
 from fastzoo.saes.names import METHODS, SAEName, model_part
 
 EMBEDDED_MODEL = "tiny-chat"
-
 EMBEDDED_DATA = "embedded"
-
 PRESETS = ("paper", "quick")
 
 
@@ -40,10 +36,10 @@ class Section(BaseModel):
         return value
 
 
-def training_options(names: Iterable[str] = ARCHITECTURES) -> dict[str, Option]:
+def training_options(names: Container[Any] = ARCHITECTURES) -> dict[str, Option]:
     """The options that architectures add to ``training``, by key."""
-    entries = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
-    return {key: option for entry in entries for key, option in entry.options.items()}
+    known = [name for name in ARCHITECTURES if name in names]
+    return {key: option for name in known for key, option in ARCHITECTURES[name].options.items()}
 
 
 class ModelSection(Section):
@@ -139,20 +135,19 @@ class TrainingSection(Section):
     def _of_known_architectures(self) -> TrainingSection:
         """No other sparsity coefficients than of architectures; no other keys than their options."""
         options = training_options()
-        problems: list[tuple[Any, tuple[str, ...], Any]] = []
-        for name, value in self.sparsity_coefficient.items():
-            if name not in trainable():
-                problems.append(("extra_forbidden", ("sparsity_coefficient", name), value))
+        problems = [
+            InitErrorDetails(type="extra_forbidden", loc=("sparsity_coefficient", name), input=value)
+            for name, value in self.sparsity_coefficient.items()
+            if name not in trainable()
+        ]
         for key, value in (self.model_extra or {}).items():
             if key not in options:
-                problems.append(("extra_forbidden", (key,), value))
+                problems.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
             elif not options[key].allows(value):
-                text = "Input should be {values}"
-                kind = PydanticCustomError("option", text, {"values": options[key].values})
-                problems.append((kind, (key,), value))
+                kind = PydanticCustomError("option", "Input should be {values}", {"values": options[key].values})
+                problems.append(InitErrorDetails(type=kind, loc=(key,), input=value))
         if problems:  # told as pydantic tells its own
-            details = [InitErrorDetails(type=t, loc=where, input=x) for t, where, x in problems]
-            raise ValidationError.from_exception_data("recipe", details)
+            raise ValidationError.from_exception_data("recipe", problems)
         return self
 
     @property
@@ -233,8 +228,7 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        default = f"runs/{model_part(self.model.name)}-{self.method}"
-        return Path(os.path.expanduser(self.output.folder or default))
+        return Path(os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}"))
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""
@@ -251,10 +245,7 @@ class Recipe(Section):
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings, by dotted key, that decide a run's results.
-
-    Revisions are not among them: a run records the commits that they stand for when it starts.
-    """
+    """The settings, by dotted key, that decide a run's results. Not revisions: a run records their commits."""
     without: dict[str, Any] = {
         "model": {"revision"},
         "data": {"revision"},

@@ -24,9 +24,6 @@ INSIDE = ".fastzoo.lock"
 LONGEST_NAME = 255
 """Bytes that file systems allow."""
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Errors of file systems that have no locks; on these nobody is kept out."""
-
 
 def folder_lock(
     folder: Path, say: Callable[[str], None], by: str = "another process; give another folder, or let it end"
@@ -41,9 +38,7 @@ def folder_lock(
         say: told in one line that a folder in use, perhaps by a run that is ending, is waited for.
         by: who else would use it, and what to do then.
 
-    Raises:
-        OutputError: it is still in use after ``WAIT_SECONDS``.
-        OSError: it cannot be made.
+    Raises OutputError: it is still in use after ``WAIT_SECONDS``. OSError: it cannot be made.
     """
     from filelock import FileLock
 
@@ -86,9 +81,9 @@ def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None], by: str) 
                 folder.mkdir(parents=True, exist_ok=True)  # says what is in the way
                 raise
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            return
+            return  # a file system without locks: nobody is kept out
         if until is None:
             say(f"'{folder}' is in use by another process, which may be ending; waiting")
             until = time.monotonic() + WAIT_SECONDS

@@ -46,21 +46,15 @@ class SAEName:
 def parse_name(text: str) -> SAEName:
     """Parse a name, upper or lower case, with or without ``-fast``.
 
-    Raises:
-        InputError: ``text`` does not read so; the message gives the form and the nearest names.
+    Raises InputError, with the form and the nearest names.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or match["architecture"].lower() not in ARCHITECTURES:
         hint = did_you_mean(text, map(str, zoo_names()))
         form = "<model>-L<layer>-<expansion>x-<architecture>[-bt-f|-bt-p]"
         raise InputError(f"'{one_line(text, 100)}' is not an SAE name, which reads {form}.{hint}")
-    return SAEName(
-        match["model"].lower(),
-        int(match["layer"]),
-        int(match["expansion"]),
-        match["architecture"].lower(),
-        (match["method"] or "fast").lower(),
-    )
+    model, layer, expansion, architecture, method = match.groups(default="fast")
+    return SAEName(model.lower(), int(layer), int(expansion), architecture.lower(), method.lower())
 
 
 def model_part(model: str) -> str:
@@ -113,7 +107,4 @@ def zoo_names() -> tuple[SAEName, ...]:
 
 def grid_row(name: SAEName) -> GridRow | None:
     """The row of Table 1 that ``name`` belongs to, or None."""
-    for row in GRID:
-        if model_part(row.base_model) == name.model:
-            return row
-    return None
+    return next((row for row in GRID if model_part(row.base_model) == name.model), None)

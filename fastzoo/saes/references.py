@@ -40,10 +40,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse ``hf:org/repo[/folder...][@revision]``.
-
-    Raises InputError: ``text`` does not read like this; says which part is wrong.
-    """
+    """Parse ``hf:org/repo[/folder...][@revision]``. Raises InputError, which says which part is wrong."""
 
     def wrong(reason: str) -> InputError:
         return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads {FORM}")
@@ -91,9 +88,8 @@ def collection_slug(source: str) -> str | None:
             slug = slug.removeprefix(f"{hub}/collections/")
         slug = slug.partition("?")[0].rstrip("/")
         if slug.startswith("http"):
-            raise InputError(
-                f"'{one_line(source, 100)}' is not the address of a collection; write a repository as hf:org/repo"
-            )
+            reason = "is not the address of a collection; write a repository as hf:org/repo"
+            raise InputError(f"'{one_line(source, 100)}' {reason}")
     elif slug == source:
         return None
     if not COLLECTION.fullmatch(slug):
