@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fastzoo.core.strict_yaml import dump_yaml
 from fastzoo.saes import ARCHITECTURES, Option, trainable
-from fastzoo.saes.names import METHODS, SAEName, model_part
+from fastzoo.saes.names import Method, SAEName, model_part
 
 EMBEDDED_MODEL = "tiny-chat"
 EMBEDDED_DATA = "embedded"
@@ -52,12 +53,12 @@ class ModelSection(Section):
     """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     pack_tokens: int | None = Field(None, ge=1, le=1 << 20)
-    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
-    device. It has no effect on which tokens a run sees, nor on their order."""
+    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the device.
+    A run sees the same tokens in the same order with any."""
 
 
-class DataSection(Section):
-    """Dialogues: what fast and bt-f train on, and what every method is evaluated on."""
+class RowsSection(Section):
+    """A file or dataset and how its rows are read."""
 
     source: str = Field(EMBEDDED_DATA, min_length=1)
     """``embedded``, a .jsonl or .parquet file, or a Hub dataset id."""
@@ -65,11 +66,18 @@ class DataSection(Section):
     subset: str | None = None
     split: str = "train"
     column: str | None = None
-    """Column of the turns; by default ``messages``, else ``conversations``."""
     shuffle: bool = True
     shuffle_rows: int = Field(10_000, ge=1)
     """How many rows of a streamed Hub dataset are held in memory and shuffled together; its files are
     shuffled, too. Local files are shuffled whole."""
+
+
+class DataSection(RowsSection):
+    """Dialogues: what fast and bt-f train on, and what every method is evaluated on.
+
+    By default the turns are in the column ``messages``, else ``conversations``.
+    """
+
     max_tokens: int = Field(8192, ge=2)
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)
@@ -82,16 +90,10 @@ class DataSection(Section):
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
 
 
-class TextSection(Section):
+class TextSection(RowsSection):
     """Plain text: what bt-p trains on."""
 
-    source: str = Field(EMBEDDED_DATA, min_length=1)
-    revision: str | None = None
-    subset: str | None = None
-    split: str = "train"
     column: str = "text"
-    shuffle: bool = True
-    shuffle_rows: int = Field(10_000, ge=1)
 
 
 StepsOrShare = float
@@ -99,10 +101,7 @@ StepsOrShare = float
 
 
 class TrainingSection(Section):
-    """How SAEs learn. Every value comes from the preset and can be overridden.
-
-    Options of single architectures (``Architecture.options``) are keys here, too, where they are used.
-    """
+    """How SAEs learn. Values come from the preset; options of single architectures are keys here, too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -212,7 +211,7 @@ class Recipe(Section):
     layers: list[int] = Field(min_length=1)
     expansions: list[int] = Field(min_length=1)
     architectures: list[str] = Field(min_length=1)
-    method: Literal["fast", "bt-f", "bt-p"] = "fast"
+    method: Method = "fast"
     data: DataSection = DataSection()
     text: TextSection = TextSection()
     preset: Literal["paper", "quick"] = "quick"
@@ -232,13 +231,8 @@ class Recipe(Section):
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""
-        model = model_part(self.model.name)
-        return [
-            SAEName(model, layer, expansion, architecture, self.method)
-            for layer in self.layers
-            for expansion in self.expansions
-            for architecture in self.architectures
-        ]
+        grid = product(self.layers, self.expansions, self.architectures)
+        return [SAEName(model_part(self.model.name), *place, self.method) for place in grid]
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump())
@@ -260,6 +254,3 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         inner = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): each for name, each in inner.items()}
     return flat
-
-
-assert set(METHODS) == set(get_args(Recipe.model_fields["method"].annotation))

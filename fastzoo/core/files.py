@@ -30,8 +30,7 @@ def sha256_of(path: Path) -> str:
 
 
 def resource(name: str) -> Path:
-    """The folder ``cards``, ``recipes`` or ``spaces``: inside the wheel, or beside the package in a
-    checkout."""
+    """The folder ``cards``, ``recipes`` or ``spaces``: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parent.parent
     return package / name if (package / name).is_dir() else package.parent / name
 
@@ -119,7 +118,7 @@ REFUSALS = (OSError, SafetensorError)
 
 
 def refused(path: Path, error: BaseException) -> OutputError:
-    """The one line that says so."""
+    """What to raise then."""
     reason = one_line(getattr(error, "strerror", None) or error)
     return OutputError(f"'{path}' cannot be written: {reason}; what was complete before is kept")
 
@@ -153,14 +152,12 @@ def put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file, or the names in a folder. Some file systems report a full
-    disk only here."""
+    """Wait until the disk holds a file, or the names in a folder: some report only here that they are full."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems cannot sync folders.
-        if not (path.is_dir() and error.errno == errno.EINVAL):
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # network file systems that sync no folders
             raise
     finally:
         os.close(handle)

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 40.0
 """A launcher gives the processes of a run that lost one of them half a minute to end."""
-
 INSIDE = ".fastzoo.lock"
 """The lock file of a folder that cannot have one beside it: its parent is read-only, its name too long."""
-
 LONGEST_NAME = 255
 """Bytes that file systems allow."""
 
@@ -65,8 +63,7 @@ def _lock_file(folder: Path) -> Path:
 def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None], by: str) -> None:
     from filelock import Timeout
 
-    until: float | None = None
-    failures = 0
+    until, failures = 0.0, 0
     while True:
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +81,7 @@ def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None], by: str) 
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             return  # a file system without locks: nobody is kept out
-        if until is None:
+        if not until:
             say(f"'{folder}' is in use by another process, which may be ending; waiting")
             until = time.monotonic() + WAIT_SECONDS
         if time.monotonic() > until:

@@ -13,7 +13,6 @@ LAYOUTS = (
     (("params.npz",), ()),  # Gemma Scope
 )
 """Files that make a folder an SAE, and files that may come with them."""
-
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Formats that can run code when loaded."""
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, get_args
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES
 
-METHODS = ("fast", "bt-f", "bt-p")
+Method = Literal["fast", "bt-f", "bt-p"]
+METHODS: tuple[Method, ...] = get_args(Method)
 """What the language model is fed: dialogues one by one, or blocks cut from chat or plain text."""
 
 _PATTERN = re.compile(
     r"(?P<model>[a-z0-9][a-z0-9._-]*)-L(?P<layer>\d{1,4})-(?P<expansion>[1-9]\d{0,3})x"
-    r"-(?P<architecture>[a-z]+)(?:-(?P<method>fast|bt-f|bt-p))?",
+    rf"-(?P<architecture>[a-z]+)(?:-(?P<method>{'|'.join(METHODS)}))?",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -89,8 +91,6 @@ GRID = (
     GridRow("Qwen/Qwen2.5-0.5B-Instruct", 896, (4, 12, 20), (8, 16)),
 )
 
-GRID_ARCHITECTURES = ("standard", "jumprelu")
-
 
 @cache
 def zoo_names() -> tuple[SAEName, ...]:
@@ -100,7 +100,7 @@ def zoo_names() -> tuple[SAEName, ...]:
         for row in GRID
         for layer in row.layers
         for expansion in row.expansions
-        for architecture in GRID_ARCHITECTURES
+        for architecture in ("standard", "jumprelu")
         for method in METHODS
     )
 
