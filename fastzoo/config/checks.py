@@ -91,15 +91,10 @@ def check_sizes(recipe: Recipe, width: int, memory: int) -> None:
     """
     for expansion in recipe.expansions:
         if expansion * width > MOST_LATENTS:
-            raise InputError(
-                f"expansions: {expansion} times the width {width} of {recipe.model.name} is more "
-                f"than {MOST_LATENTS} latents; at most {max(1, MOST_LATENTS // width)}"
-            )
-    tokens = recipe.training.buffer_tokens
-    least = 2 * width  # one layer in the narrowest type
+            what = f"{expansion} times the width {width} of {recipe.model.name} is more than {MOST_LATENTS} latents"
+            raise InputError(f"expansions: {what}; at most {max(1, MOST_LATENTS // width)}")
+    tokens, least = recipe.training.buffer_tokens, 2 * width  # one layer in the narrowest type
     if tokens * least > memory:
-        raise InputError(
-            f"training.buffer_tokens: {tokens} activations of width {width} take "
-            f"{tokens * least >> 30} GiB for each layer, and there are {memory >> 30} GiB of memory; "
-            f"less than {memory // least}"
-        )
+        needed = f"{tokens} activations of width {width} take {tokens * least >> 30} GiB for each layer"
+        there = f"there are {memory >> 30} GiB of memory; less than {memory // least}"
+        raise InputError(f"training.buffer_tokens: {needed}, and {there}")

@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.text import one_line
 
-MAX_JSON_BYTES = 16 << 20
-"""JSON is read into memory whole; real files have a few kB."""
+MAX_JSON_BYTES = 16 << 20  # it is read into memory whole; real files have a few kB
 
 
 def sha256_of(path: Path) -> str:

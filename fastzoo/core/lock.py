@@ -19,8 +19,7 @@ WAIT_SECONDS = 40.0
 """A launcher gives the processes of a run that lost one of them half a minute to end."""
 INSIDE = ".fastzoo.lock"
 """The lock file of a folder that cannot have one beside it: its parent is read-only, its name too long."""
-LONGEST_NAME = 255
-"""Bytes that file systems allow."""
+LONGEST_NAME = 255  # bytes
 
 
 def folder_lock(

@@ -86,10 +86,8 @@ def read(folder: Path) -> LoadedSAE:
     sae = build(kind, d_in, d_sae, weights, config, folder)
     normalize = config.get("normalize_activations", "none")
     if normalize not in ("none", None):
-        raise InputError(
-            f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; fold "
-            "the normalisation into the weights first (fold_activation_norm_scaling_factor)"
-        )
+        reason = "fold the normalisation into the weights first (fold_activation_norm_scaling_factor)"
+        raise InputError(f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}")
     if config.get("apply_b_dec_to_input", True):
         fold_input_bias_(sae)
     sae.apply_config_(config)
