@@ -19,7 +19,6 @@ SOURCE_HELP = "A zoo name, a local folder, or hf:org/repo[/folder][@revision]."
 
 app = typer.Typer(
     name="fastzoo",
-    help="Sparse autoencoders of instruct language models.",
     epilog="\b\nExit codes:\n" + "\n".join(f"  {n:>3}  {what}" for n, what in EXIT_CODES.items()),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -72,36 +71,24 @@ def complete_columns(incomplete: str) -> list[str]:
     return [key for key in KEYS if key.startswith(incomplete)]
 
 
-# --- arguments and options that several commands take --------------------------------------------
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)]
-
 Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)]
-
 ModelName = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The language model, where the SAE does not say.")
 ]
-
 Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
-
 Data = Annotated[str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")]
-
 MaxTokens = Annotated[int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")]
-
 Namespace = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo).")
 ]
-
 Refresh = Annotated[bool, typer.Option("--refresh", help="Ask the Hub even if it was asked within the hour.")]
+Several = list[str] | None
 
 
 def which(key: str, help: str) -> Any:
     return typer.Option(help=help, metavar=key.upper(), autocompletion=_complete_values(key), show_default=False)
-
-
-Several = list[str] | None
 
 
 def print_json(value: Any) -> None:

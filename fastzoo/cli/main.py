@@ -18,7 +18,7 @@ from fastzoo.cli.steer import steer_sae
 from fastzoo.cli.train import train
 from fastzoo.core.exit import report_failures
 
-# In the order of the help.
+# in the order of the help
 app.command("list")(list_saes)
 app.command("info")(info)
 app.command("pull")(pull)
@@ -30,7 +30,7 @@ app.command("train", context_settings={"ignore_unknown_options": True})(train)
 
 
 def main() -> None:
-    """Entry point: runs a command and turns expected failures into one line."""
+    """The command ``fastzoo``."""
     report_failures(_run)
 
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fastzoo.config.checks import check_recipe
 from fastzoo.config.recipe import PRESETS, Recipe, Section, TrainingSection, training_options
@@ -20,7 +20,6 @@ from fastzoo.saes import trainable
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The values of a preset, as its file has them."""
     text = files("fastzoo.config").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
     return read_yaml(text, f"preset {name}")
 
@@ -31,8 +30,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         overrides: ``key=value`` with dotted keys; values are YAML (``layers=[1,2]``).
 
-    Raises:
-        InputError: anything that cannot work, in one line.
+    Raises InputError: anything that cannot work, in one line.
     """
     path = path or resource("recipes") / "tiny.yaml"
     where = one_line(path, 200)
@@ -43,13 +41,11 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
             text = file.read(LONGEST + 1)
     except FileNotFoundError:
         known = sorted(p.name for p in resource("recipes").glob("*.yaml"))
-        raise InputError(
-            f"no recipe file '{where}'.{did_you_mean(path.name, known)} Recipes that come with "
-            f"fastzoo: {', '.join(known)} in recipes/."
-        ) from None
+        there = f"Recipes that come with fastzoo: {', '.join(known)} in recipes/."
+        raise InputError(f"no recipe file '{where}'.{did_you_mean(path.name, known)} {there}") from None
     except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"recipe '{where}' cannot be read: {one_line(reason)}") from None
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(f"recipe '{where}' cannot be read: {reason}") from None
     raw = read_yaml(text, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a recipe is a mapping of keys to values")
@@ -64,30 +60,22 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
     preset = values.get("preset", "quick")
     if preset in PRESETS and isinstance(values.get("training", {}), dict):
         base, own = preset_values(preset), values.get("training", {})
-        merged = {**base, **_option_defaults(values.get("architectures")), **own}
+        names = values.get("architectures")
+        options = training_options(names if isinstance(names, list) else ())
+        merged = {**base, **{key: option.default for key, option in options.items()}, **own}
         coefficients = own.get("sparsity_coefficient")
         if isinstance(coefficients, dict):
             merged["sparsity_coefficient"] = {**base["sparsity_coefficient"], **coefficients}
         values["training"] = merged
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_explain(error, where)) from None
+    recipe = make_section(Recipe, where, **values)
     check_recipe(recipe)
     return recipe
-
-
-def _option_defaults(architectures: Any) -> dict[str, Any]:
-    """The options of the architectures that a recipe trains, at their defaults."""
-    names = architectures if isinstance(architectures, list) else []
-    options = training_options(name for name in names if isinstance(name, str))
-    return {key: option.default for key, option in options.items()}
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def make_section(kind: type[AnySection], where: str, **values: Any) -> AnySection:
+def make_section(kind: type[AnySection], where: str, /, **values: Any) -> AnySection:
     """One section by itself, from a user's values. Raises InputError."""
     try:
         return kind.model_validate(values)
@@ -121,14 +109,14 @@ def _explain(error: ValidationError, where: str) -> str:
     if kind == "extra_forbidden":
         fields = _fields_at(path[:-1])
         section = f" of '{'.'.join(path[:-1])}'" if len(path) > 1 else ""
-        text = f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)}"
-        text += f" Keys{section}: {', '.join(fields)}."
+        text = (
+            f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)} Keys{section}: {', '.join(fields)}."
+        )
     elif kind == "missing":
         text = f"the key '{key}' is missing"
     elif kind == "literal_error":
-        choices = [c.strip(" '") for c in re.split(r",| or ", first["ctx"]["expected"])]
-        hint = did_you_mean(str(first["input"]), choices)
-        text = f"{key}: {value} is not one of {', '.join(choices)}.{hint}"
+        choices = re.findall("'(.*?)'", first["ctx"]["expected"])
+        text = f"{key}: {value} is not one of {', '.join(choices)}.{did_you_mean(str(first['input']), choices)}"
     elif kind in ("model_type", "dict_type"):
         text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
     else:
@@ -141,13 +129,10 @@ def _explain(error: ValidationError, where: str) -> str:
 
 def _fields_at(path: Sequence[str]) -> list[str]:
     """Names of the keys of the section that ``path`` leads to."""
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in path:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not sections:  # the mapping of sparsity coefficients
+        section = section.model_fields[part].annotation
+        if not hasattr(section, "model_fields"):  # the mapping of sparsity coefficients
             return list(trainable())
-        (section,) = sections
     own = training_options() if section is TrainingSection else {}
     return [*section.model_fields, *own]

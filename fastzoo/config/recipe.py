@@ -1,28 +1,25 @@
-"""A run as one strict YAML file: sections, presets, ``key=value`` overrides, checks.
+"""A run as one strict YAML file: every key, its default and what it accepts.
 
 Order of precedence: defaults here < the preset (for ``training``) < the recipe file < overrides.
-Whatever cannot work is refused before anything is loaded, in one line that names the key, the value
-and what would be right.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fastzoo.core.strict_yaml import dump_yaml
 from fastzoo.saes import ARCHITECTURES, Option, trainable
-from fastzoo.saes.names import METHODS, SAEName, model_part
+from fastzoo.saes.names import Method, SAEName, model_part
 
 EMBEDDED_MODEL = "tiny-chat"
-
 EMBEDDED_DATA = "embedded"
-
 PRESETS = ("paper", "quick")
 
 
@@ -40,10 +37,10 @@ class Section(BaseModel):
         return value
 
 
-def training_options(names: Iterable[str] = ARCHITECTURES) -> dict[str, Option]:
+def training_options(names: Container[Any] = ARCHITECTURES) -> dict[str, Option]:
     """The options that architectures add to ``training``, by key."""
-    entries = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
-    return {key: option for entry in entries for key, option in entry.options.items()}
+    known = [name for name in ARCHITECTURES if name in names]
+    return {key: option for name in known for key, option in ARCHITECTURES[name].options.items()}
 
 
 class ModelSection(Section):
@@ -56,12 +53,12 @@ class ModelSection(Section):
     """auto: float32 on a CPU, bfloat16 on CUDA. SAEs are float32 always."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     pack_tokens: int | None = Field(None, ge=1, le=1 << 20)
-    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the
-    device. It has no effect on which tokens a run sees, nor on their order."""
+    """Tokens per forward pass: whole dialogues are packed up to this many; null: what suits the device.
+    A run sees the same tokens in the same order with any."""
 
 
-class DataSection(Section):
-    """Dialogues: what fast and bt-f train on, and what every method is evaluated on."""
+class RowsSection(Section):
+    """A file or dataset and how its rows are read."""
 
     source: str = Field(EMBEDDED_DATA, min_length=1)
     """``embedded``, a .jsonl or .parquet file, or a Hub dataset id."""
@@ -69,11 +66,18 @@ class DataSection(Section):
     subset: str | None = None
     split: str = "train"
     column: str | None = None
-    """Column of the turns; by default ``messages``, else ``conversations``."""
     shuffle: bool = True
     shuffle_rows: int = Field(10_000, ge=1)
     """How many rows of a streamed Hub dataset are held in memory and shuffled together; its files are
     shuffled, too. Local files are shuffled whole."""
+
+
+class DataSection(RowsSection):
+    """Dialogues: what fast and bt-f train on, and what every method is evaluated on.
+
+    By default the turns are in the column ``messages``, else ``conversations``.
+    """
+
     max_tokens: int = Field(8192, ge=2)
     """Longer dialogues are truncated (and counted)."""
     block_tokens: int = Field(2048, ge=2)
@@ -86,16 +90,10 @@ class DataSection(Section):
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
 
 
-class TextSection(Section):
+class TextSection(RowsSection):
     """Plain text: what bt-p trains on."""
 
-    source: str = Field(EMBEDDED_DATA, min_length=1)
-    revision: str | None = None
-    subset: str | None = None
-    split: str = "train"
     column: str = "text"
-    shuffle: bool = True
-    shuffle_rows: int = Field(10_000, ge=1)
 
 
 StepsOrShare = float
@@ -103,10 +101,7 @@ StepsOrShare = float
 
 
 class TrainingSection(Section):
-    """How SAEs learn. Every value comes from the preset and can be overridden.
-
-    Options of single architectures (``Architecture.options``) are keys here, too, where they are used.
-    """
+    """How SAEs learn. Values come from the preset; options of single architectures are keys here, too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -139,20 +134,19 @@ class TrainingSection(Section):
     def _of_known_architectures(self) -> TrainingSection:
         """No other sparsity coefficients than of architectures; no other keys than their options."""
         options = training_options()
-        problems: list[tuple[Any, tuple[str, ...], Any]] = []
-        for name, value in self.sparsity_coefficient.items():
-            if name not in trainable():
-                problems.append(("extra_forbidden", ("sparsity_coefficient", name), value))
+        problems = [
+            InitErrorDetails(type="extra_forbidden", loc=("sparsity_coefficient", name), input=value)
+            for name, value in self.sparsity_coefficient.items()
+            if name not in trainable()
+        ]
         for key, value in (self.model_extra or {}).items():
             if key not in options:
-                problems.append(("extra_forbidden", (key,), value))
+                problems.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
             elif not options[key].allows(value):
-                text = "Input should be {values}"
-                kind = PydanticCustomError("option", text, {"values": options[key].values})
-                problems.append((kind, (key,), value))
+                kind = PydanticCustomError("option", "Input should be {values}", {"values": options[key].values})
+                problems.append(InitErrorDetails(type=kind, loc=(key,), input=value))
         if problems:  # told as pydantic tells its own
-            details = [InitErrorDetails(type=t, loc=where, input=x) for t, where, x in problems]
-            raise ValidationError.from_exception_data("recipe", details)
+            raise ValidationError.from_exception_data("recipe", problems)
         return self
 
     @property
@@ -217,7 +211,7 @@ class Recipe(Section):
     layers: list[int] = Field(min_length=1)
     expansions: list[int] = Field(min_length=1)
     architectures: list[str] = Field(min_length=1)
-    method: Literal["fast", "bt-f", "bt-p"] = "fast"
+    method: Method = "fast"
     data: DataSection = DataSection()
     text: TextSection = TextSection()
     preset: Literal["paper", "quick"] = "quick"
@@ -233,28 +227,19 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        default = f"runs/{model_part(self.model.name)}-{self.method}"
-        return Path(os.path.expanduser(self.output.folder or default))
+        return Path(os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}"))
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""
-        model = model_part(self.model.name)
-        return [
-            SAEName(model, layer, expansion, architecture, self.method)
-            for layer in self.layers
-            for expansion in self.expansions
-            for architecture in self.architectures
-        ]
+        grid = product(self.layers, self.expansions, self.architectures)
+        return [SAEName(model_part(self.model.name), *place, self.method) for place in grid]
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump())
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings, by dotted key, that decide a run's results.
-
-    Revisions are not among them: a run records the commits that they stand for when it starts.
-    """
+    """The settings, by dotted key, that decide a run's results. Not revisions: a run records their commits."""
     without: dict[str, Any] = {
         "model": {"revision"},
         "data": {"revision"},
@@ -269,6 +254,3 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         inner = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): each for name, each in inner.items()}
     return flat
-
-
-assert set(METHODS) == set(get_args(Recipe.model_fields["method"].annotation))

@@ -13,19 +13,13 @@ from fastzoo.core.errors import FastzooError
 from fastzoo.core.processes import PeerEnded, Stopped, board, label, several, wait_for_launcher
 from fastzoo.core.text import without_secrets
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 DEBUG = "FASTZOO_DEBUG"
 """Environment variable: expected failures show their traceback, too."""
 
 
 def report_failures(command: Callable[[], None]) -> None:
-    """Run a command; an expected failure becomes one line on stderr and its exit code.
-
-    Where several processes run, every line names the rank, and so does the line above an unexpected
-    exception's traceback.
-    """
+    """Run a command; an expected failure becomes one line on stderr and its exit code. Where several
+    processes run, what they print names the rank."""
     try:
         command()
     except FastzooError as error:
@@ -38,7 +32,7 @@ def report_failures(command: Callable[[], None]) -> None:
         _leave(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"error: {label()}interrupted", file=sys.stderr)
-        _leave(INTERRUPTED)
+        _leave(130)
     except PeerEnded as ended:
         print(f"{label()}{ended}", file=sys.stderr, flush=True)
         wait_for_launcher()
@@ -54,11 +48,8 @@ def report_failures(command: Callable[[], None]) -> None:
 
 
 def _leave(code: int, *, failed: bool = False) -> NoReturn:
-    """End this process; of several, those that wait for one that failed are told.
-
-    One of several skips the orderly end of the process group, which would wait for processes that
-    may be gone (NCCL) and was seen to abort (gloo).
-    """
+    """End this process; of several, tell those that wait for one that failed, and skip the orderly end of
+    the process group, which would wait for processes that may be gone (NCCL) and was seen to abort (gloo)."""
     if not several():
         sys.exit(code)
     if failed:

@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.text import one_line
 
-MAX_JSON_BYTES = 16 << 20
-"""JSON is read into memory whole; real files have a few kB."""
+MAX_JSON_BYTES = 16 << 20  # it is read into memory whole; real files have a few kB
 
 
 def sha256_of(path: Path) -> str:
@@ -30,8 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def resource(name: str) -> Path:
-    """The folder ``cards``, ``recipes`` or ``spaces``: inside the wheel, or beside the package in a
-    checkout."""
+    """The folder ``cards``, ``recipes`` or ``spaces``: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parent.parent
     return package / name if (package / name).is_dir() else package.parent / name
 
@@ -47,13 +45,11 @@ def machine_memory() -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
-    Raises:
-        InputError: there is no such file, it is too large, or it holds something else.
+    Raises InputError: there is no such file, it is too large, or it holds something else.
     """
     try:
         if not path.is_file():  # a pipe may never be written to
-            what = "not a file" if path.exists() else "missing"
-            raise InputError(f"{path.parent}: {path.name} is {what}")
+            raise InputError(f"{path.parent}: {path.name} is {'not a file' if path.exists() else 'missing'}")
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
@@ -84,8 +80,7 @@ def write_text(path: Path, text: str) -> None:
 def refuse_unwritable(path: Path) -> None:
     """Check before long work that ``write_text`` can write a file.
 
-    Raises:
-        OutputError: it cannot, or something else is there (a folder, a device, a pipe).
+    Raises OutputError: it cannot, or something else is there (a folder, a device, a pipe).
     """
     try:
         if not path.parent.is_dir() or (path.exists() and not path.is_file()):
@@ -101,9 +96,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary sibling, sync it to disk, then rename it to ``folder``.
 
     An older ``folder`` is replaced. If anything fails, nothing of the new one is left behind.
-
-    Raises:
-        OutputError: the disk is full, read-only, or otherwise refuses; names folder and cause.
+    Raises OutputError: the disk is full, read-only, or otherwise refuses.
     """
     temporary = partial_of(folder)
     try:
@@ -124,25 +117,20 @@ REFUSALS = (OSError, SafetensorError)
 
 
 def refused(path: Path, error: BaseException) -> OutputError:
-    """The one line that says so."""
-    return OutputError(
-        f"'{path}' cannot be written: {one_line(getattr(error, 'strerror', None) or error)}; "
-        "what was complete before is kept"
-    )
+    """What to raise then."""
+    reason = one_line(getattr(error, "strerror", None) or error)
+    return OutputError(f"'{path}' cannot be written: {reason}; what was complete before is kept")
 
 
-def partial_of(folder: Path) -> Path:
-    """Where a folder is written before it is complete."""
-    return folder.with_name(f".{folder.name}.partial")
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is written before it is complete."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left incomplete in ``folder``."""
     for path in folder.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove_folder(folder: Path) -> None:
@@ -163,14 +151,12 @@ def put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file, or the names in a folder. Some file systems report a full
-    disk only here."""
+    """Wait until the disk holds a file, or the names in a folder: some report only here that they are full."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems cannot sync folders.
-        if not (path.is_dir() and error.errno == errno.EINVAL):
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # network file systems that sync no folders
             raise
     finally:
         os.close(handle)

@@ -17,15 +17,9 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 40.0
 """A launcher gives the processes of a run that lost one of them half a minute to end."""
-
 INSIDE = ".fastzoo.lock"
 """The lock file of a folder that cannot have one beside it: its parent is read-only, its name too long."""
-
-LONGEST_NAME = 255
-"""Bytes that file systems allow."""
-
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Errors of file systems that have no locks; on these nobody is kept out."""
+LONGEST_NAME = 255  # bytes
 
 
 def folder_lock(
@@ -41,9 +35,7 @@ def folder_lock(
         say: told in one line that a folder in use, perhaps by a run that is ending, is waited for.
         by: who else would use it, and what to do then.
 
-    Raises:
-        OutputError: it is still in use after ``WAIT_SECONDS``.
-        OSError: it cannot be made.
+    Raises OutputError: it is still in use after ``WAIT_SECONDS``. OSError: it cannot be made.
     """
     from filelock import FileLock
 
@@ -70,8 +62,7 @@ def _lock_file(folder: Path) -> Path:
 def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None], by: str) -> None:
     from filelock import Timeout
 
-    until: float | None = None
-    failures = 0
+    until, failures = 0.0, 0
     while True:
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +77,10 @@ def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None], by: str) 
                 folder.mkdir(parents=True, exist_ok=True)  # says what is in the way
                 raise
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            return
-        if until is None:
+            return  # a file system without locks: nobody is kept out
+        if not until:
             say(f"'{folder}' is in use by another process, which may be ending; waiting")
             until = time.monotonic() + WAIT_SECONDS
         if time.monotonic() > until:

@@ -3,11 +3,8 @@
 A process that is asked to stop (SIGINT, SIGTERM) while it trains finishes its step; all agree on the
 step after which they write a checkpoint and leave. A process that fails says why, and the others end
 with one line. They talk through the key-value store of the process group, which works even while a
-collective call waits.
-
-`accelerate launch` tells every process its rank by environment variables. When one process ends
-badly, the launcher sends SIGTERM to the others of its machine and, half a minute later, SIGKILL;
-those on other machines find their connections closed.
+collective call waits. When one process ends badly, `accelerate launch` sends SIGTERM to the others of
+its machine and, half a minute later, SIGKILL; those on other machines find their connections closed.
 """
 
 from __future__ import annotations
@@ -18,25 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property
 from typing import Any
-
-LAUNCHER_SECONDS = 5.0
-"""How long a process that lost another one waits for the launcher's SIGTERM before it leaves."""
 
 ANSWER_SECONDS = 20.0
 """How long, after a signal, a process waits for the others' answer: the launcher kills after 30."""
-
 ECHO_SECONDS = 1.0
-"""On Ctrl-C both the terminal and the launcher signal every process: a second signal within this
-time is not a second request."""
-
+"""On Ctrl-C both the terminal and the launcher signal every process: a second signal this soon is no request."""
 LOOK_SECONDS = 0.25
 """Between two looks at whether another process was asked to stop."""
 
 
 class PeerEnded(BaseException):
-    """Another process ended. Like KeyboardInterrupt not an ``Exception``: it can come at any moment,
-    and code that it interrupts must not take it for a failure of its own."""
+    """Another process ended. Like KeyboardInterrupt not an ``Exception``: code that it interrupts must
+    not take it for a failure of its own."""
 
 
 class Stopped(BaseException):
@@ -57,20 +49,14 @@ def label() -> str:
     return f"rank {os.environ.get('RANK', '?')}: " if several() else ""
 
 
-# --- signals -------------------------------------------------------------------------------------
-
-
 class _Signals:
     """The signal that this process got, and what it does about one."""
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        """The first signal that came."""
+        self.number: int | None = None  # the first that came
         self.at = 0.0
-        self.noted_only = False
-        """Whether a signal is only noted, and interrupts nothing."""
-        self.idle: Callable[[], None] = lambda: None
-        """Called during a ``nap``."""
+        self.noted_only = False  # it interrupts nothing
+        self.idle: Callable[[], None] = lambda: None  # called during a ``nap``
         self.launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self.looked = 0.0
 
@@ -117,11 +103,8 @@ def obeying_signals() -> Iterator[None]:
 
 @contextmanager
 def stoppable(idle: Callable[[], None]) -> Iterator[None]:
-    """Within, a signal is only noted, and the training loop asks ``asked_to_stop`` between steps.
-
-    Args:
-        idle: asks it during a ``nap``.
-    """
+    """Within, a signal is only noted, and the training loop asks ``asked_to_stop`` between steps;
+    ``idle`` asks it during a ``nap``."""
     _signals.noted_only, _signals.idle = True, idle
     yield
     # (not after an exception: the run is ending and only tidies up, undisturbed)
@@ -153,23 +136,20 @@ def asked_to_stop() -> int | None:
     if not several():
         return found.number
     if found.number is not None:
-        if not _board.has("stop"):
-            _board.write("stop", str(found.number))
+        if not board().has("stop"):
+            board().write("stop", str(found.number))
     elif time.monotonic() - found.looked > LOOK_SECONDS:
         found.looked = time.monotonic()
-        if _board.has("stop"):
-            found.note(int(_board.read("stop")))
+        if board().has("stop"):
+            found.note(int(board().read("stop")))
     return found.number
 
 
 def wait_for_launcher() -> None:
-    """Wait a moment for a signal: the launcher should see first the process that ended first."""
-    until = time.monotonic() + LAUNCHER_SECONDS
+    """Wait a moment for its SIGTERM: it should see first the process that ended first."""
+    until = time.monotonic() + 5.0
     while _signals.number is None and time.monotonic() < until:
         time.sleep(0.05)
-
-
-# --- what they tell each other -------------------------------------------------------------------
 
 
 class Board:
@@ -177,36 +157,30 @@ class Board:
 
     def __init__(self) -> None:
         self._own: dict[str, str] = {}
-        self._store: Any = None
 
+    @cached_property
     def _shared(self) -> Any:
-        if self._store is None:
-            from torch.distributed import PrefixStore, distributed_c10d
+        from torch.distributed import PrefixStore, distributed_c10d
 
-            self._store = PrefixStore("fastzoo", distributed_c10d._get_default_store())
-        return self._store
+        return PrefixStore("fastzoo", distributed_c10d._get_default_store())
 
     def write(self, key: str, text: str = "") -> None:
         if not several():
             self._own[key] = text
             return
         with talking():
-            self._shared().set(key, text)
+            self._shared.set(key, text)
 
     def has(self, key: str) -> bool:
         if not several():
             return key in self._own
         with talking():
-            return bool(self._shared().check([key]))
+            return bool(self._shared.check([key]))
 
     def read(self, key: str, meanwhile: Callable[[], None] = lambda: None) -> str:
-        """Wait for a note and return it.
+        """Wait for a note and return it; ``meanwhile`` is called now and then.
 
-        Args:
-            meanwhile: called now and then.
-
-        Raises:
-            PeerEnded: another process failed, or does not answer although the run was to stop.
+        Raises PeerEnded: another process failed, or does not answer although the run was to stop.
         """
         if not several():
             return self._own[key]
@@ -224,24 +198,19 @@ class Board:
             time.sleep(pause)
             pause = min(0.02, 2 * pause)
         with talking():
-            return str(self._shared().get(key).decode())
+            return str(self._shared.get(key).decode())
 
 
-_board = Board()
-
-
+@cache
 def board() -> Board:
     """The one of this run."""
-    return _board
+    return Board()
 
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Around calls that wait for other processes: when those end, it is not an error of this one.
-
-    Raises:
-        PeerEnded: the backend failed (gloo and NCCL raise RuntimeError for everything).
-    """
+    """Around calls that wait for other processes: their RuntimeError, which gloo and NCCL raise for
+    everything, becomes PeerEnded, since it is not an error of this process."""
     try:
         yield
     except RuntimeError as error:

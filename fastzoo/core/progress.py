@@ -24,11 +24,9 @@ class Progress(tqdm):
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
         self.note = ""
         self._terminal = sys.stderr.isatty()
-        how: dict[str, Any] = {"bar_format": "{desc}{percentage:4.0f}% |{bar}| {note}  {remaining} left"}
-        if not self._terminal:
-            how = {"bar_format": "{desc}{percentage:4.0f}%  {note}  {remaining} left"}
-            # Nothing before the first line is due, and nothing at the end.
-            how |= {"mininterval": LINE_SECONDS, "delay": 1e-9, "leave": False, "file": _Lines()}
+        bar = "|{bar}|" if self._terminal else ""
+        # In a log nothing before the first line is due, and nothing at the end.
+        lines: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": 1e-9, "leave": False, "file": _Lines()}
         super().__init__(
             desc=title,
             total=total,
@@ -37,12 +35,12 @@ class Progress(tqdm):
             smoothing=0,
             position=0,
             nrows=2,  # tqdm draws nothing where a terminal does not say how large it is
-            **how,
+            bar_format=f"{{desc}}{{percentage:4.0f}}% {bar} {{note}}  {{remaining}} left",
+            **({} if self._terminal else lines),
         )
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What is drawn."""
         width = shutil.get_terminal_size().columns if self._terminal else None
         return {**super().format_dict, "note": self.note, "ncols": width}
 
@@ -70,4 +68,4 @@ class _Lines:
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Each line is flushed."""
+        pass

@@ -66,31 +66,23 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes texts which ``_Loader`` would read as numbers."""
 
 
+_EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "!exponent", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-for _tag in ("!exponent", "tag:yaml.org,2002:float"):
-    _Loader.add_constructor(_tag, _float)
-
-
+    _side.add_implicit_resolver("!exponent", _EXPONENT, list("-+.0123456789"))
+_Loader.add_constructor("!exponent", _float)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML that is plain data.
 
-    Raises:
-        InputError: it is not YAML, or has tags, anchors, aliases or duplicate keys; names line and
-            column.
+    Raises InputError, with line and column: not YAML, or tags, anchors, aliases or duplicate keys.
     """
     where = one_line(where, 200)
     if len(text) > LONGEST:
         raise InputError(f"{where}: longer than {LONGEST} characters, so no recipe")
     try:
-        # Only plain scalars, lists and mappings can come out of a SafeLoader.
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -13,7 +13,7 @@ NARROWEST = 16
 
 
 def terminal_width() -> int | None:
-    """Characters in a line of the terminal; None if stdout is not a terminal: lines have any length then."""
+    """Characters in a line of the terminal; None if stdout is none, so that lines have any length."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -42,9 +42,7 @@ def print_table(
         parts = _broken(line[-1], widths[-1]) if wrapped else [line[-1]]
         for i, part in enumerate(parts):
             cells = [*(line[:-1] if i == 0 else [""] * (len(line) - 1)), part]
-            padded = [
-                _padded(cell, width, j in left) for j, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
+            padded = [_padded(cell, widths[j], j in left) for j, cell in enumerate(cells)]
             print((" " * gap).join(padded).rstrip())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 from fastzoo.core.text import one_line
@@ -24,9 +24,5 @@ def text_at(value: Any, *keys: str) -> str | None:
 def number_at(value: Any, *keys: str) -> float | None:
     """The finite number that a JSON value holds at ``keys``; None if that is no such number."""
     found = value_at(value, *keys)
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        return None
-    try:
-        return found if math.isfinite(found) else None
-    except OverflowError:  # an integer larger than any float
-        return None
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    return found if number and abs(found) <= sys.float_info.max else None

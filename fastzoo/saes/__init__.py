@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastzoo.saes.base import SAE
 
 MOST_LATENTS = 1 << 24
-"""No SAE has more: 1024 times the widest residual stream (16,384). A file that says more is refused."""
+"""No SAE has more, that is 1024 times the widest residual stream (16,384)."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ class Option:
 
     default: Any
     allows: Callable[[Any], bool]
-    """Whether it can have this value."""
     values: str
-    """The values it can have, in words: ``a whole number of at least 1``."""
+    """What ``allows`` allows, in words: ``a whole number of at least 1``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Architecture:
     location: str
     """``module:class`` of its ``SAE``."""
     trainable: bool = False
-    """Whether the class is a ``TrainableSAE``. The rest load, encode, decode and evaluate."""
+    """Whether that is a ``TrainableSAE``; the others load, encode, decode and evaluate."""
     card_line: str = ""
     """What the cards of trained SAEs call it."""
     encode_snippet: str = ""
@@ -50,11 +49,9 @@ class Architecture:
 
 
 def _jumprelu_rows(training: Mapping[str, Any]) -> dict[str, str]:
-    log = training["jumprelu_threshold"] == "log"
-    return {
-        "JumpReLU": f"bandwidth {training['jumprelu_bandwidth']}, thresholds begin at "
-        f"{training['jumprelu_initial_threshold']}, " + ("their logarithms are learned" if log else "learned directly")
-    }
+    learned = "their logarithms are learned" if training["jumprelu_threshold"] == "log" else "learned directly"
+    bandwidth, begin = training["jumprelu_bandwidth"], training["jumprelu_initial_threshold"]
+    return {"JumpReLU": f"bandwidth {bandwidth}, thresholds begin at {begin}, {learned}"}
 
 
 ARCHITECTURES = {
@@ -81,15 +78,9 @@ def trainable() -> tuple[str, ...]:
 
 
 def architecture(name: str) -> type[SAE]:
-    """The class of an architecture; loads torch.
-
-    Raises:
-        InputError: no such architecture.
-    """
+    """The class of an architecture; loads torch. Raises InputError: no such architecture."""
     if name not in ARCHITECTURES:
-        raise InputError(
-            f"'{name}' is not an architecture; there are {', '.join(ARCHITECTURES)}."
-            + did_you_mean(name, ARCHITECTURES)
-        )
+        hint = did_you_mean(name, ARCHITECTURES)
+        raise InputError(f"'{name}' is not an architecture; there are {', '.join(ARCHITECTURES)}.{hint}")
     module, cls = ARCHITECTURES[name].location.split(":")
     return getattr(import_module(module), cls)

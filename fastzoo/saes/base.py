@@ -29,9 +29,9 @@ class StepStats:
     penalty: Tensor
     """Scalar: sum over tokens of the unweighted sparsity penalty."""
     fired_F: Tensor
-    """(d_sae,) float: number of tokens on which each latent is active."""
+    """Float: number of tokens on which each latent is active."""
     grad_norm: Tensor
-    """Scalar: L2 norm of the gradients of all trained parameters together, before clipping."""
+    """Scalar: L2 norm of all gradients together, before clipping."""
 
 
 class CudaForm(NamedTuple):
@@ -66,11 +66,25 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=dtype))
 
-    # --- what it computes ---
+    @classmethod
+    def shapes(cls, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+        """The tensors of its file, which are its attributes, by name."""
+        return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """x (..., d_in) to x @ W_enc + b_enc, (..., d_sae)."""
-        return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
+    @classmethod
+    def from_config(cls, d_in: int, d_sae: int, config: Mapping[str, Any]) -> SAE:
+        """An SAE for a file's weights, by SAELens' or sparsify's cfg.json.
+
+        Raises InputError: that asks for something else than this class computes.
+        """
+        return cls(d_in, d_sae)
+
+    def apply_config_(self, config: Mapping[str, Any]) -> None:
+        """What else SAELens' configuration does to latents, brought into the weights."""
+
+    def pre_activations(self, x: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
+        """x (..., d_in) to x @ W_enc + b_enc, (..., d_sae), or those of some ``latents``."""
+        return x.to(self.W_enc.dtype) @ self.W_enc[:, latents] + self.b_enc[latents]
 
     def activate(self, pre: Tensor) -> Tensor:
         """Pre-activations (..., d_sae) to latents (..., d_sae), non-negative."""
@@ -81,7 +95,7 @@ class SAE(nn.Module):
         return self.activate(self.pre_activations(x))
 
     def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
-        """Activations x (..., d_in) to some of the latents (..., K), those numbered ``latents_K``."""
+        """Activations x (..., d_in) to the latents numbered ``latents_K``, (..., K)."""
         return self.encode(x)[..., latents_K]
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -94,36 +108,13 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> SAE:
-        """Turn the SAE of x into the SAE of factor · x, in place.
+        """Turn the SAE of x into the SAE of factor · x, in place; decoder rows keep their norm.
 
-        Latents and reconstructions grow by ``factor``; decoder rows keep their norm. Exact because
-        every architecture here is positively homogeneous once its biases are scaled along.
+        Exact because every architecture is positively homogeneous once its biases are scaled along.
         """
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
         return self
-
-    # --- how it is saved ---
-
-    @classmethod
-    def shapes(cls, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-        """The tensors of its file, which are its attributes, by name."""
-        return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-
-    @classmethod
-    def from_config(cls, d_in: int, d_sae: int, config: Mapping[str, Any]) -> SAE:
-        """An SAE that a file's weights can be copied into.
-
-        Args:
-            config: SAELens' or sparsify's cfg.json.
-
-        Raises:
-            InputError: the configuration asks for something else than this class computes.
-        """
-        return cls(d_in, d_sae)
-
-    def apply_config_(self, config: Mapping[str, Any]) -> None:
-        """What else SAELens' configuration does to latents, brought into the weights."""
 
 
 class TrainableSAE(SAE):
@@ -135,19 +126,14 @@ class TrainableSAE(SAE):
 
     width_power: ClassVar[float]
     """λ must grow with this power of the residual width to weigh as much in ‖x − x̂‖² as before."""
-
     whole_batch: ClassVar[bool] = False
     """What is active depends on all tokens of a batch, so it cannot be handled in chunks."""
-
-    # --- its own parameters ---
+    margin = 0.0
+    """How near to its threshold a pre-activation moves that threshold; 0 where none is learned."""
 
     @classmethod
     def start(cls, d_in: int, d_sae: int, options: Mapping[str, Any]) -> TrainableSAE:
-        """A new SAE: its own parameters at their starting values, the shared weights still 0.
-
-        Args:
-            options: ``training`` of a recipe.
-        """
+        """A new SAE by ``training`` of a recipe: its own parameters at their start, shared weights 0."""
         return cls(d_in, d_sae)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -158,14 +144,12 @@ class TrainableSAE(SAE):
         """Bring its own parameters back into their bounds after an update."""
 
     def finished(self) -> SAE:
-        """A copy on the CPU as it is used and saved, without what only training needs; it may be of
-        another class (trained with a threshold per batch, used with a fixed one per latent)."""
+        """A copy on the CPU as it is used and saved; it may be of another class (trained with a
+        threshold per batch, used with a fixed one per latent)."""
         sae = type(self)(self.d_in, self.d_sae)
         for name in self.shapes(self.d_in, self.d_sae):
             getattr(sae, name).detach().copy_(getattr(self, name).detach())
         return sae
-
-    # --- what is active, and what that costs ---
 
     def thresholds(self, pre_BF: Tensor) -> Tensor:
         """What a pre-activation must exceed to be active, and so the latent's value: (d_sae,) if each
@@ -181,22 +165,16 @@ class TrainableSAE(SAE):
         raise NotImplementedError
 
     def activation_gradient_(self, pre_BF: Tensor, acts_BF: Tensor, grad_BF: Tensor, weight: float) -> Tensor:
-        """Gradient at the latents to gradient at the pre-activations, penalty included.
+        """Gradient at the latents to gradient at the pre-activations; adds to ``.grad`` of its own parameters.
 
         Args:
-            grad_BF: gradient of the squared-error term at the latents; may be overwritten.
-            weight: λ / B. Gradients of the architecture's own parameters are added to their
-                ``.grad``.
+            grad_BF: of the squared error at the latents; may be overwritten.
+            weight: λ / B, of the penalty.
         """
         slope = self.penalty_slope(acts_BF)
         if slope is not None:
             grad_BF.add_(slope, alpha=weight)
         return grad_BF.mul_(torch.sign(acts_BF))
-
-    @property
-    def margin(self) -> float:
-        """How near to its threshold a pre-activation moves that threshold; 0 where none is learned."""
-        return 0.0
 
     def threshold_gradient(self, near_F: Tensor, near_grad_F: Tensor, weight: float) -> dict[str, Tensor]:
         """Gradients of its own parameters from sums per latent over the tokens within ``margin``.
@@ -212,8 +190,6 @@ class TrainableSAE(SAE):
         """What the kernels of the CUDA step are to compute; None if they cannot do this SAE."""
         return None
 
-    # --- the batch ---
-
     def chunk_rows(self, x_BD: Tensor) -> int:
         """Rows of a batch whose pre-activations are held at once."""
         whole = self.whole_batch or x_BD.is_cuda
@@ -226,19 +202,18 @@ class TrainableSAE(SAE):
         Five matrix products in closed form, in chunks of rows that fit the cache; equal to autograd.
 
         Args:
+            coefficient: λ.
             first_pre_CF: pre-activations of the first chunk of rows, when they are there already.
         """
         batch = x_BD.shape[0]
-        for parameter in self.trained_parameters().values():
-            if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter)
-            parameter.grad.zero_()
+        grads: dict[str, Tensor] = {}
+        for name, parameter in self.trained_parameters().items():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+            grads[name] = parameter.grad
         zero = x_BD.new_zeros(())
         stats = StepStats(zero, zero.clone(), x_BD.new_zeros(self.d_sae), zero.clone())
         for x_CD in x_BD.split(self.chunk_rows(x_BD)):
-            pre_CF = first_pre_CF
-            if pre_CF is None:
-                pre_CF = torch.addmm(self.b_enc, x_CD, self.W_enc)
+            pre_CF = torch.addmm(self.b_enc, x_CD, self.W_enc) if first_pre_CF is None else first_pre_CF
             first_pre_CF = None
             acts_CF = self.activate(pre_CF)
             error_CD = torch.addmm(self.b_dec, acts_CF, self.W_dec).sub_(x_CD)
@@ -246,13 +221,12 @@ class TrainableSAE(SAE):
             stats.penalty += self.penalty_terms(acts_CF).sum()
             stats.fired_F += torch.sign(acts_CF).sum(0)
             grad_CD = error_CD.mul_(2.0 / batch)
-            self.W_dec.grad.addmm_(acts_CF.t(), grad_CD)  # type: ignore[union-attr]
-            self.b_dec.grad.add_(grad_CD.sum(0))  # type: ignore[union-attr]
+            grads["W_dec"].addmm_(acts_CF.t(), grad_CD)
+            grads["b_dec"].add_(grad_CD.sum(0))
             grad_CF = self.activation_gradient_(pre_CF, acts_CF, grad_CD @ self.W_dec.t(), coefficient / batch)
-            self.W_enc.grad.addmm_(x_CD.t(), grad_CF)  # type: ignore[union-attr]
-            self.b_enc.grad.add_(grad_CF.sum(0))  # type: ignore[union-attr]
-        gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
-        stats.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            grads["W_enc"].addmm_(x_CD.t(), grad_CF)
+            grads["b_enc"].add_(grad_CF.sum(0))
+        stats.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads.values()))))
         return stats
 
     @torch.no_grad()

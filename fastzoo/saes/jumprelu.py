@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastzoo.saes.base import SAE, CudaForm, TrainableSAE
 
 SMALLEST_THRESHOLD = 1e-6
-"""θ learned directly is kept at or above this, so that training and inference agree."""
+"""θ learned directly stays at or above this, so that training and inference agree."""
 
 
 class JumpReLUSAE(TrainableSAE):
@@ -28,14 +28,12 @@ class JumpReLUSAE(TrainableSAE):
     def __init__(self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(d_in, d_sae, dtype=dtype)
         self.threshold = nn.Parameter(torch.full((d_sae,), 0.001, dtype=dtype))
-        self.bandwidth = bandwidth
+        self.bandwidth, self.margin = bandwidth, bandwidth / 2
         self.log_threshold: nn.Parameter | None = None
 
     @classmethod
     def shapes(cls, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
         return {**super().shapes(d_in, d_sae), "threshold": (d_sae,)}
-
-    # --- its thresholds: how they start, are trained and are kept positive ---
 
     @classmethod
     @torch.no_grad()
@@ -52,19 +50,16 @@ class JumpReLUSAE(TrainableSAE):
 
     @property
     def _learned(self) -> str:
-        """Which parameter the optimiser moves."""
         return "threshold" if self.log_threshold is None else "log_threshold"
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return super().trained_parameters() | {self._learned: getattr(self, self._learned)}
 
     def cuda_form(self) -> CudaForm:
-        log = self.log_threshold is not None
-        return CudaForm(self._learned, log, self.bandwidth, SMALLEST_THRESHOLD)
+        return CudaForm(self._learned, self.log_threshold is not None, self.bandwidth, SMALLEST_THRESHOLD)
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """``threshold`` follows log θ, or stays above zero."""
         if self.log_threshold is not None:
             self.threshold.copy_(self.log_threshold.exp())
         else:
@@ -78,13 +73,11 @@ class JumpReLUSAE(TrainableSAE):
             self.log_threshold.copy_(self.threshold.log())
         return self
 
-    # --- what is active, and what that costs ---
-
     def activate(self, pre: Tensor) -> Tensor:
         return torch.where((pre > self.threshold) & (pre > 0), pre, 0.0)
 
     def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
-        pre = x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K]
+        pre = self.pre_activations(x, latents_K)
         return torch.where((pre > self.threshold[latents_K]) & (pre > 0), pre, 0.0)
 
     def thresholds(self, pre_BF: Tensor) -> Tensor:
@@ -103,10 +96,6 @@ class JumpReLUSAE(TrainableSAE):
         grad_theta_F.addcmul_(near_BF.mul_(grad_BF).sum(0), theta_F, value=-1.0 / width)
         getattr(self, self._learned).grad.add_(self._chained(grad_theta_F))
         return super().activation_gradient_(pre_BF, acts_BF, grad_BF, weight)
-
-    @property
-    def margin(self) -> float:
-        return self.bandwidth / 2
 
     def threshold_gradient(self, near_F: Tensor, near_grad_F: Tensor, weight: float) -> dict[str, Tensor]:
         # The dense gradient's formula rounds otherwise; both stay, as results do to the last bit.

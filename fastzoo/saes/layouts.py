@@ -13,7 +13,6 @@ LAYOUTS = (
     (("params.npz",), ()),  # Gemma Scope
 )
 """Files that make a folder an SAE, and files that may come with them."""
-
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Formats that can run code when loaded."""
 
@@ -21,15 +20,12 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
     """The folders among ``paths`` that hold an SAE (the root is ''), each with all files that its
     layout can have."""
-    names: dict[str, set[str]] = {}
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        names.setdefault(folder, set()).add(name)
+    present = set(paths)
     found = {}
-    for folder, present in sorted(names.items()):
+    for folder in sorted({path.rpartition("/")[0] for path in present}):
+        prefix = f"{folder}/" if folder else ""
         for required, optional in LAYOUTS:
-            if present.issuperset(required):
-                prefix = f"{folder}/" if folder else ""
+            if present.issuperset(prefix + name for name in required):
                 found[folder] = [prefix + name for name in (*required, *optional)]
                 break
     return found
@@ -38,7 +34,5 @@ def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 def refuse_pickle(path: Path) -> None:
     """Raise InputError if ``path`` is named as a pickle."""
     if path.suffix in PICKLES:
-        raise InputError(
-            f"'{path}' is a pickle, which can run code when loaded, and is refused; convert it to "
-            "safetensors where you trust it"
-        )
+        reason = "is a pickle, which can run code when loaded, and is refused"
+        raise InputError(f"'{path}' {reason}; convert it to safetensors where you trust it")

@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, get_args
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES
 
-METHODS = ("fast", "bt-f", "bt-p")
+Method = Literal["fast", "bt-f", "bt-p"]
+METHODS: tuple[Method, ...] = get_args(Method)
 """What the language model is fed: dialogues one by one, or blocks cut from chat or plain text."""
 
 _PATTERN = re.compile(
     r"(?P<model>[a-z0-9][a-z0-9._-]*)-L(?P<layer>\d{1,4})-(?P<expansion>[1-9]\d{0,3})x"
-    r"-(?P<architecture>[a-z]+)(?:-(?P<method>fast|bt-f|bt-p))?",
+    rf"-(?P<architecture>[a-z]+)(?:-(?P<method>{'|'.join(METHODS)}))?",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -46,21 +48,15 @@ class SAEName:
 def parse_name(text: str) -> SAEName:
     """Parse a name, upper or lower case, with or without ``-fast``.
 
-    Raises:
-        InputError: ``text`` does not read so; the message gives the form and the nearest names.
+    Raises InputError, with the form and the nearest names.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or match["architecture"].lower() not in ARCHITECTURES:
         hint = did_you_mean(text, map(str, zoo_names()))
         form = "<model>-L<layer>-<expansion>x-<architecture>[-bt-f|-bt-p]"
         raise InputError(f"'{one_line(text, 100)}' is not an SAE name, which reads {form}.{hint}")
-    return SAEName(
-        match["model"].lower(),
-        int(match["layer"]),
-        int(match["expansion"]),
-        match["architecture"].lower(),
-        (match["method"] or "fast").lower(),
-    )
+    model, layer, expansion, architecture, method = match.groups(default="fast")
+    return SAEName(model.lower(), int(layer), int(expansion), architecture.lower(), method.lower())
 
 
 def model_part(model: str) -> str:
@@ -95,8 +91,6 @@ GRID = (
     GridRow("Qwen/Qwen2.5-0.5B-Instruct", 896, (4, 12, 20), (8, 16)),
 )
 
-GRID_ARCHITECTURES = ("standard", "jumprelu")
-
 
 @cache
 def zoo_names() -> tuple[SAEName, ...]:
@@ -106,14 +100,11 @@ def zoo_names() -> tuple[SAEName, ...]:
         for row in GRID
         for layer in row.layers
         for expansion in row.expansions
-        for architecture in GRID_ARCHITECTURES
+        for architecture in ("standard", "jumprelu")
         for method in METHODS
     )
 
 
 def grid_row(name: SAEName) -> GridRow | None:
     """The row of Table 1 that ``name`` belongs to, or None."""
-    for row in GRID:
-        if model_part(row.base_model) == name.model:
-            return row
-    return None
+    return next((row for row in GRID if model_part(row.base_model) == name.model), None)

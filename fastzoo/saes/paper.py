@@ -47,19 +47,15 @@ def paper_special_latents() -> dict[SAEName, tuple[PaperSpecialLatent, ...]]:
     """The 795 latents of the paper's Appendix F.3 (36 SAEs), by name; ordered by token id and rank."""
     found: dict[SAEName, list[PaperSpecialLatent]] = {}
     for name, row in _paper_rows("paper_special_token_features.csv"):
-        latent = PaperSpecialLatent(
-            int(row["token_id"]), row["token"], int(row["rank"]), int(row["latent"]), float(row["mean_max_activation"])
-        )
-        found.setdefault(name, []).append(latent)
-    order = attrgetter("token_id", "rank")
-    return {name: tuple(sorted(latents, key=order)) for name, latents in found.items()}
+        token_id, rank, latent = int(row["token_id"]), int(row["rank"]), int(row["latent"])
+        one = PaperSpecialLatent(token_id, row["token"], rank, latent, float(row["mean_max_activation"]))
+        found.setdefault(name, []).append(one)
+    return {name: tuple(sorted(latents, key=attrgetter("token_id", "rank"))) for name, latents in found.items()}
 
 
 def _paper_rows(file: str) -> Iterator[tuple[SAEName, dict[str, str]]]:
     """The rows of a transcribed table, with the SAE that each is about."""
     text = files("fastzoo.saes").joinpath(file).read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
-        name = SAEName(
-            model_part(row["base_model"]), int(row["layer"]), int(row["expansion"]), row["architecture"], row["method"]
-        )
-        yield name, row
+        model, layer, expansion = model_part(row["base_model"]), int(row["layer"]), int(row["expansion"])
+        yield SAEName(model, layer, expansion, row["architecture"], row["method"]), row

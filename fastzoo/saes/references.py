@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 
-FORM = "hf:org/repo[/folder][@revision]"
-
 NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-
 REPO = re.compile(rf"{NAME}/{NAME}")
-
 COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
-
 # What git allows in the name of a ref, less '@', which separates it here.
 _REVISION = re.compile(r"(?![-/.])[^\s@\\:?*~^\[\x00-\x1f\x7f]{1,200}(?<![/.])")
 
@@ -40,13 +35,10 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse ``hf:org/repo[/folder...][@revision]``.
-
-    Raises InputError: ``text`` does not read like this; says which part is wrong.
-    """
+    """Parse ``hf:org/repo[/folder...][@revision]``. Raises InputError, which says which part is wrong."""
 
     def wrong(reason: str) -> InputError:
-        return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads {FORM}")
+        return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads hf:org/repo[/folder][@revision]")
 
     if not text.startswith("hf:"):
         raise wrong("it does not start with hf:")
@@ -91,9 +83,8 @@ def collection_slug(source: str) -> str | None:
             slug = slug.removeprefix(f"{hub}/collections/")
         slug = slug.partition("?")[0].rstrip("/")
         if slug.startswith("http"):
-            raise InputError(
-                f"'{one_line(source, 100)}' is not the address of a collection; write a repository as hf:org/repo"
-            )
+            reason = "is not the address of a collection; write a repository as hf:org/repo"
+            raise InputError(f"'{one_line(source, 100)}' {reason}")
     elif slug == source:
         return None
     if not COLLECTION.fullmatch(slug):

@@ -28,7 +28,7 @@ class StandardSAE(TrainableSAE):
         return torch.relu(pre)
 
     def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
-        return torch.relu(x.to(self.W_enc.dtype) @ self.W_enc[:, latents_K] + self.b_enc[latents_K])
+        return self.activate(self.pre_activations(x, latents_K))
 
     def thresholds(self, pre_BF: Tensor) -> Tensor:
         return pre_BF.new_zeros(self.d_sae)

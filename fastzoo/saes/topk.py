@@ -26,10 +26,8 @@ class TopKSAE(SAE):
     @classmethod
     def from_config(cls, d_in: int, d_sae: int, config: Mapping[str, Any]) -> SAE:
         k = config.get("k")
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise InputError(f"k is {one_line(k, 40)}, not a sensible size")
-        if k > d_sae:
-            raise InputError(f"k is {k}, more than the {d_sae} latents")
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d_sae:
+            raise InputError(f"k is {one_line(k, 40)}, not a number from 1 to {d_sae}, the latents there are")
         return cls(d_in, d_sae, k=k)
 
     def activate(self, pre: Tensor) -> Tensor:

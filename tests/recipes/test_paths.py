@@ -207,7 +207,7 @@ def test_folders_made_for_a_run_that_cannot_begin_are_removed(
         ("x" * 300, "x" * 20),
         ("~nobody-of-this-name/a.jsonl", "a.jsonl' is not there"),
         ("loop", "loop' is not there"),
-        (" ", "source: empty; 'embedded', a file or a Hub dataset id"),
+        (" ", "source: empty; give 'embedded', a file or a Hub dataset id"),
     ],
 )
 def test_sources_that_cannot_be(

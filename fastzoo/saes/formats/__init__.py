@@ -1,7 +1,7 @@
 """SAE files: written in the SAELens v6 format, read in that and in the others' formats.
 
-One file per library here, and one line in ``READERS``. Pickles are refused by name. Sizes are checked
-against the configuration before a weight is loaded.
+One file per library, and one line in ``READERS``. Pickles are refused by name, and sizes checked against
+the configuration before a weight is loaded.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ READERS: dict[str, Callable[[Path], LoadedSAE]] = {
 def read_sae(root: Path) -> LoadedSAE:
     """The SAE in ``root`` itself if there is one, else in the one folder below that holds one.
 
-    Raises:
-        InputError: no SAE, several, only pickles, or files that are not what they should be.
+    Raises InputError: no SAE, several, only pickles, or files that are not what they should be.
     """
     try:
         candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
         found = [(f, w) for f in candidates for w in READERS if (f / w).is_file()]
-        others = [] if found else [p for f in candidates for p in sorted(f.iterdir())]
+        if not found:
+            for path in (p for f in candidates for p in sorted(f.iterdir())):
+                refuse_pickle(path)
+            raise InputError(f"{root}: no SAE here; looked for {', '.join(READERS)}")
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({one_line(error.strerror)})") from None
-    if not found:
-        for path in others:
-            refuse_pickle(path)
-        raise InputError(f"{root}: no SAE here; looked for {', '.join(READERS)}")
     if len(found) > 1 and found[0][0] != root:
         names = ", ".join(str(f.relative_to(root)) for f, _ in found[:5])
         raise InputError(f"{root}: holds {len(found)} SAEs ({names}, ...); name one of these folders")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import zipfile
 from pathlib import Path
 
@@ -31,9 +30,8 @@ def read(folder: Path) -> LoadedSAE:
     d_in, d_sae = weights["W_enc"].shape
     sae = build(JumpReLUSAE, d_in, d_sae, weights, {}, folder)
     # layer_20/width_16k/average_l0_71: other parts have numbers too
-    found = [re.fullmatch(r"layer_(.*)", part) for part in folder.resolve().parts]
-    layer = next((layer_number(match[1]) for match in reversed(found) if match), None)
-    return LoadedSAE(sae, folder, "gemma-scope", layer)
+    layers = [part.removeprefix("layer_") for part in folder.resolve().parts if part.startswith("layer_")]
+    return LoadedSAE(sae, folder, "gemma-scope", layer_number(layers[-1]) if layers else None)
 
 
 def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
@@ -68,6 +66,5 @@ def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
     weights = {}
     for name in found:
         with archive.open(entries[name]) as file:
-            # allow_pickle=False: an array of objects is refused instead of unpickled.
             weights[name] = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
     return weights

@@ -27,7 +27,7 @@ class LoadedSAE:
 
     sae: SAE
     folder: Path
-    """The folder with the weights."""
+    """Of the weights."""
     layout: str
     """``saelens``, ``sparsify`` or ``gemma-scope``."""
     layer: int | None = None
@@ -58,33 +58,28 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file, once its header is found to be as expected.
 
-    Raises:
-        InputError: other names, shapes or types, or no readable file.
+    Raises InputError: other names, shapes or types, or no readable file.
     """
     allowed = {**shapes, **(optional or {})}
     try:
         str(path).encode()
-    except UnicodeEncodeError:
-        reason = "safetensors opens no path that is not UTF-8; rename the folder"
-        raise InputError(f"{path}: {reason}") from None
-    try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if missing := set(shapes) - names:
                 raise InputError(f"{path}: lacks {', '.join(sorted(missing))}")
-            if extra := names - set(allowed):
-                some = one_line(", ".join(sorted(extra)[:3]), 100)
-                raise InputError(f"{path}: unexpected {some}")
+            if extra := sorted(names - set(allowed)):
+                raise InputError(f"{path}: unexpected {one_line(', '.join(extra[:3]), 100)}")
             for name in sorted(names):
                 part = file.get_slice(name)
-                if tuple(part.get_shape()) != tuple(allowed[name]):
-                    raise InputError(
-                        f"{path}: {name} has shape {tuple(part.get_shape())}; its cfg.json says {tuple(allowed[name])}"
-                    )
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise InputError(f"{path}: {name} is {part.get_dtype()}, not floating point")
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if shape != allowed[name]:
+                    raise InputError(f"{path}: {name} has shape {shape}; its cfg.json says {allowed[name]}")
+                if dtype not in ("F64", "F32", "F16", "BF16"):
+                    raise InputError(f"{path}: {name} is {dtype}, not floating point")
             check_memory(shapes, path)
             return {name: file.get_tensor(name) for name in names}
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: safetensors opens no path that is not UTF-8; rename the folder") from None
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (SafetensorError, OSError, RuntimeError, struct.error) as error:  # mmap is torch's

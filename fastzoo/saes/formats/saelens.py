@@ -37,24 +37,19 @@ def save_sae(
         metadata: more keys for the configuration's ``metadata`` (model_name, context_size, ...).
         log_sparsity: (d_sae,) log10 of each latent's firing frequency.
 
-    Raises:
-        OutputError: an architecture that SAELens has no such format for.
+    Raises OutputError: an architecture that is read only.
     """
     if not sae.writable:
         raise OutputError(f"{sae.architecture} SAEs are read only; no file format is written for them")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: getattr(sae, name).detach().float().cpu().contiguous() for name in sae.shapes(sae.d_in, sae.d_sae)
-    }
     config = {
         "architecture": sae.architecture,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        # Missing would mean true.
-        "apply_b_dec_to_input": False,
+        "apply_b_dec_to_input": False,  # missing would mean true
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -67,10 +62,14 @@ def save_sae(
         },
     }
     write_json(folder / "cfg.json", config)
-    save_file(weights, folder / "sae_weights.safetensors")
+    weights = {name: getattr(sae, name) for name in sae.shapes(sae.d_in, sae.d_sae)}
+    save_file(_plain(weights), folder / "sae_weights.safetensors")
     if log_sparsity is not None:
-        sparsity = log_sparsity.detach().float().cpu().contiguous()
-        save_file({"sparsity": sparsity}, folder / "sparsity.safetensors")
+        save_file(_plain({"sparsity": log_sparsity}), folder / "sparsity.safetensors")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read(folder: Path) -> LoadedSAE:
@@ -79,28 +78,24 @@ def read(folder: Path) -> LoadedSAE:
     name = config.get("architecture", "standard")  # early releases did not say
     d_in, d_sae = size_at(config, "d_in", folder), size_at(config, "d_sae", folder)
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise InputError(
-            f"{folder}/cfg.json: architecture '{one_line(name, 40)}' is not read; {', '.join(ARCHITECTURES)} are"
-        )
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{folder}/cfg.json: architecture '{one_line(name, 40)}' is not read; {known} are")
     kind = architecture(name)
-    shapes = kind.shapes(d_in, d_sae)
     optional = {"scaling_factor": (d_sae,)}  # written by v3-v5 even when unused
-    weights = read_tensors(folder / "sae_weights.safetensors", shapes, optional)
+    weights = read_tensors(folder / "sae_weights.safetensors", kind.shapes(d_in, d_sae), optional)
     sae = build(kind, d_in, d_sae, weights, config, folder)
     normalize = config.get("normalize_activations", "none")
     if normalize not in ("none", None):
-        raise InputError(
-            f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; fold "
-            "the normalisation into the weights first (fold_activation_norm_scaling_factor)"
-        )
+        reason = "fold the normalisation into the weights first (fold_activation_norm_scaling_factor)"
+        raise InputError(f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}")
     if config.get("apply_b_dec_to_input", True):
         fold_input_bias_(sae)
     sae.apply_config_(config)
     if config.get("finetuning_scaling_factor") and "scaling_factor" in weights:
         raise InputError(f"{folder}/cfg.json: finetuning_scaling_factor is not read")
     # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
-    about = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
-    assert isinstance(about, dict)
+    metadata = config.get("metadata")
+    about = metadata if isinstance(metadata, dict) else config
     return LoadedSAE(sae, folder, "saelens", _layer(about), text_at(about, "model_name"), config)
 
 

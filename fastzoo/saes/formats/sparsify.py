@@ -33,5 +33,4 @@ def read(folder: Path) -> LoadedSAE:
     weights["W_enc"], weights["b_enc"] = weights["encoder.weight"].t(), weights["encoder.bias"]
     sae = build(TopKSAE, d_in, d_sae, weights, config, folder)
     fold_input_bias_(sae)
-    layer = layer_number(folder.name.rpartition(".")[2])
-    return LoadedSAE(sae, folder, "sparsify", layer, None, config)
+    return LoadedSAE(sae, folder, "sparsify", layer_number(folder.name.rpartition(".")[2]), config=config)
