@@ -73,7 +73,9 @@ class Assembly:
         if counts.skipped:
             changed.append(f"{counts.skipped.total()} of {counts.rows} rows skipped ({counts.reasons()})")
         if counts.truncated:
-            changed.append(f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens")
+            changed.append(
+                f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens"
+            )
         if changed:
             print(f"{rows.info.name}: {'; '.join(changed)}", file=sys.stderr)
         return sequences, described(rows.info, counts)
@@ -138,7 +140,10 @@ def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
     refuse_unfit(source.config, name, loaded.layer, loaded.sae.d_in)
     trained_on = text_at(loaded.record, "base_model", "sha")
     if trained_on and source.sha and trained_on != source.sha:
-        print(f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)", file=sys.stderr)
+        print(
+            f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
+            file=sys.stderr,
+        )
     return loaded.layer
 
 

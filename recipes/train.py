@@ -194,7 +194,9 @@ def stream(this: Run) -> None:
     model = load_model(this.source, recipe.model, device)
     reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
     owners = assign(recipe.names(), width, this.accelerator.num_processes)
-    this.checkpoints = CheckpointSchedule(recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank)
+    this.checkpoints = CheckpointSchedule(
+        recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank
+    )
     idle = this.checkpoints.idle
     this.forward = SharedForward(reader, owners, rank, idle)
     if checkpoint:
@@ -205,7 +207,14 @@ def stream(this: Run) -> None:
     sample = None if checkpoint else buffer.fill()
     log_every, compute = recipe.output.log_every, recipe.compute
     trainer = Trainer(
-        owners[rank], width, training, sample, seed=recipe.seed, device=device, log_every=log_every, compute=compute
+        owners[rank],
+        width,
+        training,
+        sample,
+        seed=recipe.seed,
+        device=device,
+        log_every=log_every,
+        compute=compute,
     )
     this.parts = InTraining(trainer, buffer, reader)
     if checkpoint:
@@ -217,7 +226,12 @@ def train(this: Run) -> None:
     """Each process trains the SAEs that it owns, all on the same batches."""
     from fastzoo.core.progress import Progress
 
-    recipe, accelerator, checkpoints, trainer = this.recipe, this.accelerator, this.checkpoints, this.parts.trainer
+    recipe, accelerator, checkpoints, trainer = (
+        this.recipe,
+        this.accelerator,
+        this.checkpoints,
+        this.parts.trainer,
+    )
     if recipe.output.trackers:
         accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
     title = f"training {len(recipe.names())} SAEs"
@@ -255,7 +269,9 @@ def finish(this: Run) -> None:
     if saes:  # with more processes than SAEs some own none
         special = SpecialTokens.of(data.chat)
         with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-            found = evaluate(reader, saes, data.held_out, special, lambda n: bar.advance(n, "held-out tokens"))
+            found = evaluate(
+                reader, saes, data.held_out, special, lambda n: bar.advance(n, "held-out tokens")
+            )
     results = []
     for learner in trainer.learners:
         name = str(learner.name)

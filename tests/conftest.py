@@ -83,11 +83,15 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
-def sequence(ids: Sequence[int] | np.ndarray, index: int = 0, special: Sequence[bool] | None = None) -> TokenSequence:
+def sequence(
+    ids: Sequence[int] | np.ndarray, index: int = 0, special: Sequence[bool] | None = None
+) -> TokenSequence:
     """One dialogue as the streams make it."""
     ids = np.asarray(ids, dtype=np.int64)
     flags = np.zeros(len(ids), bool) if special is None else np.asarray(special, bool)
-    return TokenSequence(ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), flags)
+    return TokenSequence(
+        ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), flags
+    )
 
 
 def random_dialogues(lengths: Sequence[int], seed: int = 0) -> list[TokenSequence]:
@@ -157,7 +161,9 @@ Edit = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def plain_forward(model: Any, ids: np.ndarray, edit: tuple[int, Edit] | None = None) -> tuple[list[Tensor], Tensor]:
+def plain_forward(
+    model: Any, ids: np.ndarray, edit: tuple[int, Edit] | None = None
+) -> tuple[list[Tensor], Tensor]:
     """One dialogue through an unmodified model: residual stream after every layer, and logits.
 
     Args:

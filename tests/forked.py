@@ -55,7 +55,9 @@ def _forker() -> subprocess.Popen[str]:
     return process
 
 
-def run_python(code: str, *arguments: str, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *arguments: str, env: Mapping[str, str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
     """``python -c code arguments`` with this environment in this folder, and what it printed."""
     forker = _forker()
     assert forker.stdin and forker.stdout

@@ -12,7 +12,9 @@ from hub_server import ROOT, LoopbackHub
 from fastzoo.publish.collection import TITLE
 from fastzoo.saes.names import SAEName, parse_name
 
-NAMES = tuple(parse_name(f"qwen2.5-0.5b-L{layer}-8x-{kind}") for layer in (4, 12) for kind in ("standard", "jumprelu"))
+NAMES = tuple(
+    parse_name(f"qwen2.5-0.5b-L{layer}-8x-{kind}") for layer in (4, 12) for kind in ("standard", "jumprelu")
+)
 
 PUSH = "from fastzoo.cli.main import main; main()"
 

@@ -17,11 +17,15 @@ import pytest
 COMMAND = Path(__file__).parent / "benchmarks" / "run.py"
 FORWARD = ("packed_over_alone_tiny", "packed_over_alone_ragged")
 STEP = ("step_ratio_128", "step_ratio_4096", "step_ratio_tiny")
-needs_sae_lens = pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed")
+needs_sae_lens = pytest.mark.skipif(
+    importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed"
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(COMMAND), *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(COMMAND), *arguments], capture_output=True, text=True, timeout=300
+    )
 
 
 def positive(value: Any) -> bool:
@@ -75,7 +79,10 @@ def test_twelve_saes_report_every_figure(figures: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_adds_up(figures: dict[str, Any]) -> None:
-    for key, parts_key in (("memory_beyond_gb", "memory_parts_gb"), ("memory_beyond_gb_4096", "memory_4096_parts_gb")):
+    for key, parts_key in (
+        ("memory_beyond_gb", "memory_parts_gb"),
+        ("memory_beyond_gb_4096", "memory_4096_parts_gb"),
+    ):
         parts = dict(figures[parts_key])
         assert all(map(positive, parts.values()))
         assert parts["beyond"] == pytest.approx(figures[key], abs=1e-3)
@@ -87,7 +94,9 @@ def test_processes_reports_its_figure(figures: dict[str, Any]) -> None:
     assert set(figures["tokens_per_second_by_processes"]) == {"1", "2"}
 
 
-def test_the_table_is_markdown_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_markdown_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for variable in ("OMP_WAIT_POLICY", "TQDM_DISABLE"):  # which the command sets if they are not
         monkeypatch.setenv(variable, os.environ.get(variable, "1"))
     monkeypatch.syspath_prepend(COMMAND.parent)

@@ -61,7 +61,10 @@ def needs_memory(case: int, place: Path) -> bool:
         pytest.param(
             needs_memory,
             "MiB",
-            marks=[pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")],
+            marks=[
+                pytest.mark.alone,
+                pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc"),
+            ],
         ),
     ],
 )

@@ -328,7 +328,9 @@ def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         home = tmp_path_factory.mktemp("space")
         path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
-            [sys.executable, "-c", run], cwd=FOLDER, env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path)
+            [sys.executable, "-c", run],
+            cwd=FOLDER,
+            env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path),
         )
         address = f"http://127.0.0.1:{port}"
         try:

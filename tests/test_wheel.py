@@ -16,13 +16,18 @@ ROOT = Path(__file__).parent.parent
 
 def run(*command: str | Path, cwd: Path) -> str:
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    result = subprocess.run(list(map(str, command)), cwd=cwd, env=clean, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=clean, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
-    run(*(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT), cwd=tmp_path)
+    run(
+        *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT),
+        cwd=tmp_path,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in (
@@ -39,7 +44,10 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
-    run(*(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel), cwd=tmp_path)
+    run(
+        *(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel),
+        cwd=tmp_path,
+    )
     # Dependencies come from the environment of the tests; an editable fastzoo there stays unseen,
     # since .pth files are not followed from a .pth file.
     site = next(home.glob("lib/python*/site-packages"))

@@ -38,7 +38,9 @@ def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help=f"Print the traceback of any failure ({DEBUG}=1).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Print the traceback of any failure ({DEBUG}=1).")
+    ] = False,
 ) -> None:
     """Sparse autoencoders of instruct language models."""
     if debug:
@@ -73,22 +75,29 @@ def complete_columns(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)]
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_names)
+]
 ModelName = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The language model, where the SAE does not say.")
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
 Data = Annotated[str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")]
-MaxTokens = Annotated[int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+]
 Namespace = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo).")
+    str | None,
+    typer.Option(metavar="NAME", help="Whose published SAEs (default: FASTZOO_NAMESPACE, else fastzoo)."),
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Ask the Hub even if it was asked within the hour.")]
 Several = list[str] | None
 
 
 def which(key: str, help: str) -> Any:
-    return typer.Option(help=help, metavar=key.upper(), autocompletion=_complete_values(key), show_default=False)
+    return typer.Option(
+        help=help, metavar=key.upper(), autocompletion=_complete_values(key), show_default=False
+    )
 
 
 def print_json(value: Any) -> None:

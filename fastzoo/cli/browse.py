@@ -65,7 +65,13 @@ def list_saes(
         raise InputError("--descending goes with --sort COLUMN")
     hints: list[str] = []
     known = list_rows(_registry(namespace, refresh, hints), folder)
-    given = {"model": model, "layer": layer, "architecture": architecture, "method": method, "expansion": expansion}
+    given = {
+        "model": model,
+        "layer": layer,
+        "architecture": architecture,
+        "method": method,
+        "expansion": expansion,
+    }
     rows = [
         row
         for row in pick(known, {key: values for key, values in given.items() if values})
@@ -86,7 +92,9 @@ def list_saes(
     print_hints(hints)
 
 
-def info(source: Source, namespace: Namespace = None, refresh: Refresh = False, as_json: Json = False) -> None:
+def info(
+    source: Source, namespace: Namespace = None, refresh: Refresh = False, as_json: Json = False
+) -> None:
     """What is known about one SAE.
 
     Its record and figures, what is published, and what the paper reports.

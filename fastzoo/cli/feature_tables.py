@@ -25,14 +25,19 @@ def print_tokens(report: Mapping[str, Any]) -> None:
         if any(entry["with_position_0"] for entry in entries):
             sections.append(_latents("with pos. 0: ", [e["with_position_0"] for e in entries]))
         if paper := any(entry.get("paper") for entry in entries):
-            theirs = [[[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()] for entry in entries]
+            theirs = [
+                [[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()]
+                for entry in entries
+            ]
             sections.append((["paper: latent", "mean max"], theirs))
         together = _table(entries, sections)
         tables = [together] if fits(*together) else [_table(entries, [section]) for section in sections]
         for table in _apart(tables):
             print_table(*table)
         if paper:
-            said = "is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's own weights"
+            said = (
+                "is arXiv 2506.07691, Appendix F.3; its latent numbers are those of the paper's own weights"
+            )
             print(f"'paper:' {said}", file=sys.stderr)
 
 
@@ -47,7 +52,9 @@ def _ranked(counted: Mapping[str, Any]) -> list[list[str]]:
     return latents or [["none", "", f"0 {of}"]]
 
 
-def _table(entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> tuple[list[str], list[list[str]]]:
+def _table(
+    entries: Sequence[Mapping[str, Any]], sections: Sequence[Section]
+) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of sections side by side."""
     headings = ["token", "rank", *(heading for own, _ in sections for heading in own)]
     lines = []
@@ -95,7 +102,12 @@ def print_latents(report: Mapping[str, Any]) -> None:
                 continue
             print()
             lines = [
-                [shown_token(x["token"]), f"{x['fired']} of {x['occurrences']}", show(x["mean"]), f"{x['share']:.0%}"]
+                [
+                    shown_token(x["token"]),
+                    f"{x['fired']} of {x['occurrences']}",
+                    show(x["mean"]),
+                    f"{x['share']:.0%}",
+                ]
                 for x in entry["tokens"]
             ]
             print_table(["token", "fires on", "mean", "share of all"], lines)

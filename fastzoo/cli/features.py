@@ -19,19 +19,23 @@ def find_features(
         str | None, typer.Option(help="What fires most on this token: its text, or its id (any number).")
     ] = None,
     latent: Annotated[
-        list[int] | None, typer.Option(min=0, help="Where this latent fires, and what it writes; can be repeated.")
+        list[int] | None,
+        typer.Option(min=0, help="Where this latent fires, and what it writes; can be repeated."),
     ] = None,
     rank: Annotated[
         str | None,
         typer.Option(
-            metavar="activation|output", help="The latents that fire most strongly, or that steering brings out most."
+            metavar="activation|output",
+            help="The latents that fire most strongly, or that steering brings out most.",
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="For --rank output: how many, by activation, are tried (default: 256).")
+        int | None,
+        typer.Option(min=1, help="For --rank output: how many, by activation, are tried (default: 256)."),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="For --rank output: steering strength, in mean residual norms (default: 1).")
+        float | None,
+        typer.Option(help="For --rank output: steering strength, in mean residual norms (default: 1)."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
     data: Data = "embedded",
@@ -72,7 +76,9 @@ def find_features(
         report, show = by_latent.rank_by_activation(saes, latents=latents, **how), tables.print_ranking
     elif rank == "output":
         strength = 1.0 if alpha is None else alpha
-        report = by_latent.rank_by_output(saes, latents=latents, candidates=candidates or 256, alpha=strength, **how)
+        report = by_latent.rank_by_output(
+            saes, latents=latents, candidates=candidates or 256, alpha=strength, **how
+        )
         show = tables.print_ranking
     elif latents:
         report, show = by_latent.of_latents(saes, latents, **how), tables.print_latents

@@ -52,7 +52,9 @@ def list_rows(registry: Registry, folder: Path) -> list[ResultRow]:
     for name, path in local_results(folder):
         local.setdefault(name, []).append(path)
     rows = [
-        _row(name, registry, path) for name in with_grid({*registry.saes, *local}) for path in local.get(name, [None])
+        _row(name, registry, path)
+        for name in with_grid({*registry.saes, *local})
+        for path in local.get(name, [None])
     ]
     order = {"both": 0, "local": 0, "published": 1, "paper": 2}
     return sorted(rows, key=lambda row: order[str(row["status"])])
@@ -98,7 +100,9 @@ def pick(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list
                 numbers = key in ("layer", "expansion")
                 near = "" if numbers else did_you_mean(text, present)
                 some = ", ".join(sorted(present, key=int) if numbers else present[:12])
-                raise InputError(f"--{key}: no SAE has '{one_line(value, 100)}'.{near or f' There are {some}.'}")
+                raise InputError(
+                    f"--{key}: no SAE has '{one_line(value, 100)}'.{near or f' There are {some}.'}"
+                )
             matching |= found
         picked = [row for row in picked if str(row[key]) in matching]
     return picked
@@ -126,7 +130,9 @@ def known_names() -> list[str]:
     with suppress(HubError, InputError):
         seen = last_seen()
     local = dict(local_results(RUNS))
-    return list(map(str, [*local, *(name for name in with_grid(seen.saes if seen else ()) if name not in local)]))
+    return list(
+        map(str, [*local, *(name for name in with_grid(seen.saes if seen else ()) if name not in local)])
+    )
 
 
 def matches(name: object, pattern: str) -> bool:
@@ -145,7 +151,9 @@ def nothing_found(pattern: str, rows: Sequence[ResultRow]) -> str:
     return one_line(f"no SAE matches '{one_line(pattern, 100)}' and these options.{hint}")
 
 
-def table(rows: Sequence[ResultRow], sort: str | None) -> tuple[list[str], list[list[str]], list[int], list[str]]:
+def table(
+    rows: Sequence[ResultRow], sort: str | None
+) -> tuple[list[str], list[list[str]], list[int], list[str]]:
     """Headings, lines, the columns that hold text, and the headings that the terminal has no room for.
 
     Columns without any value are neither shown nor reported; the sorted one is always shown.

@@ -21,8 +21,12 @@ def pull(
             autocompletion=complete_names,
         ),
     ],
-    local_dir: Annotated[Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")] = None,
+    local_dir: Annotated[
+        Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")
+    ] = None,
     namespace: Namespace = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,

@@ -11,9 +11,12 @@ from fastzoo.cli.app import Json, print_json
 
 def push_saes(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Folders of SAEs or of runs, or names of local SAEs.")
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Folders of SAEs or of runs, or names of local SAEs."),
     ],
-    namespace: Annotated[str, typer.Option(metavar="NAME", help="Hub user or organisation to publish under.")],
+    namespace: Annotated[
+        str, typer.Option(metavar="NAME", help="Hub user or organisation to publish under.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make private repositories.")] = False,
     public_at_end: Annotated[
         bool, typer.Option("--public-at-end", help="Private, then public once everything is there.")
@@ -21,7 +24,9 @@ def push_saes(
     collection: Annotated[
         bool, typer.Option(help="Also bring the collection and the results dataset up to date.")
     ] = True,
-    space: Annotated[str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")
+    ] = None,
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
     ] = False,
@@ -53,7 +58,9 @@ def push_saes(
             print_json(plan)
             return
         for row in plan:
-            print(f"{row['folder']} -> {row['repo_id']}  ({len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB)")
+            print(
+                f"{row['folder']} -> {row['repo_id']}  ({len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB)"
+            )
         return
     with obeying_signals():
         report = push(saes, options)

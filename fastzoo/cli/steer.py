@@ -19,7 +19,9 @@ from fastzoo.steering.settings import SteerSettings
 
 SHARED: dict[str, Any] = {
     "source": Source,
-    "questions": Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="By default fastzoo's own.")],
+    "questions": Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="By default fastzoo's own.")
+    ],
     "model": ModelName,
     "revision": Revision,
 }
@@ -57,8 +59,12 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def steer_sae(
     *,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")] = None,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")
+    ] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:

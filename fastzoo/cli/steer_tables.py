@@ -49,7 +49,9 @@ class LiveAnswers:
 
             # Drawn a few times a second, however fast the tokens come.
             console = Console(stderr=True)
-            self._live = Live(console=console, transient=True, refresh_per_second=8, get_renderable=self._lines)
+            self._live = Live(
+                console=console, transient=True, refresh_per_second=8, get_renderable=self._lines
+            )
             self._live.start()
         return self._told
 
@@ -125,6 +127,8 @@ def summary(outcome: Outcome) -> str:
     if spot.low == spot.high:
         line = f"{start}: window alpha {spot.low:g} alone"
     if best := spot.at_best:
-        effect, quality = (f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" for e in (best.effect, best.quality))
+        effect, quality = (
+            f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" for e in (best.effect, best.quality)
+        )
         line += f"; on the other questions effect {effect}, quality {quality}"
     return line if spot.holds else f"{line}; it does not hold: {spot.reason}"

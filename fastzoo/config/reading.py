@@ -109,14 +109,14 @@ def _explain(error: ValidationError, where: str) -> str:
     if kind == "extra_forbidden":
         fields = _fields_at(path[:-1])
         section = f" of '{'.'.join(path[:-1])}'" if len(path) > 1 else ""
-        text = (
-            f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)} Keys{section}: {', '.join(fields)}."
-        )
+        text = f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)} Keys{section}: {', '.join(fields)}."
     elif kind == "missing":
         text = f"the key '{key}' is missing"
     elif kind == "literal_error":
         choices = re.findall("'(.*?)'", first["ctx"]["expected"])
-        text = f"{key}: {value} is not one of {', '.join(choices)}.{did_you_mean(str(first['input']), choices)}"
+        text = (
+            f"{key}: {value} is not one of {', '.join(choices)}.{did_you_mean(str(first['input']), choices)}"
+        )
     elif kind in ("model_type", "dict_type"):
         text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
     else:

@@ -143,7 +143,9 @@ class TrainingSection(Section):
             if key not in options:
                 problems.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
             elif not options[key].allows(value):
-                kind = PydanticCustomError("option", "Input should be {values}", {"values": options[key].values})
+                kind = PydanticCustomError(
+                    "option", "Input should be {values}", {"values": options[key].values}
+                )
                 problems.append(InitErrorDetails(type=kind, loc=(key,), input=value))
         if problems:  # told as pydantic tells its own
             raise ValidationError.from_exception_data("recipe", problems)
@@ -227,7 +229,9 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}"))
+        return Path(
+            os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}")
+        )
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""

@@ -117,7 +117,9 @@ class LiteralText:
         if self._policy == "allow" or not (typed or joins):
             return Rendered(apply_template(dialogue), special_text=typed)
         marker, marked_contents = self._texts.mark(contents)
-        marked = apply_template([{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)])
+        marked = apply_template(
+            [{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)]
+        )
         if joins:
             text = apply_template(dialogue)
             if self._texts.split(marked)[1] == self._texts.split(text)[1]:
@@ -143,7 +145,9 @@ class LiteralText:
         that has more tokens.
         """
         texts = [self._texts.beginning(r.text, limit) if limit else r.text for r in batch]
-        together = [r.marker is None and len(text) <= MOST_CHARACTERS for r, text in zip(batch, texts, strict=True)]
+        together = [
+            r.marker is None and len(text) <= MOST_CHARACTERS for r, text in zip(batch, texts, strict=True)
+        ]
         literal = any(rendered.literal for rendered in batch)
         encoded = iter(self._encoder.tokenize_each(list(compress(texts, together)), literal))
         for rendered, text in zip(batch, texts, strict=True):
@@ -205,7 +209,9 @@ class SpecialTexts:
     """The texts of a tokenizer's special tokens, and where they stand in other text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._added = added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.content}
+        self._added = added = {
+            t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.content
+        }
         special = [text for text, (_, token) in added.items() if token.special]
         self._special = set(special)
         # Tokenizers split at the leftmost added token; if several start there, at the longest.

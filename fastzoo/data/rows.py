@@ -72,7 +72,9 @@ class _JsonlTable:
                         json.loads(line)
                     except (ValueError, RecursionError) as error:
                         said = f"not valid JSON ({one_line(error, 80)}); each line must be one object"
-                        raise DataError(f'{path}, line {number}: {said} such as {{"messages": [...]}}') from None
+                        raise DataError(
+                            f'{path}, line {number}: {said} such as {{"messages": [...]}}'
+                        ) from None
                     self._offsets.append(offset)
                 offset += len(line)
         self._file = path.open("rb")
@@ -132,7 +134,9 @@ class HubRows:
         self._section, self._seed = section, seed
         self._where = f"Hub dataset {section.source}"
         try:
-            revision = with_retries(lambda: commit_of("dataset", section.source, section.revision), self._where)
+            revision = with_retries(
+                lambda: commit_of("dataset", section.source, section.revision), self._where
+            )
             self._files, self._data = with_retries(lambda: _stream(section, revision), self._where)
         except HubError:
             raise

@@ -45,7 +45,9 @@ class Data:
         return text
 
 
-def open_data(chat: ChatTokenizer, method: str, text: TextSection, evaluation: EvaluationSection, seed: int) -> Data:
+def open_data(
+    chat: ChatTokenizer, method: str, text: TextSection, evaluation: EvaluationSection, seed: int
+) -> Data:
     """Open the sources of a run, set dialogues aside, and make sure that something is left to train on.
 
     ``chat.data`` names the dialogues, ``text`` the plain text that bt-p trains on. Raises DataError or

@@ -30,7 +30,12 @@ Turns = Sequence[Mapping[str, str]]
 
 
 def apply_template(
-    tokenizer: Any, turns: Turns, *, date: str = DataSection().date, answer: bool = False, tokenize: bool = False
+    tokenizer: Any,
+    turns: Turns,
+    *,
+    date: str = DataSection().date,
+    answer: bool = False,
+    tokenize: bool = False,
 ) -> Any:
     """The text of a dialogue by the tokenizer's chat template or, with ``tokenize``, its token ids.
 
@@ -86,7 +91,9 @@ class ChatTokenizer(Encoder):
     ModelError: the tokenizer has no usable chat template, or it is not this model's.
     """
 
-    def __init__(self, tokenizer: Any, data: DataSection, model_name: str, embeddings: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, data: DataSection, model_name: str, embeddings: int | None = None
+    ) -> None:
         self.model_name = one_line(model_name)
         if not getattr(tokenizer, "chat_template", None):
             said = "has no chat template; dialogues need one, so use the model's instruct version"
@@ -150,10 +157,15 @@ class ChatTokenizer(Encoder):
     def sequence(self, ids: np.ndarray, index: int) -> TokenSequence:
         """One dialogue as a sequence of its own."""
         return TokenSequence(
-            ids, np.arange(len(ids), dtype=np.int32), np.full(len(ids), index, dtype=np.int64), self.is_special(ids)
+            ids,
+            np.arange(len(ids), dtype=np.int32),
+            np.full(len(ids), index, dtype=np.int64),
+            self.is_special(ids),
         )
 
-    def dialogues(self, rows: Iterable[Row], counts: Counts, *, truncate: bool = True) -> Iterator[TokenSequence]:
+    def dialogues(
+        self, rows: Iterable[Row], counts: Counts, *, truncate: bool = True
+    ) -> Iterator[TokenSequence]:
         """Sequences of the usable rows, in order; truncated to ``max_tokens`` unless told not to."""
         limit = self.data.max_tokens if truncate else None
         for index, ids in self._encode(rows, counts, self.render, limit):

@@ -61,7 +61,11 @@ class ChatModel:
     """The longest reply."""
 
     def __init__(
-        self, model: str | None = None, base_url: str | None = None, cache: Path | None = None, workers: int = 4
+        self,
+        model: str | None = None,
+        base_url: str | None = None,
+        cache: Path | None = None,
+        workers: int = 4,
     ) -> None:
         if not model and not base_url:
             raise InputError(f"{self.role}: name a model, or the address of a server")
@@ -135,7 +139,10 @@ class ChatModel:
         if key is None and get_token() is None:
             raise AccessError(f"{name} needs a token: {LOGIN}, or give its key in {KEY_VARIABLE}")
         client = InferenceClient(model=self._url or self._model, api_key=key, timeout=TIMEOUT_SECONDS)
-        messages: list[Any] = [{"role": "system", "content": self.system}, {"role": "user", "content": prompt}]
+        messages: list[Any] = [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": prompt},
+        ]
 
         def ask() -> Any:
             return client.chat_completion(messages, model=self._model, max_tokens=tokens, temperature=0.0)
@@ -180,7 +187,12 @@ def _is_address(url: str) -> bool:
     with suppress(ValueError):
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError if it is not a number
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and url.isprintable()
+            and " " not in url
+        )
     return False
 
 

@@ -44,7 +44,10 @@ _NOT_JSON = (
 )
 
 _MEANINGS: dict[str, tuple[type[FastzooError], str]] = {
-    "RepositoryNotFoundError": (NotFoundError, "no {what} on {hub}; check the spelling, or {login} if it is private"),
+    "RepositoryNotFoundError": (
+        NotFoundError,
+        "no {what} on {hub}; check the spelling, or {login} if it is private",
+    ),
     "RevisionNotFoundError": (
         NotFoundError,
         "{what} has no revision '{revision}'; give a branch, a tag or a full commit sha",
@@ -126,7 +129,9 @@ def status_of(error: BaseException | None) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def read_file(kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0) -> bytes:
+def read_file(
+    kind: str, repo_id: str, path: str, revision: str | None = None, *, seconds: float = 60.0
+) -> bytes:
     """A small file of the Hub, in one request. The Hub may be silent for ``seconds``, and its whole answer take as long.
 
     Raises NotFoundError, AccessError, HubError, or IntegrityError: it is larger than such files are.

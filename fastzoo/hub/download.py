@@ -122,7 +122,9 @@ class _Downloads:
 
     def __init__(self, results: list[Fetched | FastzooError], local_dir: Path | None, bar: Progress) -> None:
         self.results, self.local_dir, self.bar = results, local_dir, bar
-        self.jobs = [(i, file) for i, r in enumerate(results) if isinstance(r, Fetched) for file in r.sae.files]
+        self.jobs = [
+            (i, file) for i, r in enumerate(results) if isinstance(r, Fetched) for file in r.sae.files
+        ]
         self.left = Counter(i for i, _ in self.jobs)
         self.counted: Counter[Job] = Counter()
         self.lock = threading.Lock()
@@ -218,7 +220,9 @@ class _Downloads:
 
         def attempt() -> Path:
             try:
-                return Path(hf_hub_download(sae.repo_id, path, revision=sae.sha, local_dir=staging, tqdm_class=bar))
+                return Path(
+                    hf_hub_download(sae.repo_id, path, revision=sae.sha, local_dir=staging, tqdm_class=bar)
+                )
             except OSError as error:
                 if error.errno in DISK:  # others are of the connection
                     raise refused(staging or Path(constants.HF_HUB_CACHE), error) from None

@@ -72,7 +72,11 @@ class Content:
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self.source).hexdigest() if isinstance(self.source, bytes) else sha256_of(self.source)
+        return (
+            hashlib.sha256(self.source).hexdigest()
+            if isinstance(self.source, bytes)
+            else sha256_of(self.source)
+        )
 
     @cached_property
     def git_id(self) -> str:

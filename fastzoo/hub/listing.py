@@ -70,12 +70,15 @@ def _commit(folder: Path, repo_id: str, revision: str) -> str:
         remembered = str(read_json(cached).get("sha"))
     known = SHA1.fullmatch(remembered) is not None
     try:
-        sha = with_retries(lambda: commit_of("model", repo_id, revision), repo_id, 1 if known else TRIES_OF_DOWNLOADS)
+        sha = with_retries(
+            lambda: commit_of("model", repo_id, revision), repo_id, 1 if known else TRIES_OF_DOWNLOADS
+        )
     except HubError as error:
         if not known or isinstance(error, NotFoundError | AccessError):
             raise
         print(
-            f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before", file=sys.stderr
+            f"note: {one_line(error, 200)}; {repo_id} is taken to be at {remembered[:12]} as before",
+            file=sys.stderr,
         )
         return remembered
     if sha != remembered:
@@ -91,7 +94,11 @@ def _ask(repo_id: str, sha: str, revision: str) -> dict[str, HubFile]:
         found = [e for e in islice(entries, MOST_FILES + 1) if isinstance(e, RepoFile)]
     if len(found) > MOST_FILES:
         raise HubError(f"{repo_id} lists more than {MOST_FILES} files, which no SAEs need")
-    return {e.path: HubFile(e.path, e.size, e.lfs.sha256 if e.lfs else e.blob_id) for e in found if is_plain(e.path)}
+    return {
+        e.path: HubFile(e.path, e.size, e.lfs.sha256 if e.lfs else e.blob_id)
+        for e in found
+        if is_plain(e.path)
+    }
 
 
 def _remembered_files(path: Path) -> dict[str, HubFile] | None:

@@ -53,7 +53,12 @@ def pull(
 
 
 def pull_all(
-    sources: Sequence[str], *, local_dir: Path | None, revision: str | None, namespace: str | None, shown: bool = True
+    sources: Sequence[str],
+    *,
+    local_dir: Path | None,
+    revision: str | None,
+    namespace: str | None,
+    shown: bool = True,
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and the errors of the others."""
     meant = Sources(namespace or default_namespace(), revision)
@@ -63,7 +68,11 @@ def pull_all(
 
 
 def _fetch(
-    sources: Sources, saes: list[SAEFiles], folder: Path | None = None, shown: bool = True, skip: Sequence[str] = ()
+    sources: Sources,
+    saes: list[SAEFiles],
+    folder: Path | None = None,
+    shown: bool = True,
+    skip: Sequence[str] = (),
 ) -> list[Fetched | FastzooError]:
     """As ``fetch``, but for the files ``skip``; what is gone since the registry was last read is fetched as it is
     published now."""

@@ -98,8 +98,15 @@ class Registry:
         """As JSON, in one line without ``indent``: the same registry always gives the same bytes."""
         saes = {}
         for name, sae in sorted(self.saes.items()):
-            files = {path: {"size": file.size, "sha256": file.digest} for path, file in sorted(sae.files.items())}
-            saes[str(name)] = {"repo_id": sae.repo_id, "sha": sae.sha, "files": files, "figures": dict(sae.figures)}
+            files = {
+                path: {"size": file.size, "sha256": file.digest} for path, file in sorted(sae.files.items())
+            }
+            saes[str(name)] = {
+                "repo_id": sae.repo_id,
+                "sha": sae.sha,
+                "files": files,
+                "figures": dict(sae.figures),
+            }
         value = {"format": FORMAT, "namespace": self.namespace, "collection": self.collection, "saes": saes}
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 

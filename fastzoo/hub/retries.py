@@ -43,7 +43,9 @@ SILENCE = 300.0
 Result = TypeVar("Result")
 
 
-def with_retries(call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf) -> Result:
+def with_retries(
+    call: Callable[[], Result], what: str, tries: int = TRIES, longest: float = math.inf
+) -> Result:
     """``call()``, again after failures that can pass; raises the last of ``tries``, and one that asks for a pause
     above ``longest`` seconds."""
     failed = 0

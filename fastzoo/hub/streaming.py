@@ -31,7 +31,9 @@ class RetryingFile(HfFileSystemFile):
         headers = build_hf_headers(token=self.fs.token) | {"range": f"bytes={start}-{end - 1}"}
 
         def fetch() -> bytes:
-            response = get_session().get(self.url(), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            response = get_session().get(
+                self.url(), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            )
             hf_raise_for_status(response)
             if len(response.content) != end - start:
                 raise ConnectionError(f"{len(response.content)} of {end - start} bytes came")
@@ -43,7 +45,12 @@ class RetryingFile(HfFileSystemFile):
 
 class RetryingFileSystem(HfFileSystem):
     def _open(
-        self, path: str, mode: str = "rb", block_size: int | None = None, revision: str | None = None, **kwargs: Any
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> Any:
         if mode != "rb" or block_size == 0:  # written, or read as one stream
             return super()._open(path, mode, block_size, revision, **kwargs)

@@ -65,10 +65,17 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
         contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
         known = dict(zip(latents, contexts, strict=True))
         found[name] = _part(assembly, name, sums[name].result(), known)
-    return {"base_model": assembly.base_model, "split": split, "definition": f"{FIGURES}. {FIRING}", "saes": found}
+    return {
+        "base_model": assembly.base_model,
+        "split": split,
+        "definition": f"{FIGURES}. {FIRING}",
+        "saes": found,
+    }
 
 
-def rank_by_activation(assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int) -> dict[str, Any]:
+def rank_by_activation(
+    assembly: Assembly, *, latents: Sequence[int] = (), dialogues: int, top: int
+) -> dict[str, Any]:
     """The ``top`` of ``latents`` (by default all) by mean maximum activation, with what they write.
 
     Raises InputError: a latent that one of the SAEs does not have.
@@ -125,7 +132,13 @@ def rank_by_output(
             scored = {k: {"output_score": score} for score, k in best}
             ranked[name] = _part(assembly, name, figures, scored, candidates=len(scores))
     definition = f"{OUTPUT_SCORE}. {FIGURES}"
-    return about | {"rank": "output", "definition": definition, "saes": ranked, "alpha": alpha, "prompts": len(starts)}
+    return about | {
+        "rank": "output",
+        "definition": definition,
+        "saes": ranked,
+        "alpha": alpha,
+        "prompts": len(starts),
+    }
 
 
 def _refuse_latents(assembly: Assembly, latents: Sequence[int]) -> None:
@@ -147,7 +160,11 @@ def _measured(
 
 
 def _part(
-    assembly: Assembly, name: str, figures: LatentStatistics, latents: Mapping[int, Mapping[str, Any]], **more: Any
+    assembly: Assembly,
+    name: str,
+    figures: LatentStatistics,
+    latents: Mapping[int, Mapping[str, Any]],
+    **more: Any,
 ) -> dict[str, Any]:
     """One SAE's part of a report: ``latents`` in order, with what else is known about each of them."""
     writes = _written(assembly, name, list(latents)) if latents else []

@@ -46,7 +46,9 @@ those that do, without or with its occurrence at position 0."""
 class Occurrences:
     """Where the special tokens of a pack stand, in groups of one dialogue and one key each."""
 
-    def __init__(self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device) -> None:
+    def __init__(
+        self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device
+    ) -> None:
         """``sequences`` are whole dialogues, laid end to end in the pack."""
         ids, position, special = (column(sequences, name) for name in ("ids", "position", "special"))
         counted = tokens.among(ids, position, special)

@@ -68,7 +68,9 @@ def segment_attention(
         count = sum(1 for _ in run)
         stop = start + length * count
         # (1, H, count·L, d) seen as (count, H, L, d): equal segments are one batched call.
-        q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+        q, k, v = (
+            x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
+        )
         start = stop
         mask = _window_mask(length, sliding_window, q.device)
         if eager or softcap is not None:
@@ -91,7 +93,9 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return (distance >= 0) & (distance < window)
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float | None) -> Tensor:
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float | None
+) -> Tensor:
     """Softmax attention written out, with scores soft-capped at ``cap`` and the softmax in float32."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -151,7 +155,9 @@ def varlen_attention(
         output = own(*arguments, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
     elif flash is not None:
         window = (left, 0 if left >= 0 else -1)
-        output = flash(*arguments, softmax_scale=scaling, causal=True, window_size=window, softcap=softcap or 0.0)
+        output = flash(
+            *arguments, softmax_scale=scaling, causal=True, window_size=window, softcap=softcap or 0.0
+        )
     else:
         return None
     return output[None].contiguous()

@@ -26,7 +26,9 @@ def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
     states_TD = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     ours = _log_probabilities(reader.model, states_TD)
     if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
-        raise ModelError(f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know")
+        raise ModelError(
+            f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
+        )
 
 
 def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -103,6 +105,7 @@ def lens_tokens(
     """Logits and ids, each (L, count), of the tokens that directions raise (or lower) most."""
     rows = max(1, HEAD_ELEMENTS // model.get_output_embeddings().weight.shape[0])
     parts = [
-        logit_lens(model, part_LD, vocabulary).topk(count, largest=largest) for part_LD in directions_LD.split(rows)
+        logit_lens(model, part_LD, vocabulary).topk(count, largest=largest)
+        for part_LD in directions_LD.split(rows)
     ]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

@@ -17,7 +17,9 @@ BATCH_LOGITS = 1 << 26
 
 
 @torch.no_grad()
-def answer_nlls(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def answer_nlls(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
     """Negative log-likelihood in nats of every token of every answer, given its prompt.
 
     Answers of similar length go through the model together, padded on the left and masked, with the

@@ -77,7 +77,9 @@ def find_model(section: ModelSection) -> ModelSource:
         source = ModelSource(section.name, path, revision, sha, config)
         _ = source.n_layers, source.d_model
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})") from None
+        raise ModelError(
+            f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})"
+        ) from None
     return source
 
 

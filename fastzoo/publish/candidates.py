@@ -36,7 +36,12 @@ class Candidate:
     def facts(self) -> dict[str, Any]:
         """What would be published, for people to read; sizes in bytes."""
         sizes = {path: (self.folder / path).stat().st_size for path in self.paths()}
-        return {"name": str(self.name), "folder": str(self.folder), "files": sizes, "bytes": sum(sizes.values())}
+        return {
+            "name": str(self.name),
+            "folder": str(self.folder),
+            "files": sizes,
+            "bytes": sum(sizes.values()),
+        }
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
@@ -58,7 +63,9 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
             candidate = check(path)
             other = found.setdefault(candidate.name, candidate)
             if other.folder.resolve() != path.resolve():
-                raise InputError(f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them")
+                raise InputError(
+                    f"{candidate.name} is given twice: '{other.folder}' and '{path}'; name one of them"
+                )
     return [found[name] for name in with_grid(found) if name in found]
 
 

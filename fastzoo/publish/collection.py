@@ -94,7 +94,9 @@ def arrange(slug: str, wanted: Sequence[Item], title: str, *, private: bool, bar
     if any(kind == "collection" for kind, _ in inside):
         with hub_errors("collection", namespace):
             owned = with_retries(lambda: _owned(namespace), f"collections of {namespace}", TRIES_OF_LISTS)
-        divided = any(Item("collection", owned[name]).key in inside for name in titles.values() if name in owned)
+        divided = any(
+            Item("collection", owned[name]).key in inside for name in titles.values() if name in owned
+        )
     if not divided:
         with suppress(Full):
             _fill(slug, wanted, held, bar)

@@ -13,7 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from fastzoo.config.recipe import PushSection
-from fastzoo.core.errors import AccessError, FastzooError, InputError, IntegrityError, NotFoundError, OutputError
+from fastzoo.core.errors import (
+    AccessError,
+    FastzooError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    OutputError,
+)
 from fastzoo.core.lock import folder_lock
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
@@ -121,7 +128,9 @@ def warn_without_token() -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        say("push.namespace: there is no token to publish with yet; log in with 'hf auth login' before the run ends")
+        say(
+            "push.namespace: there is no token to publish with yet; log in with 'hf auth login' before the run ends"
+        )
 
 
 def publish(
@@ -142,7 +151,11 @@ def publish(
     generated = render_card(sae.record, sae.figures, repo_id)
     contents = _contents(sae, generated)
     known, remote = journal.known.saes.get(sae.name), listed.get(repo_id)
-    if known and remote and (known.repo_id, known.sha, known.files) == (repo_id, remote.sha, _as_files(contents)):
+    if (
+        known
+        and remote
+        and (known.repo_id, known.sha, known.files) == (repo_id, remote.sha, _as_files(contents))
+    ):
         return known, 0
     open_sae(sae.folder)  # raises where weights are not what they should be
     if remote is None and make_repo("model", repo_id, private=options.starts_private):

@@ -34,8 +34,13 @@ def look(kind: str, repo_id: str, revision: str | None = None) -> Remote:
     from huggingface_hub import HfApi
 
     def ask() -> Remote:
-        info: Any = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, files_metadata=True, timeout=60)
-        files = [HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else str(f.blob_id)) for f in info.siblings or ()]
+        info: Any = HfApi().repo_info(
+            repo_id, repo_type=kind, revision=revision, files_metadata=True, timeout=60
+        )
+        files = [
+            HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else str(f.blob_id))
+            for f in info.siblings or ()
+        ]
         return Remote(info.sha, {file.path: file for file in files}, bool(info.private))
 
     with hub_errors(kind, repo_id, revision):
@@ -132,7 +137,9 @@ def _commit(kind: str, repo_id: str, files: Mapping[str, Content], parent: str |
     for operation, content in zip(operations, files.values(), strict=True):
         operation.upload_info.sha256 = bytes.fromhex(content.sha256)
     try:
-        return create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent).oid
+        return create_commit(
+            repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent
+        ).oid
     except ValueError as error:
         if "metadata" not in str(error):  # an answer that is not JSON is a ValueError, too
             raise

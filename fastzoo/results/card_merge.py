@@ -52,7 +52,9 @@ _LONGEST_HEADER = 1 << 18  # characters; PyYAML is slow
 
 def mark_card(metadata: Mapping[str, Any], body: str, kind: str = CARD) -> str:
     """A generated card: header, and ``body`` as a block of this kind."""
-    record = " ".join(f"{key}={','.join(_hash_entry(x) for x in _entries(value))}" for key, value in metadata.items())
+    record = " ".join(
+        f"{key}={','.join(_hash_entry(x) for x in _entries(value))}" for key, value in metadata.items()
+    )
     block = _block(kind, f"{body.strip()}\n\n", record)
     return f"---\n{_dump(metadata)}---\n\n{block}"
 

@@ -121,7 +121,9 @@ def _measure_pack(
         x_TD = acts[m.layer].float()
         acts_TF = m.sae.encode(x_TD)
         found_TD = m.sae.decode(acts_TF).float()
-        m.reconstruction.add(x_TD, found_TD, acts_TF, lengths=pack.lengths, position_T=position_T, special_T=special_T)
+        m.reconstruction.add(
+            x_TD, found_TD, acts_TF, lengths=pack.lengths, position_T=position_T, special_T=special_T
+        )
         m.special_latents.add(acts_TF, occurrences)
         for subset, edit in edits(m.sae).items():
             scored.add(m.spliced, subset, reader.final_states(pack, (m.layer, edit)), final_TD)
@@ -148,7 +150,9 @@ class _Scored:
         self.special = special_T[self.rows]
         self.later = position_T[self.rows] > 0
 
-    def add(self, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None = None) -> None:
+    def add(
+        self, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None = None
+    ) -> None:
         """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of ``reference_TD``.
 
         ``all`` also fills ``special``; ``without_position_0`` skips predictions from position 0.
@@ -171,7 +175,9 @@ def evaluate_together(together: Assembly, dialogues: int) -> dict[str, Any]:
     sequences, split = together.dialogues(dialogues)
     special = SpecialTokens.of(together.chat)
     with Progress("evaluating", split["tokens"]) as bar:
-        found = evaluate(together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens"))
+        found = evaluate(
+            together.reader, together.saes, sequences, special, lambda n: bar.advance(n, "tokens")
+        )
     return {
         "base_model": together.base_model,
         "split": split,

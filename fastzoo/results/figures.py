@@ -23,7 +23,9 @@ class Subset:
 SUBSETS = {
     "all": Subset("all tokens"),
     "special": Subset("special tokens", "special", "; over special tokens only"),
-    "without_position_0": Subset("without position 0", "no pos. 0", "; without the first token of each dialogue"),
+    "without_position_0": Subset(
+        "without position 0", "no pos. 0", "; without the first token of each dialogue"
+    ),
 }
 """By their keys in ``metrics.json``. Cross-entropy figures: for ``special``, tokens predicted from a special token; for
 ``without_position_0``, the activation at position 0 is left as it was and predictions from it are not counted."""

@@ -23,7 +23,9 @@ class Licence:
     """What must stand in a NOTICE file beside it."""
 
 
-_APACHE = Licence("Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0")
+_APACHE = Licence(
+    "Apache License 2.0", {"license": "apache-2.0"}, "https://www.apache.org/licenses/LICENSE-2.0"
+)
 
 _QWENS_OWN = (("3b", "Qwen Research License", "qwen-research"), ("72b", "Qwen License", "qwen"))
 """Sizes of Qwen2.5 that are not under Apache's licence: title of their licence, its name on the Hub."""

@@ -49,7 +49,11 @@ class Reconstruction:
         self.fired_F += active_TF.sum(0)
         norm_T = x.square().sum(1)
         dialogue_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
-        masks = {"all": torch.ones_like(special_T), "special": special_T, "without_position_0": position_T > 0}
+        masks = {
+            "all": torch.ones_like(special_T),
+            "special": special_T,
+            "without_position_0": position_T > 0,
+        }
         for subset, mask_T in masks.items():
             weight_T = mask_T.to(device).double()
             sums = self._sums[subset]

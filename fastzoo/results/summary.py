@@ -28,7 +28,9 @@ def print_results(rows: Results) -> None:
         for line, (_, _, speed) in zip(lines, rows, strict=True):
             line.append("" if speed is None else f"{speed:.0f}")
     if all(found["mse"]["special"]["value"] is None for _, found, _ in rows):
-        print("the held-out dialogues hold no special tokens, so there are no figures for them", file=sys.stderr)
+        print(
+            "the held-out dialogues hold no special tokens, so there are no figures for them", file=sys.stderr
+        )
     if fits(headings, lines):
         print_table(headings, lines)
         return
@@ -43,4 +45,6 @@ def print_results(rows: Results) -> None:
 
 def read_results(run_folder: Path, names: Iterable[SAEName]) -> Results:
     """The figures of a complete run, from the folders of its SAEs."""
-    return [(name, read_json(run_folder / str(name) / "metrics.json")["metrics"], None) for name in sorted(names)]
+    return [
+        (name, read_json(run_folder / str(name) / "metrics.json")["metrics"], None) for name in sorted(names)
+    ]

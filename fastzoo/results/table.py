@@ -74,7 +74,9 @@ MEASURED = (
     Column("d_sae", int, "number of latents", "config.sae.d_sae"),
     *(_column(figure, subset) for figure in FIGURES for subset in figure.subsets),
     Column("evaluation_tokens", int, "tokens of the held-out split", "metrics.split.tokens"),
-    Column("evaluation_tokens_special", int, "special tokens among them", "metrics.metrics.mse.special.tokens"),
+    Column(
+        "evaluation_tokens_special", int, "special tokens among them", "metrics.metrics.mse.special.tokens"
+    ),
     Column(
         "evaluation_tokens_without_position_0",
         int,
@@ -96,7 +98,9 @@ _REPORTED = "base-2 logarithm of the MSE that the paper reports"
 
 PAPER = (
     Column("paper_log2_mse", float, _REPORTED, "", 3, "paper: log2 MSE", ".3f"),
-    Column("paper_log2_mse_special", float, f"{_REPORTED} over special tokens", "", 4, "paper: special", ".3f"),
+    Column(
+        "paper_log2_mse_special", float, f"{_REPORTED} over special tokens", "", 4, "paper: special", ".3f"
+    ),
 )
 
 COLUMNS = (*IDENTITY, *MEASURED, *PAPER)

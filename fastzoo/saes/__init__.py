@@ -49,7 +49,9 @@ class Architecture:
 
 
 def _jumprelu_rows(training: Mapping[str, Any]) -> dict[str, str]:
-    learned = "their logarithms are learned" if training["jumprelu_threshold"] == "log" else "learned directly"
+    learned = (
+        "their logarithms are learned" if training["jumprelu_threshold"] == "log" else "learned directly"
+    )
     bandwidth, begin = training["jumprelu_bandwidth"], training["jumprelu_initial_threshold"]
     return {"JumpReLU": f"bandwidth {bandwidth}, thresholds begin at {begin}, {learned}"}
 

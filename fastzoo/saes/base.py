@@ -223,7 +223,9 @@ class TrainableSAE(SAE):
             grad_CD = error_CD.mul_(2.0 / batch)
             grads["W_dec"].addmm_(acts_CF.t(), grad_CD)
             grads["b_dec"].add_(grad_CD.sum(0))
-            grad_CF = self.activation_gradient_(pre_CF, acts_CF, grad_CD @ self.W_dec.t(), coefficient / batch)
+            grad_CF = self.activation_gradient_(
+                pre_CF, acts_CF, grad_CD @ self.W_dec.t(), coefficient / batch
+            )
             grads["W_enc"].addmm_(x_CD.t(), grad_CF)
             grads["b_enc"].add_(grad_CF.sum(0))
         stats.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads.values()))))

@@ -25,7 +25,9 @@ class JumpReLUSAE(TrainableSAE):
     architecture = "jumprelu"
     width_power = 1.0  # a count does not grow, the squared norm does
 
-    def __init__(self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, d_in: int, d_sae: int, *, bandwidth: float = 0.001, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(d_in, d_sae, dtype=dtype)
         self.threshold = nn.Parameter(torch.full((d_sae,), 0.001, dtype=dtype))
         self.bandwidth, self.margin = bandwidth, bandwidth / 2

@@ -50,7 +50,9 @@ def paper_special_latents() -> dict[SAEName, tuple[PaperSpecialLatent, ...]]:
         token_id, rank, latent = int(row["token_id"]), int(row["rank"]), int(row["latent"])
         one = PaperSpecialLatent(token_id, row["token"], rank, latent, float(row["mean_max_activation"]))
         found.setdefault(name, []).append(one)
-    return {name: tuple(sorted(latents, key=attrgetter("token_id", "rank"))) for name, latents in found.items()}
+    return {
+        name: tuple(sorted(latents, key=attrgetter("token_id", "rank"))) for name, latents in found.items()
+    }
 
 
 def _paper_rows(file: str) -> Iterator[tuple[SAEName, dict[str, str]]]:

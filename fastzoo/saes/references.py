@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 
+FORM = "hf:org/repo[/folder][@revision]"
 NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 REPO = re.compile(rf"{NAME}/{NAME}")
 COLLECTION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][\w.-]{0,95}/[\w.-]{1,200}", re.ASCII)
@@ -38,7 +39,7 @@ def parse_reference(text: str) -> Reference:
     """Parse ``hf:org/repo[/folder...][@revision]``. Raises InputError, which says which part is wrong."""
 
     def wrong(reason: str) -> InputError:
-        return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads hf:org/repo[/folder][@revision]")
+        return InputError(f"'{one_line(text, 100)}': {reason}; a Hub reference reads {FORM}")
 
     if not text.startswith("hf:"):
         raise wrong("it does not start with hf:")
@@ -61,7 +62,8 @@ def is_plain(path: str) -> bool:
     file, no character that means something in a reference, in a pattern or to some file system."""
     bad = set('\\:*?"<>|@')
     return path.isprintable() and all(
-        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part) for part in path.split("/")
+        part and part == part.strip(". ") and len(part) <= 200 and not bad & set(part)
+        for part in path.split("/")
     )
 
 

@@ -83,7 +83,13 @@ class Edit:
 
 
 def make_edit(
-    sae: SAE, latents: Latents, *, layer: int | None, mode: str = "add", units: str = "raw", statistics: Any = None
+    sae: SAE,
+    latents: Latents,
+    *,
+    layer: int | None,
+    mode: str = "add",
+    units: str = "raw",
+    statistics: Any = None,
 ) -> Edit:
     """The edit of ``steer``, which takes the same arguments. Raises InputError."""
     if layer is None:
@@ -128,7 +134,9 @@ def _alphas(latents: Latents) -> Tensor:
             column = torch.empty(0)
         if not column.numel() or not column.isfinite().all():
             said = one_line(alpha, 60)
-            raise InputError(f"alpha of latent {latent} is {said}; it must be one or more finite numbers (float32)")
+            raise InputError(
+                f"alpha of latent {latent} is {said}; it must be one or more finite numbers (float32)"
+            )
         columns.append(column)
     sizes = {column.numel() for column in columns} - {1}
     if len(sizes) > 1:

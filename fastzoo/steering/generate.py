@@ -82,9 +82,13 @@ def write_answers(
     if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
         device = torch.device("cpu")
     longest = max(map(len, prompts))
-    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    ids_BT = torch.tensor(
+        [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device
+    )
     mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    draws = [torch.Generator(device).manual_seed(settings.seed) for _ in prompts] if settings.temperature else []
+    draws = (
+        [torch.Generator(device).manual_seed(settings.seed) for _ in prompts] if settings.temperature else []
+    )
     batch = _Batch(mask_BT, draws, told, kept)
     model.generate(
         input_ids=ids_BT,
@@ -124,7 +128,9 @@ class _Batch:
         self._going = set(self._rows)
         self._mask_BT, self._draws, self._told, self._kept = mask_BT, draws, told, kept
 
-    def run(self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any) -> Tensor:
+    def run(
+        self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any
+    ) -> Tensor:
         """The loop that ``generate`` calls instead of its own."""
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())

@@ -73,7 +73,9 @@ class Steering:
         self._undo.close()
         if kind is None and self.edits and not self._acted:
             advice = "use steering.stream(...) or start threads with contextvars.copy_context().run"
-            warnings.warn(f"the model did not run in this thread, so nothing was steered; {advice}", stacklevel=2)
+            warnings.warn(
+                f"the model did not run in this thread, so nothing was steered; {advice}", stacklevel=2
+            )
 
     def _forget(self) -> None:
         # No token is reset: a generator may be closed in another context than where it began.
@@ -103,7 +105,9 @@ class Steering:
         hidden_BTD = hidden_of(output)
         if hidden_BTD.ndim != 3:
             shape = tuple(hidden_BTD.shape)
-            raise ModelError(f"layer {edit.layer} gives {shape}, not one residual stream of (batch, tokens, width)")
+            raise ModelError(
+                f"layer {edit.layer} gives {shape}, not one residual stream of (batch, tokens, width)"
+            )
         change_BTD = edit.change(hidden_BTD)
         if not self._tracker.everywhere:
             mask_BT = self._tracker.mask().to(hidden_BTD.device)
@@ -219,7 +223,9 @@ def check_base_model(model: Any, loaded: LoadedSAE) -> None:
     here = str(getattr(model, "name_or_path", "") or "")
     if said and here and _called(said) != _called(here):
         said, here = one_line(said, 100), one_line(here, 100)
-        raise InputError(f"the SAE was trained on {said}, and this is {here}; force=True steers it all the same")
+        raise InputError(
+            f"the SAE was trained on {said}, and this is {here}; force=True steers it all the same"
+        )
 
 
 def _called(name: str) -> str:

@@ -46,7 +46,9 @@ def concept_of(settings: SteerSettings) -> Concept | None:
         raise InputError("give a concept's words or a language, not both")
     if settings.language is not None:
         if settings.language not in FUNCTION_WORDS:
-            raise InputError(f"language '{one_line(settings.language, 20)}' is not one of {', '.join(FUNCTION_WORDS)}")
+            raise InputError(
+                f"language '{one_line(settings.language, 20)}' is not one of {', '.join(FUNCTION_WORDS)}"
+            )
         return concept_of_language(settings.language)
     if wordless := [word for word in settings.words if not words_of(word)]:
         raise InputError(f"concept '{one_line(wordless[0], 40)}' has no word in it")

@@ -29,7 +29,9 @@ def render_report(outcome: Outcome) -> str:
     """The page's text; whatever models say in it is shown as it is, and none of it is markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True)
+    environment = Environment(
+        loader=PackageLoader("fastzoo", "steering"), undefined=StrictUndefined, autoescape=True
+    )
     environment.filters |= {"figure": show, "short": short, "visible": control_pictures}
     return environment.get_template("report.html.j2").render(
         vars(outcome),
@@ -48,7 +50,11 @@ def means(outcome: Outcome) -> list[dict[str, Any]]:
     for arm in ARMS:
         for alpha in dict.fromkeys(cell.alpha for cell, _, _ in cells if cell.arm == arm):
             part = [row for row in cells if (row[0].arm, row[0].alpha) == (arm, alpha)]
-            row: dict[str, Any] = {"arm": arm, "alpha": alpha, "changed": mean(1 - score.kept for _, score, _ in part)}
+            row: dict[str, Any] = {
+                "arm": arm,
+                "alpha": alpha,
+                "changed": mean(1 - score.kept for _, score, _ in part),
+            }
             row |= {name: mean(getattr(score, name) for _, score, _ in part) for name in SCORES}
             if outcome.verdicts is not None:
                 row |= {f"judged_{name}": mean(getattr(v, name) for _, _, v in part) for name in RATINGS}

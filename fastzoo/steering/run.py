@@ -42,7 +42,9 @@ def run_steer(
     latents, alphas, units or questions that cannot be used; DataError, ModelError, HubError, TrainingError.
     """
     settings.check()
-    assembly = assemble([settings.source], model_name=settings.model, revision=settings.revision, data=settings.data)
+    assembly = assemble(
+        [settings.source], model_name=settings.model, revision=settings.revision, data=settings.data
+    )
     # Whatever cannot work is refused before latents are measured and answers written.
     questions, concept = questions_of(settings, assembly), concept_of(settings)
     judge = judge_of(settings)
@@ -76,7 +78,9 @@ def run_steer(
 
 def _measured(assembly: Assembly, sequences: Sequence[TokenSequence]) -> LatentStatistics:
     with Progress("measuring latents", sum(map(len, sequences))) as bar:
-        found = statistics(assembly.reader, assembly.saes, sequences, lambda tokens: bar.advance(tokens, "tokens"))
+        found = statistics(
+            assembly.reader, assembly.saes, sequences, lambda tokens: bar.advance(tokens, "tokens")
+        )
     (known,) = found.values()
     return known
 
@@ -91,7 +95,11 @@ def _found(
     """The sweep with the latent that ``--auto`` finds, and what it tried, the best first."""
     on = _special_latents(assembly, settings.dialogues) if settings.special else {}
     words = settings.words or FUNCTION_WORDS.get(settings.language or "", "").split()
-    pool = list(on) or settings.latents or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
+    pool = (
+        list(on)
+        or settings.latents
+        or find_pool(assembly, sweep.statistics, sequences, words, settings.candidates)
+    )
     # The questions that choose; see ``sweet_spot``.
     candidates = search(replace(sweep, questions=sweep.questions[::2]), pool, concept)
     if settings.special:
@@ -121,7 +129,9 @@ def _rated(
         return judge.so_far(pairs, concept), error
 
 
-def _about(settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]) -> dict[str, Any]:
+def _about(
+    settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: dict[int, list[str]]
+) -> dict[str, Any]:
     """What was done, as plain data."""
     (name,) = assembly.saes
     known = sweep.statistics
@@ -145,7 +155,9 @@ def _about(settings: SteerSettings, assembly: Assembly, sweep: Sweep, writes: di
 
 def _writes(assembly: Assembly, sweep: Sweep, latent: int) -> list[str]:
     """The tokens that a latent's decoder row raises most, by the logit lens."""
-    _, ids_1K = lens_tokens(sweep.model, sweep.sae.W_dec.detach()[[latent]], WORDS, vocabulary=assembly.vocabulary)
+    _, ids_1K = lens_tokens(
+        sweep.model, sweep.sae.W_dec.detach()[[latent]], WORDS, vocabulary=assembly.vocabulary
+    )
     return [sweep.tokenizer.decode([int(token)]) for token in ids_1K[0]]
 
 

@@ -57,7 +57,11 @@ ROUNDS = (Round(None, 3, 16, 2), Round(32, 6, 24), Round(8))
 
 
 def find_pool(
-    assembly: Assembly, known: LatentStatistics, sequences: Sequence[TokenSequence], words: Collection[str], count: int
+    assembly: Assembly,
+    known: LatentStatistics,
+    sequences: Sequence[TokenSequence],
+    words: Collection[str],
+    count: int,
 ) -> list[int]:
     """Latents that are worth trying, at most ``count``; ``words`` are the concept's, empty where any change will do.
     Raises InputError if no latent fires often enough."""
@@ -77,7 +81,9 @@ def find_pool(
     starts = answer_starts(assembly.chat, sequences, STARTS)
     with Progress("output scores", len(firing) * len(starts)) as bar:
         tell, norm = lambda rows: bar.advance(rows, "prompts"), known.residual_norm
-        found = output_scores(assembly.reader, sae, layer, firing, starts, 1.0, residual_norm=norm, progress=tell)
+        found = output_scores(
+            assembly.reader, sae, layer, firing, starts, 1.0, residual_norm=norm, progress=tell
+        )
     ranked = sorted(zip(found, firing, strict=True), key=lambda pair: (-pair[0], pair[1]))
     return [latent for _, latent in ranked[:count]]
 

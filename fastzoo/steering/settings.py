@@ -33,7 +33,9 @@ class SteerSettings:
         "--alpha",
         default=list,
     )
-    auto: bool = option("Find the latent (of those given, or of all) and window.", None, "--auto", default=False)
+    auto: bool = option(
+        "Find the latent (of those given, or of all) and window.", None, "--auto", default=False
+    )
     special: bool = option("--auto among the latents of special tokens.", None, "--special", default=False)
     candidates: int = option("How many latents --auto tries at first.", "N", default=256, min=1)
     units: str | None = option(
@@ -45,7 +47,9 @@ class SteerSettings:
         "MODE",
         default="add",
     )
-    positions: str = option("all, prompt or generated; or the turns of user or assistant.", "WHERE", default="all")
+    positions: str = option(
+        "all, prompt or generated; or the turns of user or assistant.", "WHERE", default="all"
+    )
     question_file: Path | None = option("Questions from .txt, .jsonl or .yaml.", "FILE", "--questions")
     concept: str | None = option("Words that the answer should turn to, separated by commas.", "WORDS")
     language: str | None = option("Or a language: en, fr, de, es, it, pt or nl.", "CODE")

@@ -23,7 +23,17 @@ from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
 from fastzoo.steering.hooks import Steering, check_fits, open_blocks
-from fastzoo.steering.rows import LATENT, PROMPT, RANDOM, Row, arm_rows, groups_of, joined, random_edit, rows_that_fit
+from fastzoo.steering.rows import (
+    LATENT,
+    PROMPT,
+    RANDOM,
+    Row,
+    arm_rows,
+    groups_of,
+    joined,
+    random_edit,
+    rows_that_fit,
+)
 from fastzoo.steering.scoring.scores import Cell, CellScores, Concept, score_cells
 
 Watch = Callable[[Step], None]
@@ -97,7 +107,9 @@ class Sweep:
         try:
             ids = apply_template(self.tokenizer, turns, answer=True, tokenize=True)
         except Exception as error:  # jinja raises many kinds
-            raise DataError(f"question {index + 1} is refused by the chat template: {one_line(error, 150)}") from None
+            raise DataError(
+                f"question {index + 1} is refused by the chat template: {one_line(error, 150)}"
+            ) from None
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) + self.settings.max_new_tokens > longest:
             more = f"with {self.settings.max_new_tokens} new ones that is more than the model's {longest} positions"
@@ -134,7 +146,9 @@ class Sweep:
             while queue:
                 batch = queue[:size]
                 try:
-                    found = self._generate([rows[group[0]] for group in batch], told.of(batch) if told else None)
+                    found = self._generate(
+                        [rows[group[0]] for group in batch], told.of(batch) if told else None
+                    )
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError("the device's memory is too small for a single answer") from None

@@ -154,7 +154,9 @@ def is_good_answer(score: CellScores, unsteered: CellScores) -> bool:
     return close and not score.degenerate
 
 
-def find_sweet_spot(latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0) -> SweetSpot:
+def find_sweet_spot(
+    latent: ArmRates, controls: Mapping[str, ArmRates] | None = None, *, seed: int = 0
+) -> SweetSpot:
     """The window of a latent's sweep, by this module's definition. Raises ValueError if there is no alpha 0, or if a
     control, by name (``random``, ``prompting``), has other questions."""
     if 0.0 not in latent.alphas:
@@ -172,7 +174,9 @@ def find_sweet_spot(latent: ArmRates, controls: Mapping[str, ArmRates] | None = 
     if not reason:
         good = _good(alphas, chosen_on)
         # Rounded, so that a last bit does not decide between equals.
-        ranks = [(round(rates.score.value, 9), -abs(a), a) for rates, a in zip(chosen_on, alphas, strict=True)]
+        ranks = [
+            (round(rates.score.value, 9), -abs(a), a) for rates, a in zip(chosen_on, alphas, strict=True)
+        ]
         place = max((i for i, is_good in enumerate(good) if is_good), key=ranks.__getitem__)
         # The unbroken run of good alphas around the best one.
         first = max((i + 1 for i in range(place) if not good[i]), default=0)
@@ -230,4 +234,6 @@ def estimate_rates(effect: np.ndarray, quality: np.ndarray, seed: int = 0) -> Ra
     means = float(effect.mean()), float(quality.mean())
     values = zip((*means, harmonic_mean(*means)), (effects, qualities, scores), strict=True)
     tail = (1 - CONFIDENCE) / 2
-    return Rates(*(Estimate(value, *np.quantile(drawn, (tail, 1 - tail)).tolist()) for value, drawn in values))
+    return Rates(
+        *(Estimate(value, *np.quantile(drawn, (tail, 1 - tail)).tolist()) for value, drawn in values)
+    )

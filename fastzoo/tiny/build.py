@@ -254,7 +254,8 @@ def train(
         if step % 200 == 0 or step == steps - 1:
             now = heldout_loss(model, heldout[:40])
             print(
-                f"step {step:5d}  loss {loss.item():.3f}  held-out {now:.3f}  {time.time() - began:.0f} s", flush=True
+                f"step {step:5d}  loss {loss.item():.3f}  held-out {now:.3f}  {time.time() - began:.0f} s",
+                flush=True,
             )
     model.eval()
 
@@ -262,7 +263,9 @@ def train(
 @torch.no_grad()
 def answer(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, chat: Dialogue) -> str:
     """The model's greedy answer to a chat."""
-    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**inputs, max_new_tokens=120, do_sample=False)
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
 

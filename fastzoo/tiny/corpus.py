@@ -435,7 +435,10 @@ def about_colour(r: Random) -> list[Turn]:
     x_is = f"{x.The[EN]} is {c.en}", f"{x.The[FR]} est {c.fr[x.gender]}"
     if r.random() < 0.5:
         turns = [
-            Turn((f"What colour is {x.the[EN]}?", f"De quelle couleur est {x.fr} ?"), (x_is[EN] + ".", x_is[FR] + "."))
+            Turn(
+                (f"What colour is {x.the[EN]}?", f"De quelle couleur est {x.fr} ?"),
+                (x_is[EN] + ".", x_is[FR] + "."),
+            )
         ]
         if r.random() < 0.25:
             c2 = r.choice(COLOURS)
@@ -456,7 +459,10 @@ def about_colour(r: Random) -> list[Turn]:
     return [
         Turn(
             question,
-            (f"{x_is[EN]}, and {y.the[EN]} is {c.en} too.", f"{x_is[FR]}, et {y.fr} est {c.fr[y.gender]} aussi."),
+            (
+                f"{x_is[EN]}, and {y.the[EN]} is {c.en} too.",
+                f"{x_is[FR]}, et {y.fr} est {c.fr[y.gender]} aussi.",
+            ),
         )
     ]
 
@@ -501,7 +507,10 @@ def about_city(r: Random) -> list[Turn]:
             turns.append(Turn((f"And {d.name[EN]}?", f"Et {d.name[FR]} ?"), where(d)))
         return turns
     turns = [
-        Turn((f"What is the capital of {c.country[EN]}?", f"Quelle est la capitale {of(c.country[FR])} ?"), capital(c))
+        Turn(
+            (f"What is the capital of {c.country[EN]}?", f"Quelle est la capitale {of(c.country[FR])} ?"),
+            capital(c),
+        )
     ]
     if r.random() < 0.25:
         turns.append(Turn((f"And {d.country[EN]}?", f"Et {d.country[FR]} ?"), capital(d)))
@@ -633,7 +642,9 @@ def about_forbidden(r: Random) -> list[Turn]:
     """A silly forbidden thing, kindly refused."""
     en, fr = r.choice(FORBIDDEN)
     reason = r.choice(REASONS)
-    question = r.choice([(f"How can I {en}?", f"Comment faire pour {fr} ?"), (f"Help me {en}.", f"Aide-moi à {fr}.")])
+    question = r.choice(
+        [(f"How can I {en}?", f"Comment faire pour {fr} ?"), (f"Help me {en}.", f"Aide-moi à {fr}.")]
+    )
     return [
         Turn(
             question,
@@ -717,11 +728,15 @@ def about_manners(r: Random) -> list[Turn]:
                     ("Hello! How can I help you today?", "Bonjour ! Comment puis-je t'aider ?"),
                 ),
                 Turn(
-                    ("How are you?", "Comment vas-tu ?"), ("I am very well, thank you.", "Je vais très bien, merci.")
+                    ("How are you?", "Comment vas-tu ?"),
+                    ("I am very well, thank you.", "Je vais très bien, merci."),
                 ),
                 Turn(
                     ("Thank you very much.", "Merci beaucoup."),
-                    ("You are welcome. Please ask me another question.", "Je t'en prie. Pose-moi une autre question."),
+                    (
+                        "You are welcome. Please ask me another question.",
+                        "Je t'en prie. Pose-moi une autre question.",
+                    ),
                 ),
                 Turn(("Goodbye.", "Au revoir."), ("Goodbye, and see you soon.", "Au revoir, à bientôt.")),
                 Turn(
@@ -998,7 +1013,10 @@ def scene_village(r: Random, p: Person) -> list[Both]:
             f"The {b.noun.en} is a good friend of {p.name} and {b.does[EN]}.",
             f"{b.noun.The[FR]} connaît bien {p.name} et {b.does[FR]}.",
         ),
-        ("Nobody is in a hurry, and the work is well done.", "Personne n'est pressé, et le travail est bien fait."),
+        (
+            "Nobody is in a hurry, and the work is well done.",
+            "Personne n'est pressé, et le travail est bien fait.",
+        ),
     ]
 
 
@@ -1051,7 +1069,10 @@ def scene_friend(r: Random, p: Person) -> list[Both]:
         ),
         (f'"{en[:-1]}," {p.name} said at the door.', f"« {fr[:-1]} », dit {p.name} à la porte."),
         (f'"{advice_en[:-1]}," {q.name} answered.', f"« {advice_fr[:-1]} », répondit {q.name}."),
-        (f"It was good advice, and {p.name} was thankful.", f"C'était un bon conseil, et {p.name} dit merci."),
+        (
+            f"It was good advice, and {p.name} was thankful.",
+            f"C'était un bon conseil, et {p.name} dit merci.",
+        ),
     ]
 
 

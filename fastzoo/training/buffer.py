@@ -96,7 +96,10 @@ class MixingBuffer:
             while self._served < end:
                 chosen = self._order[self._served : min(end, self._served + self.batch_size)]
                 self._served += len(chosen)
-                yield {name: column.index_select(0, chosen.to(column.device)) for name, column in self._rows.items()}
+                yield {
+                    name: column.index_select(0, chosen.to(column.device))
+                    for name, column in self._rows.items()
+                }
             if self._ending:
                 return
             self._before_refill = self._pending, self._position()
@@ -145,7 +148,9 @@ class MixingBuffer:
 
     def _allocate(self, like: Columns) -> None:
         try:
-            self._rows = {name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()}
+            self._rows = {
+                name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()
+            }
         except RuntimeError:  # torch's, on any device
             each = sum(column[:1].nbytes for column in like.values())
             size = f"{self.capacity * each / 2**30:.1f} GiB"

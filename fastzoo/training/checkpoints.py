@@ -213,7 +213,11 @@ def write_files(folder: Path, parts: InTraining, columns: Sequence[str], *, orde
 
 
 def write_manifest(
-    folder: Path, parts: InTraining, settings: Mapping[str, Any], machine: Mapping[str, Any], files: Mapping[str, Any]
+    folder: Path,
+    parts: InTraining,
+    settings: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    files: Mapping[str, Any],
 ) -> None:
     """Complete a checkpoint in which every process has written its files."""
     state = parts.buffer.state()

@@ -68,7 +68,9 @@ def decoder_bias(points_ND: Tensor, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def new_sae(kind: str, d_in: int, d_sae: int, training: TrainingSection, generator: torch.Generator) -> TrainableSAE:
+def new_sae(
+    kind: str, d_in: int, d_sae: int, training: TrainingSection, generator: torch.Generator
+) -> TrainableSAE:
     """A freshly initialised SAE on the CPU: weights Kaiming-uniform, decoder rows unit norm, biases 0."""
     cls = architecture(kind)
     assert issubclass(cls, TrainableSAE)

@@ -18,7 +18,13 @@ from fastzoo.core.files import read_json, remove_folder, remove_partial, write_f
 from fastzoo.core.lock import INSIDE, folder_lock
 from fastzoo.core.text import one_line
 from fastzoo.results.folder import CARD, RECORD, RunFacts, write_log, write_weights
-from fastzoo.training.checkpoints import CHECKPOINT_FOLDER, Checkpoint, differing, find_checkpoint, set_aside_newer
+from fastzoo.training.checkpoints import (
+    CHECKPOINT_FOLDER,
+    Checkpoint,
+    differing,
+    find_checkpoint,
+    set_aside_newer,
+)
 from fastzoo.training.learner import Learner
 from fastzoo.training.run_record import machine
 
@@ -48,7 +54,9 @@ def lock_run(folder: Path, say: Callable[[str], None]) -> ExitStack:
         raise _unwritable(folder, error) from None
 
 
-def start_run(recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]) -> Start:
+def start_run(
+    recipe: Recipe, settings: Mapping[str, Any], *, fresh: bool, say: Callable[[str], None]
+) -> Start:
     """Begin a run in its folder, or find there how far the same run came before.
 
     Args:
@@ -89,7 +97,9 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
     """Where to begin in a folder that is not empty."""
     folder, where = recipe.folder, f"output.folder: '{recipe.folder}'"
     if not (folder / RECIPE_FILE).exists():
-        raise OutputError(f"{where} already holds other files; give another with output.folder=... or move it away")
+        raise OutputError(
+            f"{where} already holds other files; give another with output.folder=... or move it away"
+        )
     checkpoint = find_checkpoint(folder, say)
     if checkpoint:
         before = checkpoint.manifest["settings"]

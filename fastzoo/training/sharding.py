@@ -53,7 +53,9 @@ def assign(names: Sequence[SAEName], d_in: int, processes: int) -> list[list[SAE
         # First those of layers that have an owner; a new layer goes where most places are left.
         owned = set().union(*layers)
         for name in sorted(same, key=lambda n: (n.layer not in owned, n.layer)):
-            rank = max((r for r in range(processes) if free[r]), key=lambda r: (name.layer in layers[r], free[r], -r))
+            rank = max(
+                (r for r in range(processes) if free[r]), key=lambda r: (name.layer in layers[r], free[r], -r)
+            )
             free[rank] -= 1
             layers[rank].add(name.layer)
             owner[name] = rank

@@ -60,7 +60,9 @@ class Trainer:
         self.step_number = 0
         self._started = time.perf_counter()
         self._last_log = (0.0, 0)
-        starts = {layer: _start(layer, d_in, sample, training) for layer in sorted({name.layer for name in names})}
+        starts = {
+            layer: _start(layer, d_in, sample, training) for layer in sorted({name.layer for name in names})
+        }
         self.learners = [
             self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name)) for name in names
         ]

@@ -62,7 +62,12 @@ def scatter(rows: list[zoo.Row], figure: str) -> tuple[Any, Any]:
         return gr.ScatterPlot(None, visible=False), choice
     frame = pd.DataFrame(plot.points, columns=["SAE", "method", "x", "y"])
     shown = gr.ScatterPlot(
-        frame, x_title=plot.x, y_title=plot.y, x_lim=zoo.limits(frame["x"]), y_lim=zoo.limits(frame["y"]), visible=True
+        frame,
+        x_title=plot.x,
+        y_title=plot.y,
+        x_lim=zoo.limits(frame["x"]),
+        y_lim=zoo.limits(frame["y"]),
+        visible=True,
     )
     return shown, choice
 
@@ -129,7 +134,9 @@ def build(source: zoo.Results) -> gr.Blocks:
             only = gr.Checkbox(label="published only", min_width=120, elem_classes="tick")
         note = gr.HTML(elem_id="note")
         results = gr.Dataframe(
-            headers=list(zoo.HEADINGS.values()), datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)], **TABLE
+            headers=list(zoo.HEADINGS.values()),
+            datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)],
+            **TABLE,
         )
         with gr.Row():
             with gr.Column(min_width=320):
@@ -149,7 +156,12 @@ def build(source: zoo.Results) -> gr.Blocks:
 
 
 def connect(
-    page: gr.Blocks, answers: Answers, controls: list[Any], sae: gr.Dropdown, shown: list[Any], details: list[Any]
+    page: gr.Blocks,
+    answers: Answers,
+    controls: list[Any],
+    sae: gr.Dropdown,
+    shown: list[Any],
+    details: list[Any],
 ) -> None:
     """Let the page answer its visitors, and the address follow the controls."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -29,7 +29,10 @@ FILE = "results.csv"
 
 COLUMNS = {column.name: column.kind for column in table.COLUMNS}
 
-OURS = {figure.column(subset): f"{figure.label} {SUBSETS[subset].short}".strip() for figure, subset in shown("page")}
+OURS = {
+    figure.column(subset): f"{figure.label} {SUBSETS[subset].short}".strip()
+    for figure, subset in shown("page")
+}
 PAPER = {c.name: f"paper: {OURS[c.name.removeprefix('paper_')]}" for c in table.PAPER}
 HEADINGS = {"name": "SAE", **OURS, **PAPER}
 """Columns of the table; what does not say "paper" was measured by fastzoo."""
@@ -55,7 +58,9 @@ def read_rows(text: str) -> list[Row]:
     try:
         if "name" not in (reader.fieldnames or ()):
             raise ValueError(f"{FILE} has no column 'name'")
-        rows = [{column: _cell(column, line.get(column)) for column in COLUMNS} for line in reader if line["name"]]
+        rows = [
+            {column: _cell(column, line.get(column)) for column in COLUMNS} for line in reader if line["name"]
+        ]
     except csv.Error as error:
         raise ValueError(f"{FILE} is not CSV: {error}") from error
     return sorted(rows, key=lambda row: not published(row))
@@ -145,7 +150,8 @@ def select(rows: Iterable[Row], wanted: Mapping[str, str], only_published: bool)
     return [
         row
         for row in rows
-        if (published(row) or not only_published) and all(value_of(row, key) == value for key, value in active)
+        if (published(row) or not only_published)
+        and all(value_of(row, key) == value for key, value in active)
     ]
 
 

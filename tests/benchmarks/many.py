@@ -215,7 +215,9 @@ class SAELens:
             config = LanguageModelSAERunnerConfig(
                 **self.settings(), sae=self.sae_config(name), hook_name=hook, verbose=False
             )
-            runner = LanguageModelSAETrainingRunner(config, override_dataset=dataset, override_model=self.models[hook])
+            runner = LanguageModelSAETrainingRunner(
+                config, override_dataset=dataset, override_model=self.models[hook]
+            )
             saes.append(runner.run())
         self.l0 = round(sum(sae.cfg.metadata.l0 for sae in saes) / len(saes), 1)
         return saes
@@ -230,7 +232,9 @@ class SAELens:
             saes={str(name): self.sae_config(name) for name in names},
             hook_names={str(name): self.hooks[name.layer] for name in names},
         )
-        return MultiSAETrainingRunner(config, override_dataset=self.tokenised(), override_model=self.all_hooked).run()
+        return MultiSAETrainingRunner(
+            config, override_dataset=self.tokenised(), override_model=self.all_hooked
+        ).run()
 
     def tokenised(self) -> Any:
         """The dialogues through the chat template, joined and cut into contexts."""

@@ -33,7 +33,12 @@ class Ratio:
 
 
 def interleave(
-    variants: dict[str, Callable[[], object]], *, seconds: float, least: int = 3, most: int = 25, warm_up: bool = True
+    variants: dict[str, Callable[[], object]],
+    *,
+    seconds: float,
+    least: int = 3,
+    most: int = 25,
+    warm_up: bool = True,
 ) -> dict[str, list[Seconds]]:
     """Time the variants round-robin, after one round to warm up, for about ``seconds`` in all.
 

@@ -49,7 +49,9 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "steering_seconds_one": median_seconds(times["one"]),
     }
     overheads = {"tiny": model, "7M": random_model(num_hidden_layers=6)}
-    return figures | {"steering_overhead": {name: overhead(some, seconds / 2) for name, some in overheads.items()}}
+    return figures | {
+        "steering_overhead": {name: overhead(some, seconds / 2) for name, some in overheads.items()}
+    }
 
 
 def a_sweep(model: Any, tokenizer: Any) -> Sweep:

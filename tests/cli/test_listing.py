@@ -24,7 +24,13 @@ from fastzoo.saes.names import zoo_names
 from fastzoo.saes.paper import paper_figures
 
 HERE = "tiny-chat-L1-8x-jumprelu"
-FIGURES = {"l0": 31.5, "log2_mse": -8.5, "fvu": 0.0625, "dead_latents": 12, "base_model": "Qwen/Qwen2.5-7B-Instruct"}
+FIGURES = {
+    "l0": 31.5,
+    "log2_mse": -8.5,
+    "fvu": 0.0625,
+    "dead_latents": 12,
+    "base_model": "Qwen/Qwen2.5-7B-Instruct",
+}
 PUBLISHED = registry(
     "org",
     published(NAME, **FIGURES),
@@ -179,7 +185,11 @@ def command(*arguments: str) -> Any:
 
 
 def test_list_picks_and_sorts(workplace: Path) -> None:
-    assert [r["name"] for r in command("list", "--json", "--published", "--sort", "l0")] == [HERE, NAME, OUTSIDE]
+    assert [r["name"] for r in command("list", "--json", "--published", "--sort", "l0")] == [
+        HERE,
+        NAME,
+        OUTSIDE,
+    ]
     assert [r["name"] for r in command("list", "--json", "--local", "--published")] == [HERE]
     found = command(
         *("list", "--json", "--model", "qwen2.5-7b", "--method", "fast", "--layer", "18"),

@@ -163,7 +163,9 @@ def judge() -> Iterator[Server]:
 ASKED = ("Hi there!", "What is red?", "--latent", "5", "--alpha", "0", "3", "--units", "norm")
 
 
-def test_a_judges_ratings_are_shown(sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judges_ratings_are_shown(
+    sae: str, judge: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     judge.answer = lambda p: score(2) if "able writer" in p else completion("Well ...")
     page = tmp_path / "page.html"
@@ -235,7 +237,9 @@ def test_an_output_that_cannot_be_is_found_first(sae: str, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
-def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from fastzoo.cli.steer_tables import LiveAnswers
     from fastzoo.steering.generate import GenerationSettings
     from fastzoo.steering.sweep import Sweep
@@ -249,7 +253,9 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
         told([(0, 7)])  # the other three have ended
         told([(row, 7) for row in range(4, 8)])
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("%  ")[1].split("  ")[0] for line in lines] == [f"{n} of 8 answers" for n in (1, 2, 3, 5)]
+    assert [line.split("%  ")[1].split("  ")[0] for line in lines] == [
+        f"{n} of 8 answers" for n in (1, 2, 3, 5)
+    ]
 
 
 def test_latents_are_found_or_said_not_to_be(sae: str) -> None:
@@ -285,7 +291,8 @@ def test_roles_are_positions(sae: str) -> None:
     asked = (sae, "Hello!", "--latent", "5", "--alpha", "0", "2", "--units", "norm")
     by = {where: steer(*asked, "--positions", where) for where in ("all", "user", "assistant")}
     answers = {
-        where: [cell["ids"] for cell in report["cells"] if cell["arm"] == "latent"] for where, report in by.items()
+        where: [cell["ids"] for cell in report["cells"] if cell["arm"] == "latent"]
+        for where, report in by.items()
     }
     assert answers["all"][0] == answers["user"][0] == answers["assistant"][0]
     assert answers["all"][1] != answers["user"][1] != answers["assistant"][1]

@@ -351,7 +351,8 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
     [
         (["training.buffer_tokens=8191"], ["training.buffer_tokens", "8191", "two batches", "8192"]),
         (
-            ["training.tokens=8e5", "training.batch_size=1000", "training.lr_warmup=700"] + ["training.lr_decay=101"],
+            ["training.tokens=8e5", "training.batch_size=1000", "training.lr_warmup=700"]
+            + ["training.lr_decay=101"],
             ["training.lr_warmup", "training.lr_decay", "700 + 101", "800 steps"],
         ),
         (["training.lr_warmup=0.6", "training.lr_decay=0.5"], ["do not fit"]),
@@ -366,7 +367,10 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
         (["layers=[-1]"], ["layers", "-1"]),
         (["expansions=[0]"], ["expansions", "0", "1024"]),
         (["expansions=[2000]"], ["expansions", "2000", "1024"]),
-        (["training.sparsity_coefficient.standard=null"], ["training.sparsity_coefficient.standard", "missing"]),
+        (
+            ["training.sparsity_coefficient.standard=null"],
+            ["training.sparsity_coefficient.standard", "missing"],
+        ),
         (["data.source=' '"], ["data.source", "empty"]),
     ],
 )

@@ -83,7 +83,9 @@ def test_each_lock_frees_its_own_folder_only(tmp_path: Path) -> None:
     assert free(tmp_path / "run")
 
 
-def test_of_many_threads_one_at_a_time_has_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_threads_one_at_a_time_has_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file goes with each of them, and the next makes a new one."""
     monkeypatch.setattr(lock, "WAIT_SECONDS", 30.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -141,7 +143,9 @@ def test_it_holds_while_the_folder_is_moved_and_made_again(tmp_path: Path) -> No
         folder.mkdir()
         assert not free(folder) and list(folder.iterdir()) == []
         (folder / "recipe.yaml").touch()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [*("recipe.yaml", "recipe.yaml", "run", "run.old-1")]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        *("recipe.yaml", "recipe.yaml", "run", "run.old-1")
+    ]
 
 
 def test_folders_that_were_made_and_stay_empty_are_removed(tmp_path: Path) -> None:
@@ -155,7 +159,9 @@ def test_folders_that_were_made_and_stay_empty_are_removed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["run", "x" * 255])
-def test_where_nothing_can_stand_beside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_where_nothing_can_stand_beside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     if len(name) < 255:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     folder = tmp_path / name
@@ -166,7 +172,9 @@ def test_where_nothing_can_stand_beside_the_folder(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.rglob("*")) == [folder]
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: Any, **how: Any) -> None:
         raise OSError(code, os.strerror(code))
 

@@ -24,7 +24,9 @@ def run(shown: bool = True) -> None:
         bar.advance(note="loss 1")
 
 
-def test_a_log_has_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_has_lines_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run()
     assert capsys.readouterr().err == ""  # fifteen seconds are not over
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)

@@ -12,7 +12,9 @@ from fastzoo.core.tables import fits, print_table
 from fastzoo.results.figures import shown
 from fastzoo.results.summary import print_results
 
-FIGURES: dict[str, Any] = {figure.key: {s: {"value": 0.123456} for s in figure.subsets} for figure, _ in shown("run")}
+FIGURES: dict[str, Any] = {
+    figure.key: {s: {"value": 0.123456} for s in figure.subsets} for figure, _ in shown("run")
+}
 NAMES = [f"tiny-chat-L{i}-8x-jumprelu" for i in range(5)]
 
 

@@ -79,7 +79,9 @@ def add_files(hub: LoopbackHub, kind: str) -> dict[int, Any]:
 
 def run(hub: LoopbackHub, home: Path, **ask: Any) -> subprocess.CompletedProcess[str]:
     ask = {"epochs": 2, "held_out": HELD_OUT, "section": {"shuffle_rows": 4}, **ask}
-    environment = hub.env(home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    environment = hub.env(
+        home, PYTHONPATH=str(ROOT), FASTZOO_RETRY_SECONDS="0.002", HF_HUB_DOWNLOAD_TIMEOUT="1"
+    )
     done = run_python(READ, json.dumps(ask), env=environment, cwd=ROOT)
     assert "Traceback" not in done.stderr, done.stderr
     assert not hub.foreign
@@ -334,7 +336,9 @@ def test_a_hub_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert last.startswith("error: cannot reach ") and "lab/chats" in last
 
 
-@pytest.mark.parametrize(("status", "code"), [(404, "EntryNotFound"), (401, "RepoNotFound"), (403, "GatedRepo")])
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "EntryNotFound"), (401, "RepoNotFound"), (403, "GatedRepo")]
+)
 def test_a_file_that_vanishes_ends_the_run_at_once(tmp_path: Path, status: int, code: str) -> None:
     for kind in WRITERS:
         with LoopbackHub() as hub:
@@ -356,7 +360,9 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
             hub.add("dataset", "lab/chats", {f"train-0.{kind}": good, f"train-1.{kind}": broken})
             done = run(hub, tmp_path)
         assert done.returncode == 8
-        assert done.stderr.startswith(f"error: Hub dataset lab/chats, train-1.{kind}, from row 0 on: cannot be read (")
+        assert done.stderr.startswith(
+            f"error: Hub dataset lab/chats, train-1.{kind}, from row 0 on: cannot be read ("
+        )
         assert done.stderr.count("\n") == 1
 
 

@@ -89,7 +89,9 @@ def bos_tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.add_special_tokens(["<s>", "</s>"])
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     made.chat_template = (
         "{{ bos_token }}{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}\n"
         "{%- for m in messages -%}"
@@ -170,7 +172,9 @@ def test_sharegpt_rows_are_the_same_dialogues(tmp_path: Path, tokenizer: Any) ->
     one = write_jsonl(tmp_path / "m.jsonl", messages(30))
     other = write_jsonl(tmp_path / "s.jsonl", sharegpt)
     for a, b in zip(
-        take(stream_of(settings(one), tokenizer), 30), take(stream_of(settings(other), tokenizer), 30), strict=True
+        take(stream_of(settings(one), tokenizer), 30),
+        take(stream_of(settings(other), tokenizer), 30),
+        strict=True,
     ):
         assert np.array_equal(a.ids, b.ids)
         assert np.array_equal(a.dialogue, b.dialogue)
@@ -247,7 +251,9 @@ def test_texts_get_no_bos_of_the_tokenizer_s_own(tmp_path: Path, bos_tokenizer: 
     assert not (joined(found, "ids") == 0).any()
 
 
-def test_a_document_longer_than_many_blocks_and_blocks_of_many_documents(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_document_longer_than_many_blocks_and_blocks_of_many_documents(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     texts = ["the sea " * 300, "sun", "ice", "owl"]
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": t} for t in texts])
     found = take(stream_of(settings(path, "bt-p"), tokenizer), 14)
@@ -317,7 +323,8 @@ def test_texts_that_are_not_text_are_counted(tmp_path: Path, tokenizer: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("role", "known"), [("human", "user"), ("GPT", "assistant"), ("chatgpt", "assistant"), ("System", "system")]
+    ("role", "known"),
+    [("human", "user"), ("GPT", "assistant"), ("chatgpt", "assistant"), ("System", "system")],
 )
 def test_roles_of_both_conventions(role: str, known: str) -> None:
     row = {"conversations": [{"from": role, "value": "x"}]}
@@ -412,7 +419,9 @@ def test_at_most_a_tenth_of_a_source_is_held_out(tmp_path: Path, tokenizer: Any)
     assert len(data.held_out) == 5
 
 
-def test_when_everything_left_is_identical_to_a_held_out_dialogue_that_is_said(tmp_path: Path, tokenizer: Any) -> None:
+def test_when_everything_left_is_identical_to_a_held_out_dialogue_that_is_said(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     path = write_jsonl(tmp_path / "same.jsonl", [messages(1)[0]] * 12)
     with pytest.raises(DataError) as caught:
         opened(settings(path), tokenizer)
@@ -742,7 +751,9 @@ LIARS = {
     "malformed: a turn without role": [
         {"messages": [{"role": x, "content": "hi"}]} for x in (None, 5, ["user"], {"role": "user"})
     ],
-    "unknown role": [{"messages": [{"role": x, "content": "hi"}]} for x in ("", "u" * 10_000_000, "user\0", "user ")],
+    "unknown role": [
+        {"messages": [{"role": x, "content": "hi"}]} for x in ("", "u" * 10_000_000, "user\0", "user ")
+    ],
     "malformed: a turn is not an object": [{"messages": [x]} for x in ("hi", 5, None, [])],
     "malformed: turns are not a list": [{"messages": x} for x in ({}, "hi", 5, True)],
 }
@@ -820,7 +831,11 @@ def test_a_text_that_the_tokenizer_panics_at(tokenizer: Any, capfd: Any) -> None
     [
         ("{{ raise_exception('no ' ~ 'way') }}", "refused by the chat template: TemplateError", "no way"),
         ("{{ raise_exception('never') }}", "refused by the chat template: never", "never"),
-        ("{{ messages[0].gone.name }}", "refused by the chat template: UndefinedError", "has no attribute 'gone'"),
+        (
+            "{{ messages[0].gone.name }}",
+            "refused by the chat template: UndefinedError",
+            "has no attribute 'gone'",
+        ),
         ("{{ 1 // 0 }}", "refused by the chat template: ZeroDivisionError", "by zero"),
         ("{% for m in gone %}x{% endfor %}", "nothing rendered by the chat template", ""),
         ("{{ messages[0].gone }} ", "nothing rendered by the chat template", ""),

@@ -107,7 +107,9 @@ def test_folders_are_recognised_by_exact_names() -> None:
 def test_importing_hub_is_cheap() -> None:
     code = "import sys, fastzoo.saes.references; print([m for m in sys.modules if m in {0}])"
     heavy = "('torch', 'transformers', 'huggingface_hub', 'httpx2')"
-    done = subprocess.run([sys.executable, "-c", code.format(heavy)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(heavy)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -166,10 +168,25 @@ def test_fetch_refuses_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repos["model", "org/gated"].gated = True
     hub.add("model", "org/huge", {**several(1), "layers.0/cfg.json": b" " * (2**24 + 1)})
     cases = {
-        "hf:org/missing": ["NotFoundError: ", "no model repository org/missing", hub.endpoint, "check the spelling"],
+        "hf:org/missing": [
+            "NotFoundError: ",
+            "no model repository org/missing",
+            hub.endpoint,
+            "check the spelling",
+        ],
         f"hf:{NAME}@v9": ["NotFoundError: ", "has no revision 'v9'", "branch, a tag or a full commit sha"],
-        "hf:org/several": ["InputError: ", "holds 12 SAEs", "layers.10, ", "…", "as in hf:org/several/layers.0"],
-        "hf:org/several/layer.3": ["NotFoundError: ", "no SAE in org/several/layer.3", "Did you mean layers.3"],
+        "hf:org/several": [
+            "InputError: ",
+            "holds 12 SAEs",
+            "layers.10, ",
+            "…",
+            "as in hf:org/several/layers.0",
+        ],
+        "hf:org/several/layer.3": [
+            "NotFoundError: ",
+            "no SAE in org/several/layer.3",
+            "Did you mean layers.3",
+        ],
         "hf:org/pickles": ["InputError: ", "layer_1/ae.pt", "a pickle"],
         "hf:org/pickles/layer_1": ["InputError: ", "layer_1/ae.pt", "a pickle"],
         "hf:org/none": ["NotFoundError: ", "no SAE in org/none", "sae_weights.safetensors", "params.npz"],
@@ -304,7 +321,8 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 def test_datasets_streams_jsonl_and_parquet(hub: LoopbackHub, tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "é"}]} for i in range(5)
+        {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "é"}]}
+        for i in range(5)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     jsonl = hub.add("dataset", "org/jsonl", {"data/train.jsonl": lines})

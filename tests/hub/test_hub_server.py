@@ -51,7 +51,9 @@ def client(hub: LoopbackHub, home: Path, code: str, *args: str, **env: Any) -> l
     return run(hub, home, CLIENT + textwrap.dedent(code), *args, **env)
 
 
-def ask(hub: LoopbackHub, method: str, path: str, body: Any = None, token: str | None = TOKEN) -> tuple[int, Any]:
+def ask(
+    hub: LoopbackHub, method: str, path: str, body: Any = None, token: str | None = TOKEN
+) -> tuple[int, Any]:
     """One request without the client: the answer's status and JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=10)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -263,7 +265,11 @@ def test_bytes_come_back_whichever_way(hub: LoopbackHub, tmp_path: Path) -> None
     for xet in (False, True):
         client(hub, tmp_path, upload, str(folder), "xet" if xet else "lfs", xet=xet)
     assert hub.asked("POST /api/complete/") and hub.asked("POST .*/lfs/verify")
-    assert {xorb.data[start + 4] for xorb in hub.xet_xorbs.values() for start in xorb.starts[:-1]} == {0, 1, 2}
+    assert {xorb.data[start + 4] for xorb in hub.xet_xorbs.values() for start in xorb.starts[:-1]} == {
+        0,
+        1,
+        2,
+    }
     for name in ("user/lfs", "user/xet"):
         assert hub.commits("dataset", name)[-1].message == "Upload folder using huggingface_hub"
         repo = hub.repos["dataset", name]
@@ -548,7 +554,9 @@ def test_a_crowd_under_faults_leaves_what_it_meant(hub: LoopbackHub, tmp_path: P
     items = [item.id for item in next(iter(hub.collections.values())).items]
     assert len(items) == len(set(items)) and set(items) == names
     assert len(met) == len(hub.requests) // 9 > 10
-    assert [r for r in hub.requests if r.fault] and set(map(id, met)) == {id(r) for r in hub.requests if r.fault}
+    assert [r for r in hub.requests if r.fault] and set(map(id, met)) == {
+        id(r) for r in hub.requests if r.fault
+    }
 
 
 def test_rate_limit(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -107,7 +107,11 @@ def asked_since(hub: LoopbackHub, count: int) -> list[str]:
 
 # --- names -------------------------------------------------------------------------------------
 
-TWELVE = [f"qwen2.5-7b-L{layer}-8x-jumprelu{method}" for layer in (4, 12, 18, 20) for method in ("", "-bt-f", "-bt-p")]
+TWELVE = [
+    f"qwen2.5-7b-L{layer}-8x-jumprelu{method}"
+    for layer in (4, 12, 18, 20)
+    for method in ("", "-bt-f", "-bt-p")
+]
 
 
 def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -124,7 +128,9 @@ def test_twelve_in_parallel_and_again_for_nothing(hub: LoopbackHub, tmp_path: Pa
                 now[0] -= 1
 
     hub.faults.append(slowly)
-    planned, pulled = cli(hub, tmp_path, "pull QWEN2.5-*-jumprelu* --dry-run --json", "pull qwen2.5-*-jumprelu*")
+    planned, pulled = cli(
+        hub, tmp_path, "pull QWEN2.5-*-jumprelu* --dry-run --json", "pull qwen2.5-*-jumprelu*"
+    )
     total = sum(len(data) for name in TWELVE for data in files[name].values())
     rows = json.loads(planned[1])
     assert sum(row["download_bytes"] for row in rows) == total
@@ -207,7 +213,10 @@ def test_exit_codes(hub: LoopbackHub, tmp_path: Path) -> None:
         "https://example.com/x": (2, "not the address of a collection"),
         "hf:collections/org": (2, "hf:collections/<namespace>/<slug>"),
         f"{NAME} --namespace ../x": (2, "not the name of a user"),
-        f"{NAME} --namespace other": (3, "other publishes no SAEs: no dataset repository other/fastzoo-results"),
+        f"{NAME} --namespace other": (
+            3,
+            "other publishes no SAEs: no dataset repository other/fastzoo-results",
+        ),
         # Others are finished; the code is that of the first.
         f"hf:org/missing hf:org/gated hf:org/huge {NAME}": (3, "is gated"),
     }
@@ -264,7 +273,9 @@ def test_wrong_bytes_on_the_wire_in_the_cache_and_in_a_folder(hub: LoopbackHub, 
         for place in (path, "README.md"):
             (tmp_path / "zoo" / NAME / place).write_bytes(b"z" * len(files[NAME][place]))
         (tmp_path / "zoo" / NAME / "mine.txt").write_bytes(b"kept")
-        damaged, again, local = cli(hub, tmp_path, f"pull {NAME}", f"pull {NAME}", f"pull {NAME} --local-dir zoo")
+        damaged, again, local = cli(
+            hub, tmp_path, f"pull {NAME}", f"pull {NAME}", f"pull {NAME} --local-dir zoo"
+        )
         assert damaged[0] == 6 and f"{path} is not the file" in damaged[2]
         assert again[:2] == (0, f"{folder}\n") and content(folder) == files[NAME]
         assert local[0] == 0 and f"{path}' is not what was published and is replaced" in local[2]
@@ -520,7 +531,9 @@ pull = lambda *a, **k: lambda: [str(p) for p in fastzoo.pull(*a, **k)]
 for call in (where, load, load, where, pull(name), pull([name, "hf:org/x"]), lambda: str(fastzoo.load_sae(sys.argv[2]))):
     show(call)
 """
-    where, first, second, found, pulled, failed, grid = run(hub, tmp_path, code, NAME, "qwen2.5-7b-L4-8x-jumprelu")
+    where, first, second, found, pulled, failed, grid = run(
+        hub, tmp_path, code, NAME, "qwen2.5-7b-L4-8x-jumprelu"
+    )
     assert where == ["None", ""]
     assert first[0] == second[0] == float(sae.W_enc.double().sum())
     assert first[1].startswith(f"fetching {NAME} from org/{NAME}@") and first[1].count("\n") == 1

@@ -143,7 +143,9 @@ def test_one_request_an_hour(hub: LoopbackHub, tmp_path: Path) -> None:
     """
     found = run(hub, tmp_path, READ + "\n".join(x.strip() for x in code.splitlines()))
     assert found == [["org", [NAME], []]] * 9
-    assert [str(r) for r in hub.requests] == ["GET /datasets/org/fastzoo-results/resolve/main/registry.json"] * 6
+    assert [str(r) for r in hub.requests] == [
+        "GET /datasets/org/fastzoo-results/resolve/main/registry.json"
+    ] * 6
     assert hub.requests[0].headers["user-agent"].startswith("fastzoo/")
 
     # Later, without a network: as it was last seen, however old; the default namespace's snapshot.

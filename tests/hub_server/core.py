@@ -114,7 +114,13 @@ class LoopbackHub(Faults):
         self.stop()
 
     def add(
-        self, kind: str, repo_id: str, files: Mapping[str, bytes], *, branch: str = "main", tag: str | None = None
+        self,
+        kind: str,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        branch: str = "main",
+        tag: str | None = None,
     ) -> str:
         """Add a commit holding exactly ``files``, making the repository if need be; its sha."""
         with self.lock:
@@ -243,7 +249,9 @@ class LoopbackHub(Faults):
             message = f'You don\'t have the rights to write under the namespace "{namespace}"'
             raise Refusal(error(403, "Forbidden", message))
 
-    def repo(self, request: Request, groups: Mapping[str, str], write: bool = False, follow: bool = True) -> Repo:
+    def repo(
+        self, request: Request, groups: Mapping[str, str], write: bool = False, follow: bool = True
+    ) -> Repo:
         """The repository of a request, if its sender may see it, and ``write`` to it.
 
         ``follow``: whether a former id leads to the id of today.

@@ -32,7 +32,13 @@ class Faults:
         raise NotImplementedError
 
     def fail(
-        self, pattern: str, how: Fault, *, after: int = 0, times: int | None = None, method: str | None = "GET"
+        self,
+        pattern: str,
+        how: Fault,
+        *,
+        after: int = 0,
+        times: int | None = None,
+        method: str | None = "GET",
     ) -> list[Request]:
         """Add the fault ``how``; it befalls requests in which ``pattern`` is found (as ``asked``).
 

@@ -60,7 +60,9 @@ def info(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Response
     return as_json(_info(hub, repo, sha, files, request))
 
 
-def _info(hub: LoopbackHub, repo: Repo, sha: str, files: Mapping[str, bytes], request: Request) -> dict[str, Any]:
+def _info(
+    hub: LoopbackHub, repo: Repo, sha: str, files: Mapping[str, bytes], request: Request
+) -> dict[str, Any]:
     card = _card(files.get("README.md", b""))
     siblings = [{"rfilename": path} for path in sorted(files)]
     if "blobs" in request.query:

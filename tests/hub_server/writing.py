@@ -21,7 +21,10 @@ GIT = r"/(?:(?P<plural>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)\.git/info/lfs"
 def validate_yaml(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Response:
     asked = request.json()
     errors, warnings = check_card(str(asked.get("content")), asked.get("repoType") or "model")
-    answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    answer = {
+        "errors": [{"message": text} for text in errors],
+        "warnings": [{"message": text} for text in warnings],
+    }
     return as_json(answer, 400 if errors else 200)
 
 

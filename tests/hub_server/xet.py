@@ -109,7 +109,11 @@ def tokens(hub: LoopbackHub, request: Request, groups: dict[str, str]) -> Respon
     token, expires = f"xet-{groups['may']}", int(time.time()) + TOKEN_SECONDS
     store = f"{hub.endpoint}/cas"
     answer = as_json({"accessToken": token, "exp": expires, "casUrl": store})
-    answer.headers |= {"X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires), "X-Xet-Cas-Url": store}
+    answer.headers |= {
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+        "X-Xet-Cas-Url": store,
+    }
     return answer
 
 
@@ -203,7 +207,10 @@ def reconstruction(hub: LoopbackHub, request: Request, groups: dict[str, str]) -
         size = sum(xorb.sizes[start:stop])
         answer["terms"].append({"hash": name, "unpacked_length": size, "range": inside})
         where = {"start": xorb.starts[start], "end": xorb.starts[stop] - 1}
-        link = {"url": f"{hub.download_host}/cas/xorbs/{name}", "ranges": [{"chunks": inside, "bytes": where}]}
+        link = {
+            "url": f"{hub.download_host}/cas/xorbs/{name}",
+            "ranges": [{"chunks": inside, "bytes": where}],
+        }
         links = answer["xorbs"].setdefault(name, [])
         if link not in links:
             links.append(link)

@@ -108,8 +108,12 @@ def test_statistics_equal_loops(
         close = {"rtol": 1e-4, "atol": 1e-5}
         torch.testing.assert_close(figures.mean_max_F, max_GF.mean(0), **close)
         torch.testing.assert_close(figures.highest_F, max_GF.amax(0), **close)
-        torch.testing.assert_close(figures.frequency_F, fired.double() / len(norms), rtol=0, atol=2 / len(norms))
-        torch.testing.assert_close(figures.dialogue_frequency_F, (max_GF > 0).double().mean(0), rtol=0, atol=0.021)
+        torch.testing.assert_close(
+            figures.frequency_F, fired.double() / len(norms), rtol=0, atol=2 / len(norms)
+        )
+        torch.testing.assert_close(
+            figures.dialogue_frequency_F, (max_GF > 0).double().mean(0), rtol=0, atol=0.021
+        )
     first, second = (found[name] for name in NAMES)
     assert first.residual_norm != second.residual_norm
     assert 0 < (first.mean_max_F > 0).sum() <= 256
@@ -149,7 +153,10 @@ def slow_top(
 
 @pytest.mark.parametrize("token", ["<|im_start|>", " is", "."])
 def test_latents_of_any_token_equal_loops(
-    together: Assembly, dialogues: list[TokenSequence], alone: dict[str, list[tuple[Tensor, Tensor]]], token: str
+    together: Assembly,
+    dialogues: list[TokenSequence],
+    alone: dict[str, list[tuple[Tensor, Tensor]]],
+    token: str,
 ) -> None:
     number = find_token(together, token)
     assert find_token(together, str(number)) == number
@@ -175,7 +182,9 @@ def test_special_tokens_are_as_an_evaluation_has_them(together: Assembly, run: P
     """On the dialogues that the run was evaluated on."""
     saved = json.loads((run / NAMES[0] / "metrics.json").read_text())
     report = of_special_tokens(together, dialogues=saved["split"]["used"], top=5)
-    for entry, then in zip(report["saes"][NAMES[0]]["tokens"], saved["special_latents"]["tokens"], strict=True):
+    for entry, then in zip(
+        report["saes"][NAMES[0]]["tokens"], saved["special_latents"]["tokens"], strict=True
+    ):
         assert entry["token"] == then["token"] and entry["paper"] is None
         assert [x["latent"] for x in entry["latents"]] == [x["latent"] for x in then["latents"]]
         assert [x["mean_max"] for x in entry["latents"]] == pytest.approx(
@@ -191,7 +200,11 @@ def test_the_papers_latents_stand_beside() -> None:
     found: dict[str, Any] = {"tokens": [ours, other]}
     _add_paper(found, name)
     assert other["paper"] is None
-    assert ours["paper"][0] == {"rank": 1, "latent": reported[0].latent, "mean_max": reported[0].mean_max_activation}
+    assert ours["paper"][0] == {
+        "rank": 1,
+        "latent": reported[0].latent,
+        "mean_max": reported[0].mean_max_activation,
+    }
     shown = [(e["token_id"], x["rank"]) for e in found["tokens"] for x in e["paper"] or ()]
     assert sorted(shown) == [(x.token_id, x.rank) for x in reported]
     found = {"tokens": [dict(other)]}
@@ -282,7 +295,9 @@ def test_latents_of_a_text_equal_a_plain_forward(together: Assembly, tokenizer: 
                 assert acts_F[x["latent"]].item() == pytest.approx(x["activation"], rel=1e-3)
 
 
-def test_no_more_than_the_last_saes_activations_are_held(together: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_the_last_saes_activations_are_held(
+    together: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of a long text through many SAEs take gigabytes."""
     made: list[weakref.ref[Tensor]] = []
     held = []
@@ -371,7 +386,9 @@ def test_where_latents_fire_equals_loops(
         assert report["saes"][name]["latents"][2]["contexts"] == []
 
 
-def test_roles_are_those_of_the_turns(together: Assembly, dialogues: list[TokenSequence], tokenizer: Any) -> None:
+def test_roles_are_those_of_the_turns(
+    together: Assembly, dialogues: list[TokenSequence], tokenizer: Any
+) -> None:
     rows = [json.loads(line) for line in tiny.HELDOUT.read_text().splitlines()]
     texts, seen = TurnTexts(together.chat), set()
     for dialogue in dialogues[:10]:
@@ -436,7 +453,9 @@ def test_logit_lens_through_a_layer_norm(family: str | None) -> None:
 # --- output scores -----------------------------------------------------------------------------
 
 
-def slow_scores(model: Any, sae: Any, layer: int, latents: Sequence[int], prompts: Any, shift: float) -> list[float]:
+def slow_scores(
+    model: Any, sae: Any, layer: int, latents: Sequence[int], prompts: Any, shift: float
+) -> list[float]:
     """By its definition, one forward for each latent and prompt; not batched."""
     scores = []
     plain = [plain_forward(model, prompt.ids)[1][-1].softmax(-1) for prompt in prompts]
@@ -589,7 +608,9 @@ def test_the_command(run: Path, together: Assembly) -> None:
     assert "raises" in shown(folders[0], *few, "--rank", "activation").stdout
 
 
-def test_tables_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is cut: what does not fit beside each other stands below, or goes on below."""
     latents = [{"latent": k, "mean_max": 2 / 3, "dialogues": 9} for k in (28671, 1)]
     counted = {"dialogues": 10, "latents": latents}

@@ -52,7 +52,9 @@ def random_chats(count: int = 50) -> tuple[list[TokenSequence], list[np.ndarray]
     return dialogues, activations
 
 
-def slow_top(dialogues: list[TokenSequence], activations: list[np.ndarray], token: int, first: int) -> dict[str, Any]:
+def slow_top(
+    dialogues: list[TokenSequence], activations: list[np.ndarray], token: int, first: int
+) -> dict[str, Any]:
     """The largest latents of a token that counts from position ``first`` on."""
     totals, fired, containing = [0.0] * F, [0] * F, 0
     for dialogue, acts in zip(dialogues, activations, strict=True):

@@ -6,15 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastzoo.lm.attention import OLDEST, boundaries, flash_kernel, segment_attention, torch_kernel, varlen_attention
+from fastzoo.lm.attention import (
+    OLDEST,
+    boundaries,
+    flash_kernel,
+    segment_attention,
+    torch_kernel,
+    varlen_attention,
+)
 
 on_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < OLDEST, reason="the kernels run on GPUs only"
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < OLDEST,
+    reason="the kernels run on GPUs only",
 )
 LENGTHS = [1, 1, 7, 30, 64, 129]
 
 
-def tensors(dtype: torch.dtype, device: str, kv_heads: int = 2, head_dim: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(
+    dtype: torch.dtype, device: str, kv_heads: int = 2, head_dim: int = 16
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, heads, sum(LENGTHS), head_dim, generator=generator).to(device, dtype)

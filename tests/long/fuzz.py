@@ -114,7 +114,9 @@ def main() -> None:
 def _print_table(report: dict[str, Any]) -> None:
     print(f"{'property':<10}  {'cases':>6}  {'accepted':>8}  {'crashes':>7}  {'seconds':>7}")
     for name, row in [*report["properties"].items(), ("all", report)]:
-        print(f"{name:<10}  {row['cases']:>6}  {row.get('accepted', ''):>8}  {row['crashes']:>7}  {row['seconds']:>7}")
+        print(
+            f"{name:<10}  {row['cases']:>6}  {row.get('accepted', ''):>8}  {row['crashes']:>7}  {row['seconds']:>7}"
+        )
     packages = ", ".join(f"{name} {number}" for name, number in report["packages"].items())
     print(f"seed {report['seed']}, Python {report['python']}, {packages}")
 

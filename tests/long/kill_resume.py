@@ -194,7 +194,9 @@ def differences(one: Path, other: Path) -> list[str]:
     left, right = contents(one), contents(other)
     leftover = re.compile(r"\.partial|^checkpoints|^interrupted")
     return sorted(
-        name for name in left.keys() | right.keys() if left.get(name) != right.get(name) or leftover.search(name)
+        name
+        for name in left.keys() | right.keys()
+        if left.get(name) != right.get(name) or leftover.search(name)
     )
 
 

@@ -163,9 +163,9 @@ NASTY = (
     *("~", "~nobody", "~/x", ".", "..", "../..", "/", "\\", "-", "--help", "hf:", "@", "[/b]", "*"),
     *("'", '"', "`", "$(id)", "%s", "{0}", "NaN", "null", "1e999", "0x" + "f" * 5000, "a" * 300),
 )
-text = st.lists(st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=12), max_size=4).map(
-    "".join
-)
+text = st.lists(
+    st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=12), max_size=4
+).map("".join)
 integers = st.sampled_from(
     [0, 1, -1, 2, 1 << 24, (1 << 24) + 1, 1 << 31, 1 << 40, 1 << 53, 1 << 62, 1 << 63, 1 << 64]
     + [-(1 << 63), 10**30, 10**308, 10**309, 10**4000]

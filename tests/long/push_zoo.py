@@ -178,7 +178,9 @@ def wrong_rows(zoo: Zoo) -> list[str]:
     if loaded.returncode:
         return [loaded.stderr[-500:]]
     rows = json.loads(loaded.stdout)
-    paper = {str(name): (figures.log2_mse, figures.log2_mse_special) for name, figures in paper_figures().items()}
+    paper = {
+        str(name): (figures.log2_mse, figures.log2_mse_special) for name, figures in paper_figures().items()
+    }
     wrong = [] if [row["name"] for row in rows] == list(map(str, zoo_names())) else ["names"]
     published = set(map(str, zoo.names))
     for row in rows:

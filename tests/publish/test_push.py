@@ -32,7 +32,9 @@ def test_a_push_is_complete_and_a_second_one_does_nothing(person: Person, model_
     for name in NAMES:
         folder = person.where / "zoo" / str(name)
         local = {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
         }
         held = person.held("model", str(name))
         assert set(held) - {".gitattributes"} == set(local)
@@ -135,7 +137,9 @@ def test_the_collection_is_found_kept_and_put_in_order(person: Person, model_run
     others_by_hand = [key for key in person.items("Our SAEs") if key != ("model", "org/by-hand")]
     expected = [("dataset", f"org/{DATASET}"), ("paper", "2506.07691"), *models(*NAMES)]
     assert others_by_hand == expected
-    assert collection.items[0].note == "see this, too" or "see this, too" in [item.note for item in collection.items]
+    assert collection.items[0].note == "see this, too" or "see this, too" in [
+        item.note for item in collection.items
+    ]
     assert len({item.id for item in collection.items}) == len(collection.items)
     # From a machine that knows nothing it is found by the id that the dataset holds.
     person.home = "another"

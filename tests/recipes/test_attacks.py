@@ -147,7 +147,9 @@ def with_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None], templ
 PLAIN_TEMPLATE = "{% for m in messages %}{{ '### ' ~ m['role'] ~ ':\\n' ~ m['content'] ~ '\\n' }}{% endfor %}"
 
 
-def test_a_tokenizer_without_special_tokens(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_without_special_tokens(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def bare(values: dict[str, Any]) -> None:
         values["added_tokens"] = []
 

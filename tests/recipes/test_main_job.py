@@ -66,7 +66,10 @@ def run_script(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The script through `accelerate launch`, as the README has it; fails if that fails."""
     result = subprocess.run(
-        [*(sys.executable, "-m", "accelerate.commands.launch", "--quiet"), *(str(SCRIPT), *SMALL, *arguments)],
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
+            *(str(SCRIPT), *SMALL, *arguments),
+        ],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"},
         capture_output=True,
@@ -203,7 +206,8 @@ def test_own_dialogues_in_both_conventions(convention: str, tmp_path: Path, trai
     if convention == "conversations":
         names = {"user": "human", "assistant": "gpt", "system": "system"}
         rows = [
-            {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in r["messages"]]} for r in rows
+            {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in r["messages"]]}
+            for r in rows
         ]
     bad = [{"messages": []}, {"text": "x"}, {"messages": [{"role": "alien", "content": "hi"}]}]
     path = tmp_path / "mine.jsonl"
@@ -305,7 +309,9 @@ def test_folder_that_holds_another_run(finished: Path, train: Any) -> None:
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_a_complete_run_is_shown_again(finished: Path, train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_is_shown_again(
+    finished: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     train([*SMALL, f"output.folder={finished}"])
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
@@ -412,7 +418,9 @@ def test_full_disk_is_one_line_and_keeps_what_was_complete(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"recipe.yaml"}
 
 
-def test_script_exit_codes_and_one_line_errors(train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_script_exit_codes_and_one_line_errors(
+    train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     result = run_script("layers=[7]", cwd=tmp_path)
     assert result.returncode == InputError.exit_code
     assert "0 to 3" in one_error_line(result.stderr)

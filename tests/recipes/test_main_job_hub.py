@@ -91,7 +91,8 @@ def test_dropped_connections_change_no_weight(tmp_path: Path) -> None:
         said = (tmp_path / "stderr").read_text()
         assert process.returncode == 0, said
     undisturbed, dropped = (
-        next((tmp_path / name).glob("*/*/sae_weights.safetensors")).read_bytes() for name in ("undisturbed", "dropped")
+        next((tmp_path / name).glob("*/*/sae_weights.safetensors")).read_bytes()
+        for name in ("undisturbed", "dropped")
     )
     assert [len(requests) for requests in met] == [2, 3, 4]
     assert said.count("trying again in") == 9
@@ -158,9 +159,17 @@ def test_load_sae_and_info_take_hub_references(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         hub.add("model", "lab/model-L3-2x-jumprelu", files)
         environment = hub.env(tmp_path / "home", PYTHONPATH=str(ROOT))
-        for command in (["-c", code], ["-m", "fastzoo.cli.main", "info", "hf:lab/model-L3-2x-jumprelu", "--json"]):
+        for command in (
+            ["-c", code],
+            ["-m", "fastzoo.cli.main", "info", "hf:lab/model-L3-2x-jumprelu", "--json"],
+        ):
             result = subprocess.run(
-                [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+                [sys.executable, *command],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=200,
             )
             assert result.returncode == 0, result.stderr
             if command[0] == "-c":

@@ -107,17 +107,23 @@ def test_records_are_valid_and_hold_no_path_of_the_machine(workplace: Path) -> N
     assert again.output.folder == OUT and again.model.name.endswith(MODEL)
 
 
-def test_commands_find_the_sae_and_print_whole_lines(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_find_the_sae_and_print_whole_lines(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(workplace)
     assert load_sae(f"{OUT}/{NAME}").d_sae == 1024
     # The folder that is not UTF-8 is in the path this time: what cannot be printed is escaped.
     above = workplace.parent
     found = python(
-        *("-m", "fastzoo.cli.main", "list", "--local", "--json", "--folder"), f"{workplace.name}/{OUT}", cwd=above
+        *("-m", "fastzoo.cli.main", "list", "--local", "--json", "--folder"),
+        f"{workplace.name}/{OUT}",
+        cwd=above,
     )
     (row,) = json.loads(found.stdout.decode("utf-8"))
     assert row["name"] == NAME and row["path"] == f"{workplace.name}/{OUT}/{NAME}"
-    listed = python("-m", "fastzoo.cli.main", "list", "--local", "--folder", f"{workplace.name}/{OUT}", cwd=above)
+    listed = python(
+        "-m", "fastzoo.cli.main", "list", "--local", "--folder", f"{workplace.name}/{OUT}", cwd=above
+    )
     assert len(listed.stdout.decode("utf-8").splitlines()) == 2
     told = python("-m", "fastzoo.cli.main", "info", "--", f"{OUT}/{NAME}", cwd=workplace)
     lines = told.stdout.decode("utf-8").splitlines()
@@ -232,7 +238,9 @@ def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> 
     except FileNotFoundError:
         pytest.skip("no unshare here")
     done = python(
-        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", f"output.folder={place}/out"), cwd=place, before=inside
+        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", f"output.folder={place}/out"),
+        cwd=place,
+        before=inside,
     )
     assert done.returncode == OutputError.exit_code, done.stderr
     (line,) = [x for x in done.stderr.decode().splitlines() if x.startswith("error: ")]

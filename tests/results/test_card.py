@@ -165,7 +165,12 @@ def test_the_notice_is_saved_beside_the_card(tmp_path: Path) -> None:
         [
             *(f"model.name={model}", "layers=[0]", "expansions=[1]", "architectures=[standard]"),
             *("training.tokens=2048", "training.batch_size=256", "training.buffer_tokens=1024"),
-            *("evaluation.dialogues=2", "threads=1", "compute.step=reference", f"output.folder={tmp_path / 'out'}"),
+            *(
+                "evaluation.dialogues=2",
+                "threads=1",
+                "compute.step=reference",
+                f"output.folder={tmp_path / 'out'}",
+            ),
         ]
     )
     folder = tmp_path / "out" / "llama-3.2-toy-L0-1x-standard"

@@ -209,7 +209,9 @@ def log_softmax(logits: torch.Tensor) -> np.ndarray:
     return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
-def slow_losses(model: Any, dialogues: list[TokenSequence], layer: int, sae: SAE, subset: str) -> dict[str, float]:
+def slow_losses(
+    model: Any, dialogues: list[TokenSequence], layer: int, sae: SAE, subset: str
+) -> dict[str, float]:
     """CE and KL figures of one subset from whole forwards of an unmodified model, one by one."""
     ce: dict[str, list[float]] = {"model": [], "reconstruction": [], "zero": []}
     kl: list[float] = []

@@ -91,7 +91,11 @@ def test_the_real_sae_lens_loads_what_we_write(tmp_path: Path, kind: str) -> Non
     folder = tmp_path / "name" / HOOK
     metadata = {"model_name": "org/model", "context_size": 8192, "dataset_path": "d", "ours": [1]}
     save_sae(sae, folder, layer=5, metadata=metadata, log_sparsity=sparsity)
-    assert {p.name for p in folder.iterdir()} == {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    }
     theirs = sae_lens.SAE.load_from_disk(str(folder))
     assert theirs.cfg.architecture() == kind
     assert (theirs.cfg.d_in, theirs.cfg.d_sae) == (D, F)
@@ -133,7 +137,9 @@ def test_log_threshold_is_not_written(tmp_path: Path) -> None:
     save_sae(sae, tmp_path / HOOK, layer=5)
     names = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
     assert set(load_file(tmp_path / HOOK / "sae_weights.safetensors")) == names
-    assert {t.dtype for t in load_file(tmp_path / HOOK / "sae_weights.safetensors").values()} == {torch.float32}
+    assert {t.dtype for t in load_file(tmp_path / HOOK / "sae_weights.safetensors").values()} == {
+        torch.float32
+    }
 
 
 def test_topk_is_read_only(tmp_path: Path) -> None:
@@ -438,7 +444,9 @@ def test_an_npz_that_claims_an_absurd_size_allocates_nothing(tmp_path: Path) -> 
         refused(folder, "params.npz", str(shape))
 
 
-def write_npz(path: Path, arrays: dict[str, tuple[tuple[int, ...], bytes]], method: int = zipfile.ZIP_STORED) -> None:
+def write_npz(
+    path: Path, arrays: dict[str, tuple[tuple[int, ...], bytes]], method: int = zipfile.ZIP_STORED
+) -> None:
     """An archive whose headers say what is asked for, whatever the bytes are."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, (shape, data) in arrays.items():
@@ -451,7 +459,8 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(tmp_pa
     folder = scope_folder(tmp_path)
     shapes = {"W_enc": (64, 1 << 16), "b_enc": (1 << 16,), "W_dec": (1 << 16, 64), "b_dec": (64,)}
     arrays = {
-        name: (shape, bytes(4 * int(np.prod(shape)))) for name, shape in {**shapes, "threshold": (1 << 16,)}.items()
+        name: (shape, bytes(4 * int(np.prod(shape))))
+        for name, shape in {**shapes, "threshold": (1 << 16,)}.items()
     }
     write_npz(folder / "params.npz", arrays, zipfile.ZIP_DEFLATED)
     refused(folder, "params.npz", "unpack to 34", "no weights")
@@ -470,7 +479,9 @@ def test_compressed_parameters_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("share", "says"), [(0.75, "MiB of weights; this machine has"), (300, "sae_weights.safetensors")]
 )
-def test_weights_beyond_the_memory_are_refused_before_they_are_read(tmp_path: Path, share: float, says: str) -> None:
+def test_weights_beyond_the_memory_are_refused_before_they_are_read(
+    tmp_path: Path, share: float, says: str
+) -> None:
     """In float16 on the disk they take ``share`` of the memory, in float32 twice that."""
     d_in = 1 << 14
     d_sae = min(1 << 24, int(share * machine_memory()) // (4 * d_in))
@@ -509,7 +520,9 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_read(tmp_path: Pa
         ({"activation_fn_str": "tanh-relu"}, ["tanh-relu"]),
     ],
 )
-def test_configurations_that_are_not_read(tmp_path: Path, config: dict[str, Any], mentions: list[str]) -> None:
+def test_configurations_that_are_not_read(
+    tmp_path: Path, config: dict[str, Any], mentions: list[str]
+) -> None:
     refused(saelens_folder(tmp_path / "x", **config), *mentions)
 
 
@@ -616,7 +629,9 @@ def test_what_can_be_no_path_is_not_there(source: str, offline: None) -> None:
         load_sae(long_name)
 
 
-def test_a_name_is_looked_for_here_and_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
+def test_a_name_is_looked_for_here_and_in_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotFoundError, match="tiny-chat-L5-2x-standard is not published"):
         load_sae("tiny-chat-L5-2x-standard")

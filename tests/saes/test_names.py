@@ -119,7 +119,8 @@ def test_models_that_look_like_names_stay_apart(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["QWEN2.5-7B-l18-8X-JumpReLU", "qwen2.5-7b-L18-8x-jumprelu-fast", "Qwen2.5-7B-L18-8x-jumprelu-FAST"]
+    "text",
+    ["QWEN2.5-7B-l18-8X-JumpReLU", "qwen2.5-7b-L18-8x-jumprelu-fast", "Qwen2.5-7B-L18-8x-jumprelu-FAST"],
 )
 def test_upper_and_lower_case_are_the_same(text: str) -> None:
     assert parse_name(text) == SAEName("qwen2.5-7b", 18, 8, "jumprelu", "fast")

@@ -114,7 +114,8 @@ def test_many_chunks_accumulate_to_the_gradient_of_one(kind: str, monkeypatch: p
         sae = make(kind)
         stats = sae.gradients(inputs(), COEFFICIENT)
         found.append(
-            [p.grad for p in sae.trained_parameters().values()] + [stats.squared_error, stats.penalty, stats.fired_F]
+            [p.grad for p in sae.trained_parameters().values()]
+            + [stats.squared_error, stats.penalty, stats.fired_F]
         )
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -209,7 +210,9 @@ def test_encode_decode_forward(kind: str) -> None:
     reconstruction = expected @ sae.W_dec.detach().numpy() + sae.b_dec.detach().numpy()
     for made in (sae.decode(latents), sae(x)):
         assert made.shape == x.shape
-        np.testing.assert_allclose(made.detach().numpy().reshape(-1, D_IN), reconstruction, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(
+            made.detach().numpy().reshape(-1, D_IN), reconstruction, rtol=1e-12, atol=1e-13
+        )
 
 
 def test_a_pre_activation_equal_to_the_threshold_does_not_fire() -> None:

@@ -58,7 +58,9 @@ def prompts(rows: int = 3, longest: int = 9, seed: int = 0) -> dict[str, Tensor]
 
 
 def generate(model: Any, inputs: dict[str, Tensor], **more: Any) -> list[list[int]]:
-    out = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None, **more)
+    out = model.generate(
+        **inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None, **more
+    )
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -275,9 +277,7 @@ def test_roles_of_other_templates(start: str, end: str, assistant: str, head: st
     chat.add_special_tokens({"additional_special_tokens": added})
     chat.add_tokens([assistant])
     one = f"{start!r} + names.get(turn.role, turn.role) + {head!r} + turn.content + {end!r}"
-    chat.chat_template = (
-        f"{{% set names = {{'assistant': {assistant!r}}} %}}{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
-    )
+    chat.chat_template = f"{{% set names = {{'assistant': {assistant!r}}} %}}{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
     said = ["say user model", "no assistant", "why", "user, so"]
     turns = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(said)]
     lengths = [0]

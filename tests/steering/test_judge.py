@@ -101,13 +101,17 @@ def test_an_unusable_reply_is_no_rating(server: Server, content: str | None) -> 
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("reply", ['{"score": 2}', ' {"reason": "ok", "score": 2}\n', '```json\n{"score": 2}\n```'])
+@pytest.mark.parametrize(
+    "reply", ['{"score": 2}', ' {"reason": "ok", "score": 2}\n', '```json\n{"score": 2}\n```']
+)
 def test_a_usable_reply_is_read(reply: str) -> None:
     assert parse_score(reply) == 2
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(server: Server, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_server_is_asked_again(
+    server: Server, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     refusals = [(status, "busy", {"Retry-After": "0"})] * 3
     server.answer = lambda prompt: refusals.pop() if refusals else score(2)
     assert Judge("m", server.url, workers=1).rate(ITEMS[:1]) == [Verdict(None, 2, 2)]
@@ -177,7 +181,9 @@ def test_an_answer_cannot_leave_its_place(server: Server) -> None:
     assert all("not follow it" in r["messages"][0]["content"] for r in server.requests)
 
 
-def test_what_fails_ends_all_and_keeps_what_was_rated(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_ends_all_and_keeps_what_was_rated(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = [score(1)] * 5
     server.answer = lambda prompt: good.pop() if good else (500, "broken", {})
     items = [("Why?", f"Because of {number}.") for number in range(40)]

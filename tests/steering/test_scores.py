@@ -322,7 +322,9 @@ def test_fluent_answers_are_not_degenerate(tokenizer: Any, ended: bool) -> None:
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_degenerate_answers_are_found(tokenizer: Any, ended: bool) -> None:
-    missed = [name for name, text in DEGENERATE.items() if not find_fault(text, tokenizer.encode(text), ended)]
+    missed = [
+        name for name, text in DEGENERATE.items() if not find_fault(text, tokenizer.encode(text), ended)
+    ]
     assert missed == []
 
 
@@ -368,7 +370,9 @@ def prompts(tokenizer: Any) -> list[Ids]:
         messages = json.loads(line)["messages"]
         first = [m["role"] for m in messages].index("user")
         found.append(
-            tokenizer.apply_chat_template(messages[: first + 1], add_generation_prompt=True, return_dict=False)
+            tokenizer.apply_chat_template(
+                messages[: first + 1], add_generation_prompt=True, return_dict=False
+            )
         )
     return found
 
@@ -405,7 +409,9 @@ def unsteered(generate: Generate, prompts: list[Ids]) -> list[Cell]:
 def test_unsteered_answers_are_never_degenerate(
     model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
 ) -> None:
-    scores = score_cells(unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id], tokenizer=tokenizer)
+    scores = score_cells(
+        unsteered, unsteered, model, prompts, end_ids=[tokenizer.eos_token_id], tokenizer=tokenizer
+    )
     assert [s.fault for s in scores] == [None] * QUESTIONS
     assert all(s.kept == 1 and s.switched == 0 for s in scores)
     assert np.mean([s.nll for s in scores]) < 0.3
@@ -433,7 +439,9 @@ def test_answers_pushed_off_the_map_are_always_degenerate(
     assert max(s.kept for s in scores) < 0.3
 
 
-def test_random_tokens_are_word_salad(model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]) -> None:
+def test_random_tokens_are_word_salad(
+    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
+) -> None:
     rng = np.random.default_rng(0)
     words = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isalpha()]
     drawn = [rng.choice(words, n).tolist() for n in (4, 8, 20, 60, 150) for _ in range(10)]
@@ -510,7 +518,9 @@ def test_special_tokens_that_the_text_does_not_show_are_a_fault(
     assert faults([*unsteered[:-1], cells[0]]) == [None, "empty", None]
 
 
-def test_words_that_are_none_are_broken(model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]) -> None:
+def test_words_that_are_none_are_broken(
+    model: Any, tokenizer: Any, prompts: list[Ids], unsteered: list[Cell]
+) -> None:
     end = tokenizer.eos_token_id
 
     number = sorted(range(QUESTIONS), key=lambda i: len(unsteered[i].ids))[QUESTIONS // 2]
@@ -563,7 +573,9 @@ def test_an_empty_answer_has_scores_without_a_nan(
 ) -> None:
     end = tokenizer.eos_token_id
     cells = [Cell(0, 5.0, (), False, ""), Cell(1, 5.0, (end,), True, "")]
-    for score in score_cells(cells, unsteered, model, prompts, end_ids=[end], concept=concept_of_words(["owl"])):
+    for score in score_cells(
+        cells, unsteered, model, prompts, end_ids=[end], concept=concept_of_words(["owl"])
+    ):
         assert (score.tokens, score.nll, score.perplexity, score.distinct_1) == (0, None, None, None)
         assert (score.kept, score.concept, score.fault) == (0, 0, "empty")
         json.dumps(asdict(score), allow_nan=False)

@@ -67,7 +67,9 @@ def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
         prompt = Words().apply_chat_template(QUESTIONS[cell.question])["input_ids"]
         ids = torch.tensor([prompt])
         with steer(model, sae, {7: cell.alpha}, layer=1, mode=mode):
-            out = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1)
+            out = model.generate(
+                input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1
+            )
         tokens = out[0, ids.shape[1] :].tolist()
         assert list(cell.ids) == tokens and cell.ended == (tokens[-1] == 1)
     for rows in (1, 5):
@@ -175,7 +177,9 @@ SHIPPED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_what_a_models_generation_config_says(temperature: float, sae: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_models_generation_config_says(
+    temperature: float, sae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = {"max_new_tokens": 30, "temperature": temperature}
     expected = make(small_model("llama"), sae, settings=settings).cells()
     model = small_model("llama")
@@ -195,7 +199,9 @@ def test_what_a_models_generation_config_says(temperature: float, sae: Any, capl
     assert said[0].ids and not {*said[0].ids} & {*expected[0].ids}
 
 
-def test_toys_decode_in_one_thread_and_leave_torch_its_threads(sae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
+    sae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, threads = small_model("llama"), torch.get_num_threads()
     seen: list[int] = []
     model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))

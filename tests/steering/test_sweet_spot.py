@@ -28,12 +28,16 @@ EFFECT = (0.0, 0.05, 0.3, 0.5, 0.7, 0.9, 1.0)
 QUALITY = (1.0, 1.0, 1.0, 1.0, 0.9, 0.2, 0.0)
 
 
-def made_up(effect: Any = EFFECT, quality: Any = QUALITY, alphas: Any = ALPHAS, questions: int = 10) -> ArmRates:
+def made_up(
+    effect: Any = EFFECT, quality: Any = QUALITY, alphas: Any = ALPHAS, questions: int = 10
+) -> ArmRates:
     """The same for all questions, quality as a share of those of each half."""
     rank = np.arange(questions) // 2  # within its half
     halves = max(1, questions // 2)
     good = (rank[None] + 0.5) / halves < np.array(quality)[:, None]
-    return ArmRates(tuple(alphas), np.repeat(np.array(effect, dtype=float)[:, None], questions, 1), good.astype(float))
+    return ArmRates(
+        tuple(alphas), np.repeat(np.array(effect, dtype=float)[:, None], questions, 1), good.astype(float)
+    )
 
 
 def test_a_known_window_is_found_and_reported_on_the_other_half() -> None:
@@ -91,7 +95,9 @@ def test_there_may_be_none(effect: Any, quality: Any, reason: str) -> None:
     assert not spot.found and not spot.holds and reason in spot.reason
     assert spot.controls["random"].effect.value == 1  # at the largest alpha
     other = [-alpha for alpha in ALPHAS]
-    spot = find_sweet_spot(made_up(effect, quality, other), {"random": made_up(quality=[1] * 7, alphas=other)})
+    spot = find_sweet_spot(
+        made_up(effect, quality, other), {"random": made_up(quality=[1] * 7, alphas=other)}
+    )
     assert spot.best is None and spot.controls["random"].effect.value == 1
 
 

@@ -178,7 +178,9 @@ def buffer_of(
         if idle is not None and calls[0] > idle:
             raise Ended
 
-    return MixingBuffer(counted(chunks, skip, given), capacity, batch, seed=3, position=lambda: given[0], idle=end)
+    return MixingBuffer(
+        counted(chunks, skip, given), capacity, batch, seed=3, position=lambda: given[0], idle=end
+    )
 
 
 def another(buffer: MixingBuffer, chunks: Sequence[int]) -> MixingBuffer:
@@ -216,7 +218,9 @@ sizes = {
 @example(batch=4, extra=0, chunks=[16])
 @example(batch=4, extra=1, chunks=[9, 9, 3])
 @example(batch=1, extra=0, chunks=[1])
-def test_from_every_batch_on_another_buffer_serves_the_same(batch: int, extra: int, chunks: list[int]) -> None:
+def test_from_every_batch_on_another_buffer_serves_the_same(
+    batch: int, extra: int, chunks: list[int]
+) -> None:
     capacity = 2 * batch + extra
     served = list(buffer_of(chunks, capacity, batch))
     buffer = buffer_of(chunks, capacity, batch)

@@ -16,14 +16,19 @@ INTEGERS = ("batch", "d_sae", "d_in", "n")
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes for Linux on x86-64)"
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed (it comes for Linux on x86-64)",
 )
 def test_all_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     # A process of its own: in this one kernels may be interpreted.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "ignore", __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 8
@@ -53,7 +58,10 @@ def compile_all() -> None:
 
 
 def compiled(
-    kernel: Any, constants: dict[str, Any], options: dict[str, int] | None = None, types: dict[str, str] | None = None
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, int] | None = None,
+    types: dict[str, str] | None = None,
 ) -> None:
     import triton
     from triton.backends.compiler import GPUTarget

@@ -60,7 +60,10 @@ def pair(kind: str, section: TrainingSection, precision: str = "float32") -> tup
     """Both steps on equal SAEs."""
     compute = ComputeSection(precision=precision)
     width = section.jumprelu_bandwidth
-    return (ReferenceStep(start(kind, width), section, compute), CudaStep(start(kind, width), section, compute))
+    return (
+        ReferenceStep(start(kind, width), section, compute),
+        CudaStep(start(kind, width), section, compute),
+    )
 
 
 def state(step: Step) -> dict[str, Tensor]:
@@ -253,10 +256,14 @@ def test_the_trainer_trains_with_it() -> None:
     names = [SAEName("model", 0, 2, kind, "fast") for kind in ("standard", "jumprelu")]
     section = training("quick", tokens=80, batch_size=20)
     generator = torch.Generator().manual_seed(0)
-    columns = [{"L0": torch.randn(20, D_IN, generator=generator), "position": torch.arange(20)} for _ in range(4)]
+    columns = [
+        {"L0": torch.randn(20, D_IN, generator=generator), "position": torch.arange(20)} for _ in range(4)
+    ]
     rows = {}
     for kind in ("reference", "cuda"):
-        trainer = Trainer(names, D_IN, section, columns[0], seed=0, device=DEVICE, compute=ComputeSection(step=kind))
+        trainer = Trainer(
+            names, D_IN, section, columns[0], seed=0, device=DEVICE, compute=ComputeSection(step=kind)
+        )
         for batch in columns:
             trainer.step(batch)
         rows[kind] = [learner.log[-1] for learner in trainer.learners]

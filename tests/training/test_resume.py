@@ -102,7 +102,9 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "manifest.json").read_text())
 
 
-def start_script(*arguments: str, cwd: Path, processes: int = 1, script: Path = SCRIPT) -> subprocess.Popen[str]:
+def start_script(
+    *arguments: str, cwd: Path, processes: int = 1, script: Path = SCRIPT
+) -> subprocess.Popen[str]:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     launcher += ["--num_processes", str(processes)]
     return subprocess.Popen(
@@ -234,7 +236,9 @@ def test_signals_end_the_script_and_the_same_command_goes_on(
     assert differences(undisturbed, out) == []
 
 
-def test_stopped_before_the_first_step_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_before_the_first_step_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*arguments: Any) -> Any:
         ask_to_stop()
         return load_model(*arguments)
@@ -245,7 +249,9 @@ def test_stopped_before_the_first_step_leaves_no_folder(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopped_in_the_first_refill_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_the_first_refill_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     idle, calls = CheckpointSchedule.idle, iter(range(1000))
 
     def stop_here(self: CheckpointSchedule) -> None:
@@ -448,7 +454,10 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
     assert line.startswith("step-00000018 is damaged (") and Path(name).name in line
     assert line.endswith("the one before is used: step-00000016") and "\n" not in line
     set_aside_newer(found)
-    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == ["damaged-step-00000018", "step-00000016"]
+    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == [
+        "damaged-step-00000018",
+        "step-00000016",
+    ]
 
 
 def test_the_checkpoint_before_leads_to_the_same_end(
@@ -669,9 +678,7 @@ def test_a_full_disk(undisturbed: Path, tmp_path: Path) -> None:
     disk.mkdir()
     script.write_text(FULL)
     room = 3 * sum(p.stat().st_size for p in undisturbed.rglob("*.safetensors")) * 3 // 2
-    shell = (
-        'mount -t tmpfs -o size=256m none "$1" && disk="$1" kept="$2" && shift 2 && "$@" && cp -r "$disk/out" "$kept"'
-    )
+    shell = 'mount -t tmpfs -o size=256m none "$1" && disk="$1" kept="$2" && shift 2 && "$@" && cp -r "$disk/out" "$kept"'
     run = [sys.executable, str(script), str(disk), str(room), *SMALL]
     result = subprocess.run(
         [*command, "sh", "-c", shell, "sh", str(disk), str(kept), *run],

@@ -17,7 +17,8 @@ def paper() -> Schedule:
 
 
 @pytest.mark.parametrize(
-    ("step", "rate"), [(0, 4.375e-9), (15_999, 7e-5), (136_000, 3.85e-5), (256_000, 7e-6), (319_999, 1.09375e-10)]
+    ("step", "rate"),
+    [(0, 4.375e-9), (15_999, 7e-5), (136_000, 3.85e-5), (256_000, 7e-6), (319_999, 1.09375e-10)],
 )
 def test_learning_rate_of_the_paper(step: int, rate: float) -> None:
     assert paper().learning_rate(step) == pytest.approx(rate, rel=1e-9)
@@ -52,7 +53,9 @@ def test_learning_rate_never_jumps_and_never_reaches_zero() -> None:
     assert max(abs(a - b) for a, b in pairwise(rates)) <= steepest * 1.01
 
 
-@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (1, 1e-4), (2_500, 0.25), (9_999, 0.9999), (10_000, 1.0)])
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 0.0), (1, 1e-4), (2_500, 0.25), (9_999, 0.9999), (10_000, 1.0)]
+)
 def test_sparsity_warms_up_linearly(step: int, share: float) -> None:
     assert paper().sparsity_share(step) == pytest.approx(share, rel=1e-12, abs=0)
 
@@ -62,7 +65,9 @@ def test_sparsity_coefficient_stays_once_warm() -> None:
 
 
 def test_shares_of_the_run_are_shares_of_its_steps() -> None:
-    section = training("quick", tokens=4_000_000, batch_size=1000, lr_warmup=0.02, lr_decay=0.25, sparsity_warmup=0.3)
+    section = training(
+        "quick", tokens=4_000_000, batch_size=1000, lr_warmup=0.02, lr_decay=0.25, sparsity_warmup=0.3
+    )
     schedule = Schedule.of(section)
     assert (schedule.steps, schedule.warmup, schedule.decay) == (4000, 80, 1000)
     assert schedule.sparsity_warmup == 1200

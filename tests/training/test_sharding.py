@@ -47,7 +47,9 @@ SMALL = [
 # --- who owns what -------------------------------------------------------------------------------
 
 
-def grid(layers: Sequence[int], expansions: Sequence[int], kinds: Sequence[str] = ("standard",)) -> list[SAEName]:
+def grid(
+    layers: Sequence[int], expansions: Sequence[int], kinds: Sequence[str] = ("standard",)
+) -> list[SAEName]:
     return [SAEName("m", *row) for row in product(layers, expansions, kinds)]
 
 
@@ -82,7 +84,9 @@ def test_every_sae_has_one_owner_and_no_rank_much_more_to_do(names: list[SAEName
 
 
 @given(some_names, st.integers(1, 5), st.randoms())
-def test_the_balance_does_not_depend_on_the_order(names: list[SAEName], processes: int, random: object) -> None:
+def test_the_balance_does_not_depend_on_the_order(
+    names: list[SAEName], processes: int, random: object
+) -> None:
     shuffled = list(names)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     first, second = (
@@ -135,7 +139,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 # --- real processes ------------------------------------------------------------------------------
 
 
-def start(script: Path, *arguments: str, cwd: Path, processes: int, **environment: str) -> subprocess.Popen[str]:
+def start(
+    script: Path, *arguments: str, cwd: Path, processes: int, **environment: str
+) -> subprocess.Popen[str]:
     """`accelerate launch` with the shipped configuration, in a session of its own."""
     return subprocess.Popen(
         [
@@ -143,7 +149,9 @@ def start(script: Path, *arguments: str, cwd: Path, processes: int, **environmen
             *("--num_processes", str(processes), str(script), *arguments),
         ],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_WAIT_POLICY": "passive"} | environment,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_WAIT_POLICY": "passive"}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -190,7 +198,9 @@ def same_results(one: Path, several: Path, names: Sequence[str]) -> None:
         metrics = [json.loads((run / name / "metrics.json").read_text()) for run in (one, several)]
         assert metrics[0] == metrics[1]
         # The counts of rows and tokens, neither doubled nor divided.
-        data = [json.loads((run / name / "config.json").read_text())["training_data"] for run in (one, several)]
+        data = [
+            json.loads((run / name / "config.json").read_text())["training_data"] for run in (one, several)
+        ]
         assert data[0] == data[1] and data[0]["tokens"] >= 16384
 
 
@@ -339,7 +349,9 @@ def test_an_unexpected_error_is_shown_with_rank_and_traceback(tmp_path: Path) ->
     stderr, kept = failing_run(tmp_path, "raise")
     assert kept == BOTH
     assert re.search(
-        r"^error: rank 1: unexpected MemoryError\nTraceback .*\n(  .*\n)+MemoryError: all of it", stderr, re.MULTILINE
+        r"^error: rank 1: unexpected MemoryError\nTraceback .*\n(  .*\n)+MemoryError: all of it",
+        stderr,
+        re.MULTILINE,
     )
     (line,) = re.findall(r"^rank 0: .*", stderr, re.MULTILINE)
     assert "another process" in line

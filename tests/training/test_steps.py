@@ -194,7 +194,9 @@ def test_saes_share_the_workspace_without_harm() -> None:
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
 @pytest.mark.parametrize("bias", [0.3, -0.9])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_an_unusable_gradient_changes_nothing(step_type: type[Step], kind: str, bias: float, value: float) -> None:
+def test_an_unusable_gradient_changes_nothing(
+    step_type: type[Step], kind: str, bias: float, value: float
+) -> None:
     data = batches(4, torch.float32)
     step = start(step_type, kind, "quick", bias, torch.float32)
     train(step, data[:3], 1e-3, 0.1)

@@ -50,7 +50,9 @@ def same(one: Learner, other: Learner) -> bool:
 
 
 @pytest.mark.parametrize("threads", [2, 3, 4])
-def test_side_by_side_or_one_by_one_the_saes_are_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_side_by_side_or_one_by_one_the_saes_are_the_same(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.set_num_threads(threads)
     together = new_trainer()
     for batch in batches(20):

@@ -50,7 +50,9 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Refuse weights that this machine cannot hold in float32. Raises InputError."""
     needed, there = 4 * sum(map(math.prod, shapes.values())), machine_memory()
     if needed > there:
-        raise InputError(f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory")
+        raise InputError(
+            f"{path}: {needed >> 20} MiB of weights; this machine has {there >> 20} MiB of memory"
+        )
 
 
 def read_tensors(
@@ -88,7 +90,12 @@ def read_tensors(
 
 @torch.no_grad()
 def build(
-    kind: type[SAE], d_in: int, d_sae: int, weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
+    kind: type[SAE],
+    d_in: int,
+    d_sae: int,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    folder: Path,
 ) -> SAE:
     """An SAE of these weights, named as its attributes. Raises InputError."""
     try:

@@ -16,7 +16,14 @@ from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
 from fastzoo.saes import ARCHITECTURES, architecture
 from fastzoo.saes.base import SAE
-from fastzoo.saes.formats.loaded import LoadedSAE, build, fold_input_bias_, layer_number, read_tensors, size_at
+from fastzoo.saes.formats.loaded import (
+    LoadedSAE,
+    build,
+    fold_input_bias_,
+    layer_number,
+    read_tensors,
+    size_at,
+)
 
 SAELENS_VERSION = "6.54.12"
 """The sae-lens whose format is written; without a version >= 6 it drops all metadata."""
@@ -87,7 +94,9 @@ def read(folder: Path) -> LoadedSAE:
     normalize = config.get("normalize_activations", "none")
     if normalize not in ("none", None):
         reason = "fold the normalisation into the weights first (fold_activation_norm_scaling_factor)"
-        raise InputError(f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}")
+        raise InputError(
+            f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}"
+        )
     if config.get("apply_b_dec_to_input", True):
         fold_input_bias_(sae)
     sae.apply_config_(config)

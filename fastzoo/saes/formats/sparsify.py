@@ -7,7 +7,14 @@ from pathlib import Path
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import read_json
 from fastzoo.core.text import one_line
-from fastzoo.saes.formats.loaded import LoadedSAE, build, fold_input_bias_, layer_number, read_tensors, size_at
+from fastzoo.saes.formats.loaded import (
+    LoadedSAE,
+    build,
+    fold_input_bias_,
+    layer_number,
+    read_tensors,
+    size_at,
+)
 from fastzoo.saes.topk import TopKSAE
 
 
@@ -22,7 +29,9 @@ def read(folder: Path) -> LoadedSAE:
     if config.get("transcode") or config.get("skip_connection"):
         raise InputError(f"{folder}: a transcoder, not an SAE")
     if config.get("activation", "topk") != "topk":
-        raise InputError(f"{folder}/cfg.json: activation '{one_line(config['activation'], 40)}' is not read; topk is")
+        raise InputError(
+            f"{folder}/cfg.json: activation '{one_line(config['activation'], 40)}' is not read; topk is"
+        )
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.weight": (d_sae, d_in),
         "encoder.bias": (d_sae,),

@@ -79,7 +79,9 @@ class Judge(ChatModel):
 
     def so_far(self, items: Sequence[tuple[str, str]], concept: str | None = None) -> list[Verdict]:
         """The verdicts of ``rate`` from the replies that there are, None where there is no reply."""
-        replies = ({name: self.reply(prompt) for name, prompt in row.items()} for row in _prompts(items, concept))
+        replies = (
+            {name: self.reply(prompt) for name, prompt in row.items()} for row in _prompts(items, concept)
+        )
         return [Verdict(*(parse_score(row.get(name) or "") for name in RUBRICS)) for row in replies]
 
 

@@ -167,7 +167,9 @@ def scripts_jumble(text: str) -> bool:
     """
     words = ((word, {script_of(c) for c in word[0]} - {"other"}) for word in _TOKEN.finditer(text))
     found = [(word, scripts) for word, scripts in words if scripts]
-    mixed = sum(len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts) for word, scripts in found)
+    mixed = sum(
+        len(scripts - {"east-asian"}) > 1 and not _formula(word[0], scripts) for word, scripts in found
+    )
     if mixed >= 2 and mixed / len(found) >= 0.2:
         return True
     changes = [

@@ -70,7 +70,11 @@ def counting_mask(ids: Ids, numbers: int) -> np.ndarray:
 
 
 def _loops(
-    array: np.ndarray, alike: Callable[[np.ndarray, np.ndarray], np.ndarray], copies: int, shortest: int, longest: int
+    array: np.ndarray,
+    alike: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    copies: int,
+    shortest: int,
+    longest: int,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each unit: its length, where its loops start, and where their last copies start."""
     for unit in range(shortest, min(longest, len(array) // copies) + 1):

@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 
 from fastzoo.data.special_tokens import TokenTexts
-from fastzoo.steering.scoring.degenerate import BROKEN_NATS, SURPRISING_NATS, Answer, letters_looping, repeated_share
+from fastzoo.steering.scoring.degenerate import (
+    BROKEN_NATS,
+    SURPRISING_NATS,
+    Answer,
+    letters_looping,
+    repeated_share,
+)
 from fastzoo.steering.scoring.language import language_share, switched_share, words_of
-from fastzoo.steering.scoring.repeats import distinct, longest_immediate_repetition, longest_repeated_span, rouge_l
+from fastzoo.steering.scoring.repeats import (
+    distinct,
+    longest_immediate_repetition,
+    longest_repeated_span,
+    rouge_l,
+)
 
 Concept = Callable[[str], float]
 """How much of a text belongs to a concept, 0 to 1."""

@@ -185,8 +185,22 @@ class CudaStep(Step):
         enc_grad_FD, dec_grad_FD = self.W_enc_FD, self.W_dec_FD  # unread where gradients are formed in place
         if not work.fused:
             enc_grad_FD, dec_grad_FD = work.enc_grad_FD, work.dec_grad_FD
-        encoder = self.W_enc_FD, *self.state["W_enc"], self.encoder_FD, work.grad_BF, work.operand_BD, enc_grad_FD
-        decoder = self.W_dec_FD, *self.state["W_dec"], self.decoder_FD, work.acts_BF, work.error_BD, dec_grad_FD
+        encoder = (
+            self.W_enc_FD,
+            *self.state["W_enc"],
+            self.encoder_FD,
+            work.grad_BF,
+            work.operand_BD,
+            enc_grad_FD,
+        )
+        decoder = (
+            self.W_dec_FD,
+            *self.state["W_dec"],
+            self.decoder_FD,
+            work.acts_BF,
+            work.error_BD,
+            dec_grad_FD,
+        )
         sizes = work.batch, self.sae.d_sae, self.sae.d_in
         # What is kept of each moment, what is new in it, and Adam's ε.
         adam = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps

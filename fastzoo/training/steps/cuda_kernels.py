@@ -320,7 +320,9 @@ def update_weight(
                     grad = tl.dot(tl.trans(left), right, grad, input_precision=PRECISION)
             else:
                 grad = tl.load(grad_ptr + at, mask=valid, other=0.0, eviction_policy="evict_first")
-            weight, mean, square = _adam(weight, mean, square, grad, control_ptr, keep1, new1, keep2, new2, eps)
+            weight, mean, square = _adam(
+                weight, mean, square, grad, control_ptr, keep1, new1, keep2, new2, eps
+            )
             tl.store(weight_ptr + at, weight, mask=valid)
             tl.store(mean_ptr + at, mean, mask=valid, eviction_policy="evict_first")
             tl.store(square_ptr + at, square, mask=valid, eviction_policy="evict_first")

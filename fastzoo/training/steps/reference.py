@@ -46,4 +46,8 @@ class ReferenceStep(Step):
         moments = self.moments()
         for name, p in self.sae.trained_parameters().items():
             done = torch.tensor(float(steps), device=p.device)
-            self.optimizer.state[p] = {"step": done, "exp_avg": moments[name][0], "exp_avg_sq": moments[name][1]}
+            self.optimizer.state[p] = {
+                "step": done,
+                "exp_avg": moments[name][0],
+                "exp_avg_sq": moments[name][1],
+            }

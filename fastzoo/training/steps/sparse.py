@@ -115,7 +115,9 @@ class SparseStep(Step):
         self._update(stats, rows, vectors, rate, run)
         return stats
 
-    def _sparse(self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run) -> StepStats:
+    def _sparse(
+        self, x_BD: Tensor, rate: float, coefficient: float, entries: _Entries, run: Run
+    ) -> StepStats:
         sae, weight = self.sae, coefficient / len(x_BD)
         active_F, by_latent = entries.by_latent()
         act_M, grad_M = by_latent[2:]
@@ -134,7 +136,9 @@ class SparseStep(Step):
         vectors |= {name: gradient_F.numpy() for name, gradient_F in own.items()}
         # The encoder bias is in squared_F.
         squared = float(squared_F.sum(dtype=np.float64))
-        squared += sum(float(np.square(v, dtype=np.float64).sum()) for n, v in vectors.items() if n != "b_enc")
+        squared += sum(
+            float(np.square(v, dtype=np.float64).sum()) for n, v in vectors.items() if n != "b_enc"
+        )
         stats = StepStats(
             x_BD.new_tensor(float(entries.squared_B.sum(dtype=np.float64))),
             x_BD.new_tensor(float(sae.penalty_terms(acts).numpy().sum(dtype=np.float64))),
@@ -169,7 +173,8 @@ class SparseStep(Step):
         )
         parameters = sae.trained_parameters()
         weights = {
-            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name])) for name in ("W_dec", *vectors)
+            name: tuple(t.numpy() for t in (parameters[name].detach(), *moments[name]))
+            for name in ("W_dec", *vectors)
         }
         encoder = tuple(t.t().numpy() for t in (sae.W_enc.detach(), *moments["W_enc"]))
         run(kernels.update_rows, sae.d_sae, *rows, encoder, weights["W_dec"], hyper)

@@ -37,7 +37,9 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
 
 @_kernel
-def count_entries(start: int, stop: int, pre_CF: ndarray, theta_F: ndarray, margin: float, count_C: ndarray) -> None:
+def count_entries(
+    start: int, stop: int, pre_CF: ndarray, theta_F: ndarray, margin: float, count_C: ndarray
+) -> None:
     """How many latents of each token lie above θ − margin."""
     for c in range(start, stop):
         row_F = pre_CF[c]
