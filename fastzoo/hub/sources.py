@@ -22,7 +22,7 @@ from fastzoo.hub.listing import TRIES_OF_DOWNLOADS, Listing, read_listing
 from fastzoo.hub.registry import NEEDED, Published, Registry, known_files, last_seen, read_registry
 from fastzoo.hub.retries import with_retries
 from fastzoo.hub.sae_files import SAEFiles
-from fastzoo.saes.layouts import PICKLES, sae_folders
+from fastzoo.saes.layouts import LAYOUTS, PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
 from fastzoo.saes.references import COLLECTION, FORM, Reference, collection_slug, is_pattern, parse_reference
 
@@ -262,7 +262,5 @@ def _choose(ref: Reference, saes: Mapping[str, list[str]], paths: Iterable[str])
     if folder and saes:
         hint = did_you_mean(folder, saes) or f" There is {next(iter(saes))}."
         raise NotFoundError(f"no SAE in {place}.{hint}")
-    raise NotFoundError(
-        f"no SAE in {place}: there is no folder with cfg.json and sae_weights.safetensors (SAELens)"
-        " or sae.safetensors (sparsify), or with params.npz (Gemma Scope)"
-    )
+    known = " or ".join(f"{' and '.join((*x.config, x.weights))} ({x.library})" for x in LAYOUTS)
+    raise NotFoundError(f"no SAE in {place}: there is no folder with {known}")

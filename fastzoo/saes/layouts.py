@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from fastzoo.core.errors import InputError
 
+
+class Layout(NamedTuple):
+    """A folder's files in one library's format; ``fastzoo.saes.formats.<module>`` reads it."""
+
+    library: str
+    module: str
+    weights: str
+    config: tuple[str, ...] = ()
+    """Without these, too, it is no SAE."""
+    optional: tuple[str, ...] = ()
+    """Files that may come with them."""
+
+
 LAYOUTS = (
-    (("cfg.json", "sae_weights.safetensors"), ("sparsity.safetensors",)),  # SAELens
-    (("cfg.json", "sae.safetensors"), ()),  # sparsify
-    (("params.npz",), ()),  # Gemma Scope
+    Layout("SAELens", "saelens", "sae_weights.safetensors", ("cfg.json",), ("sparsity.safetensors",)),
+    Layout("sparsify", "sparsify", "sae.safetensors", ("cfg.json",)),
+    Layout("Gemma Scope", "gemma_scope", "params.npz"),
 )
-"""Files that make a folder an SAE, and files that may come with them."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Formats that can run code when loaded."""
 
@@ -24,9 +37,10 @@ def sae_folders(paths: Iterable[str]) -> dict[str, list[str]]:
     found = {}
     for folder in sorted({path.rpartition("/")[0] for path in present}):
         prefix = f"{folder}/" if folder else ""
-        for required, optional in LAYOUTS:
+        for layout in LAYOUTS:
+            required = (*layout.config, layout.weights)
             if present.issuperset(prefix + name for name in required):
-                found[folder] = [prefix + name for name in (*required, *optional)]
+                found[folder] = [prefix + name for name in (*required, *layout.optional)]
                 break
     return found
 

@@ -1,29 +1,21 @@
 """SAE files: written in the SAELens v6 format, read in that and in the others' formats.
 
-One file per library, and one line in ``READERS``. Pickles are refused by name, and sizes checked against
+One file per library, and one entry in ``layouts.LAYOUTS``. Pickles are refused by name, and sizes checked against
 the configuration before a weight is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
-from fastzoo.saes.formats import gemma_scope, saelens, sparsify
 from fastzoo.saes.formats.loaded import LoadedSAE
 from fastzoo.saes.formats.saelens import save_sae
-from fastzoo.saes.layouts import refuse_pickle
+from fastzoo.saes.layouts import LAYOUTS, refuse_pickle
 
 __all__ = ["LoadedSAE", "read_sae", "save_sae"]
-
-READERS: dict[str, Callable[[Path], LoadedSAE]] = {
-    "sae_weights.safetensors": saelens.read,
-    "sae.safetensors": sparsify.read,
-    "params.npz": gemma_scope.read,
-}
-"""What reads a folder, by the name of its weights' file."""
 
 
 def read_sae(root: Path) -> LoadedSAE:
@@ -33,15 +25,16 @@ def read_sae(root: Path) -> LoadedSAE:
     """
     try:
         candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
-        found = [(f, w) for f in candidates for w in READERS if (f / w).is_file()]
+        found = [(f, x) for f in candidates for x in LAYOUTS if (f / x.weights).is_file()]
         if not found:
             for path in (p for f in candidates for p in sorted(f.iterdir())):
                 refuse_pickle(path)
-            raise InputError(f"{root}: no SAE here; looked for {', '.join(READERS)}")
+            raise InputError(f"{root}: no SAE here; looked for {', '.join(w.weights for w in LAYOUTS)}")
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({one_line(error.strerror)})") from None
     if len(found) > 1 and found[0][0] != root:
         names = ", ".join(str(f.relative_to(root)) for f, _ in found[:5])
         raise InputError(f"{root}: holds {len(found)} SAEs ({names}, ...); name one of these folders")
-    folder, weights = found[0]
-    return READERS[weights](folder)
+    folder, layout = found[0]
+    loaded: LoadedSAE = import_module(f"fastzoo.saes.formats.{layout.module}").read(folder)
+    return loaded

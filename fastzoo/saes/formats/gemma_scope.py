@@ -28,7 +28,7 @@ def read(folder: Path) -> LoadedSAE:
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise InputError(f"{path}: not a readable params.npz ({one_line(error, 100)})") from None
     d_in, d_sae = weights["W_enc"].shape
-    sae = build(JumpReLUSAE, d_in, d_sae, weights, {}, folder)
+    sae = build(JumpReLUSAE, d_in, d_sae, weights, {}, path)
     # layer_20/width_16k/average_l0_71: other parts have numbers too
     layers = [part.removeprefix("layer_") for part in folder.resolve().parts if part.startswith("layer_")]
     return LoadedSAE(sae, folder, "gemma-scope", layer_number(layers[-1]) if layers else None)

@@ -29,7 +29,7 @@ class LoadedSAE:
     folder: Path
     """Of the weights."""
     layout: str
-    """``saelens``, ``sparsify`` or ``gemma-scope``."""
+    """Which library's format it is, such as ``saelens``."""
     layer: int | None = None
     model_name: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class LoadedSAE:
     """fastzoo's own config.json, or {}."""
 
 
-def size_at(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    """A width that a configuration gives. Raises InputError."""
+def size_at(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """A width that a configuration, the file ``path``, gives. Raises InputError."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_LATENTS:
-        raise InputError(f"{folder}/cfg.json: {key} is {one_line(value, 40)}, not a sensible size")
+        raise InputError(f"{path}: {key} is {one_line(value, 40)}, not a sensible size")
     return value
 
 
@@ -95,13 +95,14 @@ def build(
     d_sae: int,
     weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
-    folder: Path,
+    path: Path,
 ) -> SAE:
-    """An SAE of these weights, named as its attributes. Raises InputError."""
+    """An SAE of these weights, named as its attributes; ``path`` is its configuration's file. Raises
+    InputError."""
     try:
         sae = kind.from_config(d_in, d_sae, config)
     except InputError as error:
-        raise InputError(f"{folder}/cfg.json: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     for name in kind.shapes(d_in, d_sae):
         getattr(sae, name).copy_(weights[name])
     return sae

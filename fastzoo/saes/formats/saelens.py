@@ -81,27 +81,25 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read(folder: Path) -> LoadedSAE:
     """The SAE in ``folder``. Raises InputError."""
-    config = read_json(folder / "cfg.json")
+    config = read_json(path := folder / "cfg.json")
     name = config.get("architecture", "standard")  # early releases did not say
-    d_in, d_sae = size_at(config, "d_in", folder), size_at(config, "d_sae", folder)
+    d_in, d_sae = size_at(config, "d_in", path), size_at(config, "d_sae", path)
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{folder}/cfg.json: architecture '{one_line(name, 40)}' is not read; {known} are")
+        raise InputError(f"{path}: architecture '{one_line(name, 40)}' is not read; {known} are")
     kind = architecture(name)
     optional = {"scaling_factor": (d_sae,)}  # written by v3-v5 even when unused
     weights = read_tensors(folder / "sae_weights.safetensors", kind.shapes(d_in, d_sae), optional)
-    sae = build(kind, d_in, d_sae, weights, config, folder)
+    sae = build(kind, d_in, d_sae, weights, config, path)
     normalize = config.get("normalize_activations", "none")
     if normalize not in ("none", None):
         reason = "fold the normalisation into the weights first (fold_activation_norm_scaling_factor)"
-        raise InputError(
-            f"{folder}/cfg.json: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}"
-        )
+        raise InputError(f"{path}: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}")
     if config.get("apply_b_dec_to_input", True):
         fold_input_bias_(sae)
     sae.apply_config_(config)
     if config.get("finetuning_scaling_factor") and "scaling_factor" in weights:
-        raise InputError(f"{folder}/cfg.json: finetuning_scaling_factor is not read")
+        raise InputError(f"{path}: finetuning_scaling_factor is not read")
     # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
     metadata = config.get("metadata")
     about = metadata if isinstance(metadata, dict) else config

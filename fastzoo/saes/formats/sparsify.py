@@ -20,12 +20,12 @@ from fastzoo.saes.topk import TopKSAE
 
 def read(folder: Path) -> LoadedSAE:
     """The SAE in ``folder``; its layer is the end of the folder's name. Raises InputError."""
-    config = read_json(folder / "cfg.json")
-    d_in = size_at(config, "d_in", folder)
+    config = read_json(path := folder / "cfg.json")
+    d_in = size_at(config, "d_in", path)
     if config.get("num_latents"):
-        d_sae = size_at(config, "num_latents", folder)
+        d_sae = size_at(config, "num_latents", path)
     else:
-        d_sae = d_in * size_at(config, "expansion_factor", folder)
+        d_sae = d_in * size_at(config, "expansion_factor", path)
     if config.get("transcode") or config.get("skip_connection"):
         raise InputError(f"{folder}: a transcoder, not an SAE")
     if config.get("activation", "topk") != "topk":
@@ -40,6 +40,6 @@ def read(folder: Path) -> LoadedSAE:
     }
     weights = read_tensors(folder / "sae.safetensors", shapes)
     weights["W_enc"], weights["b_enc"] = weights["encoder.weight"].t(), weights["encoder.bias"]
-    sae = build(TopKSAE, d_in, d_sae, weights, config, folder)
+    sae = build(TopKSAE, d_in, d_sae, weights, config, path)
     fold_input_bias_(sae)
     return LoadedSAE(sae, folder, "sparsify", layer_number(folder.name.rpartition(".")[2]), config=config)
