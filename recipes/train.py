@@ -21,12 +21,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastzoo.config.checks import check_against_model, check_sizes
 from fastzoo.config.reading import load_recipe
 from fastzoo.config.recipe import Recipe
+from fastzoo.config.recipe_checks import check_against_model, check_sizes
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.exit import report_failures
-from fastzoo.core.processes import Stopped, end_undisturbed, obeying_signals, stoppable, talking
+from fastzoo.core.processes import talking
+from fastzoo.core.signals import Stopped, end_undisturbed, obeying_signals, stoppable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from fastzoo.cli.app import app
+from fastzoo.cli.arguments import debug_first, spread
 from fastzoo.cli.browse import info, list_saes
 from fastzoo.cli.evaluate import evaluate_saes
 from fastzoo.cli.features import find_features
@@ -36,43 +37,13 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        app(_spread(_debug_first(sys.argv[1:])), prog_name="fastzoo")
+        app(spread(debug_first(sys.argv[1:])), prog_name="fastzoo")
     except SystemExit as end:
         # Typer ends without a word what report_failures has one for.
         for ended in (end.__context__, getattr(end.__context__, "__cause__", None)):
             if isinstance(ended, KeyboardInterrupt | BrokenPipeError):
                 raise ended from None
         raise
-
-
-def _debug_first(arguments: list[str]) -> list[str]:
-    """The arguments with a ``--debug`` from anywhere on the line at its start."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
-    return ["--debug", *rest] if len(rest) < len(arguments) else rest
-
-
-def _spread(arguments: list[str]) -> list[str]:
-    """``--alpha 0 15 25`` as click wants it: the option before each of its numbers."""
-    found: list[str] = []
-    option = ""
-    for i, word in enumerate(arguments):
-        if option and _is_number(word):
-            # With '=', since a number below zero begins like an option.
-            found.append(f"{option}={word}")
-            continue
-        option = word if word in ("--alpha", "--latent") else ""
-        if not option or not any(map(_is_number, arguments[i + 1 : i + 2])):
-            found.append(word)
-    return found
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

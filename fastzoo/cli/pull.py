@@ -38,7 +38,7 @@ def pull(
     """
     from fastzoo.hub.pull import dry_run as planned
     from fastzoo.hub.pull import pull_all
-    from fastzoo.hub.sae_files import in_words
+    from fastzoo.hub.verified_files import in_words
 
     if dry_run:
         rows, failures = planned(sources, local_dir=local_dir, revision=revision, namespace=namespace)

@@ -37,7 +37,7 @@ def push_saes(
 
     The same command goes on where one was interrupted.
     """
-    from fastzoo.core.processes import obeying_signals
+    from fastzoo.core.signals import obeying_signals
     from fastzoo.publish.candidates import candidates
     from fastzoo.publish.namespace import find_space
     from fastzoo.publish.push import push

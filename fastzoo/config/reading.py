@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fastzoo.config.checks import check_recipe
 from fastzoo.config.recipe import PRESETS, Recipe, Section, TrainingSection, training_options
+from fastzoo.config.recipe_checks import check_recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import LONGEST, read_yaml

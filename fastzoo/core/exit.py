@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fastzoo.core.errors import FastzooError
-from fastzoo.core.processes import PeerEnded, Stopped, board, label, several, wait_for_launcher
+from fastzoo.core.processes import board
+from fastzoo.core.signals import PeerEnded, Stopped, label, several, wait_for_launcher
 from fastzoo.core.text import without_secrets
 
 DEBUG = "FASTZOO_DEBUG"

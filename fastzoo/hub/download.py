@@ -24,9 +24,17 @@ from fastzoo.core.progress import Progress
 from fastzoo.core.threads import run_daemons
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.files import Content, HubFile
-from fastzoo.hub.listing import TRIES_OF_DOWNLOADS
+from fastzoo.hub.repo_files import TRIES_OF_DOWNLOADS
 from fastzoo.hub.retries import with_retries
-from fastzoo.hub.sae_files import Fetched, SAEFiles, find, in_words, place_files, remove_leftovers, verified
+from fastzoo.hub.verified_files import (
+    Fetched,
+    SAEFiles,
+    find,
+    in_words,
+    place_files,
+    remove_leftovers,
+    verified,
+)
 
 THREADS = 8
 """Files that are fetched at a time."""

@@ -12,8 +12,8 @@ from typing import Any
 from fastzoo.core.errors import FastzooError, NotFoundError
 from fastzoo.hub.download import fetch
 from fastzoo.hub.registry import default_namespace, last_seen
-from fastzoo.hub.sae_files import Fetched, SAEFiles, find
 from fastzoo.hub.sources import Sources, from_registry
+from fastzoo.hub.verified_files import Fetched, SAEFiles, find
 from fastzoo.saes.names import SAEName
 
 NOT_LOADED = ("README.md", "training_log.csv", "training.png", "NOTICE")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from ssl import SSLCertVerificationError
 from typing import Any, TypeVar
 
-from fastzoo.core.processes import label, nap
+from fastzoo.core.signals import label, nap
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import status_of
 

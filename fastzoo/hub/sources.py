@@ -18,10 +18,10 @@ from typing import TypeVar
 from fastzoo.core.errors import FastzooError, HubError, InputError, NotFoundError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
-from fastzoo.hub.listing import TRIES_OF_DOWNLOADS, Listing, read_listing
 from fastzoo.hub.registry import NEEDED, Published, Registry, known_files, last_seen, read_registry
+from fastzoo.hub.repo_files import TRIES_OF_DOWNLOADS, Listing, read_listing
 from fastzoo.hub.retries import with_retries
-from fastzoo.hub.sae_files import SAEFiles
+from fastzoo.hub.verified_files import SAEFiles
 from fastzoo.saes.layouts import LAYOUTS, PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
 from fastzoo.saes.references import COLLECTION, FORM, Reference, collection_slug, is_pattern, parse_reference

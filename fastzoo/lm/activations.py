@@ -6,7 +6,6 @@ final norm and so is not the residual stream after the last layer.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,13 +22,7 @@ from fastzoo.core.errors import ModelError, TrainingError
 from fastzoo.core.threads import workers
 from fastzoo.data.sequences import TokenSequence, column
 from fastzoo.lm.attention import IMPLEMENTATION, register
-from fastzoo.lm.packing import Pack, packs, to_device
-
-logger = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest difference between packed and alone that the first check accepts, relative to the same
-token's largest activation (an attention sink must not excuse the others)."""
+from fastzoo.lm.packing import Pack, is_exact, packs, to_device
 
 PACK_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens per forward pass: on a CPU as many as its cache takes, on a GPU enough to keep it busy."""
@@ -271,28 +264,13 @@ class ResidualReader:
 
     def check(self, group: list[TokenSequence]) -> None:
         """Compare a first pack with one-by-one forwards; read one by one from now on if they differ."""
-        if not self._unchecked(group):
-            return
-        self._checked.add(len(group) > 1)
-        last = len(self.layers) - 1
-        try:
-            together = self.read(Pack.of(group, self.device), [last])[last]
-        except (RuntimeError, TypeError, ValueError) as error:
-            self._packed = False
-            logger.warning("dialogues go through the model one by one: %s", error)
-            return
-        self._packed = False
-        tolerance = TOLERANCE.get(self.dtype, 1e-4)
-        for sequence, part in zip(group, together.split([len(s) for s in group]), strict=True):
-            alone = self.read(Pack.of([sequence], self.device), [last])[last]
-            largest_T1 = alone.abs().amax(1, keepdim=True).clamp_min(1e-6)
-            difference = ((alone - part).abs() / largest_T1).max().item()
-            if not difference <= tolerance:
-                if torch.isfinite(alone).all():
-                    said = "packed, they differ by a share of"
-                    logger.warning("dialogues go through the model one by one: %s %.2g", said, difference)
-                return
-        self._packed = True
+        if self._unchecked(group):
+            self._checked.add(len(group) > 1)
+            self._packed = is_exact(group, self._read_last)
+
+    def _read_last(self, group: list[TokenSequence], together: bool) -> Tensor:
+        self._packed, last = together, len(self.layers) - 1
+        return self.read(Pack.of(group, self.device), [last])[last]
 
 
 def _at_once(compute: Callable[..., Any], *arguments: Any) -> Future[Any]:

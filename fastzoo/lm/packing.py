@@ -1,18 +1,26 @@
 """Many dialogues in one forward pass, without padding, none seeing another.
 
 Dense layers run over all tokens of a pack at once, attention per segment (``lm.attention``). That is
-exact and, on a CPU, several times faster than a block-diagonal mask, whose empty blocks are computed.
+exact (``is_exact`` checks it for a model) and, on a CPU, several times faster than a block-diagonal mask,
+whose empty blocks are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastzoo.data.sequences import TokenSequence, column
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between packed and alone that the first check accepts, relative to the same
+token's largest activation (an attention sink must not excuse the others)."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +65,26 @@ def packs(sequences: Iterable[TokenSequence], budget: int) -> Iterator[list[Toke
         tokens += len(sequence)
     if held:
         yield held
+
+
+def is_exact(group: list[TokenSequence], read: Callable[[list[TokenSequence], bool], Tensor]) -> bool:
+    """Whether a pack's activations equal those of its sequences one by one; if not, a warning says why.
+
+    Args:
+        read: activations (T, D) of sequences, and whether as a pack.
+    """
+    said = "dialogues go through the model one by one"
+    try:
+        together = read(group, True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        logger.warning("%s: %s", said, error)
+        return False
+    for sequence, part in zip(group, together.split([len(s) for s in group]), strict=True):
+        alone = read([sequence], False)
+        largest_T1 = alone.abs().amax(1, keepdim=True).clamp_min(1e-6)
+        difference = ((alone - part).abs() / largest_T1).max().item()
+        if not difference <= TOLERANCE.get(alone.dtype, 1e-4):
+            if torch.isfinite(alone).all():
+                logger.warning("%s: packed, they differ by a share of %.2g", said, difference)
+            return False
+    return True

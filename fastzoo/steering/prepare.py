@@ -21,14 +21,8 @@ from fastzoo.steering.questions import Question, given_questions, load_questions
 from fastzoo.steering.scoring.judge import Judge
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, words_of
 from fastzoo.steering.scoring.scores import Concept, concept_of_language, concept_of_words
-from fastzoo.steering.settings import SteerSettings
+from fastzoo.steering.settings import NORM_ALPHAS, PAPER_ALPHAS, SteerSettings
 from fastzoo.steering.sweep import Sweep
-
-PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
-"""Raw, as in arXiv 2506.07691; they fit its models and no others."""
-
-NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
-"""In units of the mean norm of the residual stream. Fitted on the embedded toy model."""
 
 
 def questions_of(settings: SteerSettings, assembly: Assembly) -> list[Question]:

@@ -13,6 +13,12 @@ from typing import Any
 
 from fastzoo.core.errors import InputError
 
+PAPER_ALPHAS = (0.0, 15.0, 25.0, 50.0, 100.0, 150.0, 200.0)
+"""Raw, as in arXiv 2506.07691; they fit its models and no others."""
+
+NORM_ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
+"""In units of the mean norm of the residual stream. Fitted on the embedded toy model."""
+
 
 def option(help: str, metavar: str | None = None, *names: str, default: Any = None, **how: Any) -> Any:
     """A setting with what typer's ``Option`` takes: ``names`` where the field's is not the option's."""

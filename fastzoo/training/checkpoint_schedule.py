@@ -12,7 +12,8 @@ from typing import Any
 
 from fastzoo.config.recipe import CheckpointSection
 from fastzoo.core.files import REFUSALS, partial_of, put_in_place, refused, remove_folder
-from fastzoo.core.processes import Stopped, asked_to_stop, board
+from fastzoo.core.processes import asked_to_stop, board
+from fastzoo.core.signals import Stopped
 from fastzoo.saes.names import SAEName
 from fastzoo.training.checkpoints import CHECKPOINT_FOLDER, InTraining, write_files, write_manifest
 

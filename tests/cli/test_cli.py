@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fastzoo.cli.main import _debug_first, app, main
+from fastzoo.cli.arguments import debug_first
+from fastzoo.cli.main import app, main
 from fastzoo.core.errors import EXIT_CODES, FastzooError, InputError, ModelError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.text import without_secrets
@@ -263,9 +264,9 @@ def test_debug_shows_the_traceback_too(tmp_path: Path, place: str) -> None:
 
 
 def test_after_two_hyphens_debug_is_an_argument() -> None:
-    assert _debug_first(["list", "--debug", "x"]) == ["--debug", "list", "x"]
-    assert _debug_first(["list", "--", "--debug"]) == ["list", "--", "--debug"]
-    assert _debug_first(["list"]) == ["list"]
+    assert debug_first(["list", "--debug", "x"]) == ["--debug", "list", "x"]
+    assert debug_first(["list", "--", "--debug"]) == ["list", "--", "--debug"]
+    assert debug_first(["list"]) == ["list"]
 
 
 def test_commands_and_options_are_suggested() -> None:

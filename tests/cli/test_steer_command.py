@@ -21,7 +21,8 @@ from hub_server import ROOT
 from typer.testing import CliRunner
 from zoo_folders import train_small
 
-from fastzoo.cli.main import _spread, app
+from fastzoo.cli.arguments import spread
+from fastzoo.cli.main import app
 from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, InputError, OutputError
 
 NAME = "tiny-chat-L1-2x-jumprelu"
@@ -34,7 +35,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def steer(sae: str, *arguments: str) -> Any:
     """What the command prints as JSON."""
-    line = _spread(["steer", sae, *arguments, "--max-new-tokens", "30", "--json"])
+    line = spread(["steer", sae, *arguments, "--max-new-tokens", "30", "--json"])
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, (result.output, result.exception)
     return json.loads(result.stdout)
@@ -43,8 +44,8 @@ def steer(sae: str, *arguments: str) -> Any:
 def test_numbers_after_one_option() -> None:
     line = "steer x --alpha 0 -1.5 2e1 --latent 3 4 --auto --alpha=7 -- --alpha 1".split()
     expected = "steer x --alpha=0 --alpha=-1.5 --alpha=2e1 --latent=3 --latent=4 --auto --alpha=7 --"
-    assert _spread(line) == [*expected.split(), "--alpha=1"]
-    assert _spread(["steer", "--alpha"]) == ["steer", "--alpha"]
+    assert spread(line) == [*expected.split(), "--alpha=1"]
+    assert spread(["steer", "--alpha"]) == ["steer", "--alpha"]
 
 
 def test_every_setting_is_an_option_or_an_argument() -> None:
@@ -194,7 +195,7 @@ def test_a_judge_that_fails_costs_no_answer(
 
     judge.answer = answer
     saved, cache = tmp_path / "cells.json", tmp_path / "replies.jsonl"
-    line = _spread(["steer", sae, *ASKED, "--max-new-tokens", "8", "--save", str(saved)])
+    line = spread(["steer", sae, *ASKED, "--max-new-tokens", "8", "--save", str(saved)])
     line += ["--judge-cache", str(cache)]
     result = CliRunner().invoke(app, [*line, "--judge-url", judge.url])
     assert isinstance(result.exception, HubError) and "no more" in str(result.exception)
@@ -345,7 +346,7 @@ def test_other_modes_and_samples(sae: str) -> None:
     ],
 )
 def test_what_is_refused(sae: str, arguments: tuple[str, ...], kind: type[FastzooError], says: str) -> None:
-    result = CliRunner().invoke(app, _spread(["steer", sae, *arguments, "--max-new-tokens", "2"]))
+    result = CliRunner().invoke(app, spread(["steer", sae, *arguments, "--max-new-tokens", "2"]))
     if arguments == ("--latent", "1"):  # the embedded model has alphas by default
         assert result.exit_code == 0 and "window" in result.stdout
         return

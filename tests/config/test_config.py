@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastzoo.config.checks import check_against_model, check_sizes
 from fastzoo.config.reading import load_recipe, preset_values, resolve
 from fastzoo.config.recipe import PRESETS, Recipe, TrainingSection
+from fastzoo.config.recipe_checks import check_against_model, check_sizes
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import LONGEST, read_yaml

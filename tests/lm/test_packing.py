@@ -77,7 +77,7 @@ def assert_equal(found: dict[int, dict[int, Tensor]], expected: dict[int, list[T
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    with caplog.at_level(logging.WARNING, logger="fastzoo.lm.activations"):
+    with caplog.at_level(logging.WARNING, logger="fastzoo.lm.packing"):
         yield caplog
 
 

@@ -30,9 +30,9 @@ from typer.main import get_command
 
 from fastzoo import tiny
 from fastzoo.cli import main as cli
-from fastzoo.config.checks import check_against_model
 from fastzoo.config.reading import load_recipe, preset_values, resolve
 from fastzoo.config.recipe import PRESETS
+from fastzoo.config.recipe_checks import check_against_model
 from fastzoo.core.errors import FastzooError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.files import resource

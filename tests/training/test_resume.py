@@ -27,7 +27,7 @@ from fastzoo import tiny
 from fastzoo.core import lock
 from fastzoo.core.errors import OutputError
 from fastzoo.core.exit import report_failures
-from fastzoo.core.processes import Stopped
+from fastzoo.core.signals import Stopped
 from fastzoo.lm.load import load_model
 from fastzoo.training.checkpoint_schedule import CheckpointSchedule
 from fastzoo.training.checkpoints import FORMAT, digest_of, find_checkpoint, open_checkpoint, set_aside_newer
