@@ -1,5 +1,5 @@
 """Pulling SAEs from the Hub, in three steps: ``sources`` tells which files are meant, ``download``
-fetches them, ``sae_files`` verifies them and puts them in place.
+fetches them, ``verified_files`` verifies them and puts them in place.
 """
 
 from __future__ import annotations
