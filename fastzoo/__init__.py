@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastzoo.hub.pull import pull
     from fastzoo.interpret.output_score import output_scores
     from fastzoo.interpret.statistics import LatentStatistics, statistics
-    from fastzoo.lm.head import logit_lens
+    from fastzoo.lm.logit_lens import logit_lens
     from fastzoo.loading import assemble, load_sae
     from fastzoo.saes.formats import save_sae
     from fastzoo.saes.names import SAEName, parse_name
@@ -27,7 +27,7 @@ _WHERE = {
     "answer_starts": "data.special_tokens",
     "assemble": "loading",
     "load_sae": "loading",
-    "logit_lens": "lm.head",
+    "logit_lens": "lm.logit_lens",
     "output_scores": "interpret.output_score",
     "parse_name": "saes.names",
     "pull": "hub.pull",

@@ -13,7 +13,7 @@ NARROWEST = 16
 
 
 def terminal_width() -> int | None:
-    """Characters in a line of the terminal; None if stdout is none, so that lines have any length."""
+    """Characters in a line of the terminal; None if stdout is no terminal: lines may have any length."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

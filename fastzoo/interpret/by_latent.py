@@ -20,7 +20,7 @@ from fastzoo.interpret.contexts import Firing
 from fastzoo.interpret.output_score import DEFINITION as OUTPUT_SCORE
 from fastzoo.interpret.output_score import output_scores, refuse_missing
 from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, encode_packs, statistics, strongest
-from fastzoo.lm.head import lens_tokens
+from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly
 
 WRITTEN = 10

@@ -16,8 +16,9 @@ from fastzoo.core.errors import InputError, TrainingError
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.interpret.statistics import statistics
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import check_head, lens_tokens, log_probabilities
+from fastzoo.lm.head import check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
+from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.lm.packing import Pack
 from fastzoo.saes.base import SAE
 

@@ -12,7 +12,7 @@ from fastzoo.core.progress import Progress
 from fastzoo.data.sequences import TokenSequence
 from fastzoo.interpret.by_token import of_special_tokens
 from fastzoo.interpret.statistics import LatentStatistics, statistics
-from fastzoo.lm.head import lens_tokens
+from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly, assemble
 from fastzoo.steering.outcome import JUDGE_DEFINITION, SWEEP_DEFINITIONS, Outcome
 from fastzoo.steering.prepare import concept_of, judge_of, make_sweep, questions_of

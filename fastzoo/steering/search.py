@@ -20,7 +20,7 @@ from fastzoo.data.sequences import TokenSequence
 from fastzoo.data.special_tokens import answer_starts
 from fastzoo.interpret.output_score import output_scores
 from fastzoo.interpret.statistics import LatentStatistics
-from fastzoo.lm.head import logit_lens
+from fastzoo.lm.logit_lens import logit_lens
 from fastzoo.loading import Assembly
 from fastzoo.steering.rows import LATENT
 from fastzoo.steering.scoring.scores import Concept, harmonic_mean

@@ -37,7 +37,7 @@ from fastzoo.interpret.contexts import AROUND
 from fastzoo.interpret.output_score import TOKENS, output_scores
 from fastzoo.interpret.statistics import statistics
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import lens_tokens, logit_lens
+from fastzoo.lm.logit_lens import lens_tokens, logit_lens
 from fastzoo.loading import Assembly, assemble
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.paper import paper_special_latents
