@@ -13,8 +13,8 @@ from fastzoo.core.text import one_line
 from fastzoo.steering.generate import Step
 from fastzoo.steering.outcome import Outcome
 from fastzoo.steering.report import means, short
-from fastzoo.steering.rows import LATENT, PROMPT
 from fastzoo.steering.sweep import Sweep, Watch
+from fastzoo.steering.sweep_rows import LATENT, PROMPT
 
 SHOWN = 3
 """Questions whose answers are printed; if there are more, only the first one's are."""

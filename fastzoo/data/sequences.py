@@ -100,21 +100,21 @@ class ResumePoint:
         return cls(**{**values, "counts": Counts.of(values["counts"])})
 
 
-COLUMNS = ("ids", "position", "dialogue", "special")
+TOKEN_COLUMNS = ("ids", "position", "dialogue", "special")
 
 
 def column(sequences: Iterable[TokenSequence], name: str) -> np.ndarray:
-    """(T,) one of ``COLUMNS`` of sequences laid end to end."""
+    """(T,) one of ``TOKEN_COLUMNS`` of sequences laid end to end."""
     return np.concatenate([getattr(s, name) for s in sequences])
 
 
 def concatenate(sequences: list[TokenSequence]) -> TokenSequence:
-    ids, position, dialogue, special = (column(sequences, name) for name in COLUMNS)
+    ids, position, dialogue, special = (column(sequences, name) for name in TOKEN_COLUMNS)
     return TokenSequence(ids, position, dialogue, special)
 
 
 def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
-    return TokenSequence(*(getattr(sequence, name)[start:stop] for name in COLUMNS))
+    return TokenSequence(*(getattr(sequence, name)[start:stop] for name in TOKEN_COLUMNS))
 
 
 def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from fastzoo.results.figures import show
 from fastzoo.steering.outcome import Outcome
-from fastzoo.steering.rows import ARMS, LATENT, PROMPT, RANDOM
 from fastzoo.steering.scoring.repeats import repeated_mask
 from fastzoo.steering.scoring.scores import Cell
+from fastzoo.steering.sweep_rows import ARMS, LATENT, PROMPT, RANDOM
 
 MARKED = 4
 """Tokens of a span that is marked as said before."""

@@ -16,13 +16,13 @@ from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly, assemble
 from fastzoo.steering.outcome import JUDGE_DEFINITION, SWEEP_DEFINITIONS, Outcome
 from fastzoo.steering.prepare import concept_of, judge_of, make_sweep, questions_of
-from fastzoo.steering.rows import ARMS, LATENT
 from fastzoo.steering.scoring.judge import Judge, Verdict
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, NAMES
 from fastzoo.steering.scoring.scores import Cell, CellScores, Concept
 from fastzoo.steering.search import find_pool, finer, search
 from fastzoo.steering.settings import SteerSettings
 from fastzoo.steering.sweep import Sweep, Watch
+from fastzoo.steering.sweep_rows import ARMS, LATENT
 from fastzoo.steering.sweet_spot import SweetSpot, find_sweet_spot, rates_of
 
 PER_SPECIAL_TOKEN = 5

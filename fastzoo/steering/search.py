@@ -22,9 +22,9 @@ from fastzoo.interpret.output_score import output_scores
 from fastzoo.interpret.statistics import LatentStatistics
 from fastzoo.lm.logit_lens import logit_lens
 from fastzoo.loading import Assembly
-from fastzoo.steering.rows import LATENT
 from fastzoo.steering.scoring.scores import Concept, harmonic_mean
 from fastzoo.steering.sweep import Sweep
+from fastzoo.steering.sweep_rows import LATENT
 from fastzoo.steering.sweet_spot import LEAST_EFFECT, LEAST_QUALITY, ArmRates, rates_of
 
 FIRING = 512

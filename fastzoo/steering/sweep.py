@@ -23,18 +23,18 @@ from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
 from fastzoo.steering.hooks import Steering, check_fits, open_blocks
-from fastzoo.steering.rows import (
+from fastzoo.steering.scoring.scores import Cell, CellScores, Concept, score_cells
+from fastzoo.steering.sweep_rows import (
     LATENT,
     PROMPT,
     RANDOM,
-    Row,
+    SweepRow,
     arm_rows,
     groups_of,
     joined,
     random_edit,
     rows_that_fit,
 )
-from fastzoo.steering.scoring.scores import Cell, CellScores, Concept, score_cells
 
 Watch = Callable[[Step], None]
 
@@ -116,7 +116,7 @@ class Sweep:
             raise DataError(f"question {index + 1} has {len(ids)} tokens; {more}")
         return ids
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SweepRow]:
         """All answers to be written, with their prompts and edits. Raises as ``cells`` does."""
         if not self.questions or not self.alphas:
             raise InputError("a sweep needs at least one question and one alpha")
@@ -126,7 +126,7 @@ class Sweep:
             rows += arm_rows(RANDOM, prompts, self.alphas, random_edit(edit, self.alphas, self.settings.seed))
         if self.wish is not None:
             for question, turns in enumerate(self.questions):
-                rows.append(Row(PROMPT, question, 0.0, self._told(question, turns, self.wish)))
+                rows.append(SweepRow(PROMPT, question, 0.0, self._told(question, turns, self.wish)))
         return rows
 
     def _edit(self, latents: Sequence[int]) -> Edit:
@@ -135,7 +135,7 @@ class Sweep:
         how = {"layer": self.layer, "mode": self.mode, "units": self.units, "statistics": self.statistics}
         return make_edit(self.sae, dict.fromkeys(latents, self.alphas), **how)
 
-    def _answers(self, rows: Sequence[Row], watch: Watch | None) -> list[Cell]:
+    def _answers(self, rows: Sequence[SweepRow], watch: Watch | None) -> list[Cell]:
         if any(edit.rows > 1 for block in open_blocks(self.model) for edit in block.edits):
             raise InputError("a steering block with alphas per row is open, and a sweep has rows of its own")
         answers: list[list[int]] = [[] for _ in rows]
@@ -166,7 +166,7 @@ class Sweep:
             cells.append(Cell(row.question, row.alpha, tuple(tokens), ended, text, row.arm))
         return cells
 
-    def _generate(self, rows: Sequence[Row], told: Watch | None) -> list[list[int]]:
+    def _generate(self, rows: Sequence[SweepRow], told: Watch | None) -> list[list[int]]:
         """The tokens of rows that go together."""
         edits, prompts, ends = joined(rows), [row.prompt for row in rows], self.ends()
         pad = self.tokenizer.pad_token_id

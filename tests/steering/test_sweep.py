@@ -17,8 +17,8 @@ from fastzoo.core.threads import one_thread
 from fastzoo.saes import architecture
 from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.hooks import steer
-from fastzoo.steering.rows import rows_that_fit
 from fastzoo.steering.sweep import Sweep
+from fastzoo.steering.sweep_rows import rows_that_fit
 
 ALPHAS = (0.0, 2.0, 9.0, -9.0)
 QUESTIONS = [

@@ -22,7 +22,7 @@ MOST_ROWS = 512
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One answer to be written."""
 
     arm: str
@@ -41,10 +41,10 @@ class Row:
         return (tuple(self.prompt), delta_D.numpy().tobytes() if delta_D.any() else None)
 
 
-def arm_rows(arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit) -> list[Row]:
+def arm_rows(arm: str, prompts: Sequence[list[int]], alphas: Sequence[float], edit: Edit) -> list[SweepRow]:
     """The rows of an arm: every question at every alpha."""
     return [
-        Row(arm, question, float(alpha), prompt, edit, i)
+        SweepRow(arm, question, float(alpha), prompt, edit, i)
         for question, prompt in enumerate(prompts)
         for i, alpha in enumerate(alphas)
     ]
@@ -59,7 +59,7 @@ def random_edit(edit: Edit, alphas: Sequence[float], seed: int) -> Edit:
     return replace(edit, values_RX=edit.values_RX.norm(dim=1, keepdim=True) * sign_R1 * direction_D)
 
 
-def joined(rows: Sequence[Row]) -> list[Edit]:
+def joined(rows: Sequence[SweepRow]) -> list[Edit]:
     """One edit that steers each row of a batch by its own; no edit if no row is steered."""
     first = next((row.edit for row in rows if row.edit is not None), None)
     if first is None:
@@ -69,7 +69,7 @@ def joined(rows: Sequence[Row]) -> list[Edit]:
     return [replace(first, values_RX=torch.stack(values))]
 
 
-def groups_of(rows: Sequence[Row]) -> list[list[list[int]]]:
+def groups_of(rows: Sequence[SweepRow]) -> list[list[list[int]]]:
     """The places of rows, those with the same answer in one group: they are answered once.
 
     Returns queues of groups that may share a batch: a latent cannot be clamped in some of its rows only. In each,
