@@ -115,8 +115,10 @@ class TrainingSection(Section):
     adam_betas: list[float] = Field(min_length=2, max_length=2)
     adam_eps: float = Field(gt=0)
     clip_norm: float = Field(gt=0)
+    l0: float | None = Field(gt=0)
+    """Active latents per token at the end (without sinks): λ is moved until it is so; null: λ is as given."""
     sparsity_coefficient: dict[str, Annotated[float, Field(ge=0)] | None]
-    """λ of the sparsity penalty, by architecture."""
+    """λ of the sparsity penalty, by architecture; where ``l0`` is given, λ to begin with."""
     sparsity_width: int | None = Field(ge=1)
     """Residual width that the coefficients are meant for; they are scaled for others unless null."""
     sparsity_warmup: StepsOrShare = Field(ge=0)
@@ -126,6 +128,10 @@ class TrainingSection(Section):
     encoder_init: Literal["independent", "transposed"]
     b_dec_init: Literal["geometric_median", "mean", "zeros"]
     activation_scale: Literal["none", "unit_mean_square"]
+    sinks: Literal["train", "skip"]
+    """Attention sinks: trained on, or left out of training and passed through by the SAE."""
+    sink_factor: float = Field(gt=1)
+    """A token is a sink where the norm of its activation is above this many times the median norm."""
     dead_threshold: float = Field(ge=0)
     dead_window: int = Field(ge=1)
     feature_sampling_window: int = Field(ge=1)

@@ -11,7 +11,7 @@ from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
 from fastzoo.hub.files import SHA1
 from fastzoo.results.card_merge import FALLBACK, mark_card
-from fastzoo.results.figures import ROWS, count, show, shown, value_of
+from fastzoo.results.figures import ROWS, SUBSETS, count, show, shown, value_of
 from fastzoo.results.licences import base_licence
 from fastzoo.saes import ARCHITECTURES
 
@@ -38,6 +38,7 @@ def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: 
             figures=figures,
             repo_id=repo_id,
             rows=ROWS,
+            subsets={key: subset.title for key, subset in SUBSETS.items()},
             architecture=ARCHITECTURES[record["sae"]["architecture"]],
             embedded=base["name"] == EMBEDDED_MODEL,
             on_hub=on_hub,

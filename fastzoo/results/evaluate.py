@@ -21,16 +21,29 @@ from fastzoo.lm.head import check_head, log_probabilities
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.packing import Pack
 from fastzoo.loading import Assembly
-from fastzoo.results.figures import DEFINITIONS
+from fastzoo.results.figures import DEFINITIONS, LOSS
 from fastzoo.results.metrics import NextToken, Reconstruction, loss_figures
-from fastzoo.saes.base import SAE
+from fastzoo.saes.base import SAE, Sinks
+
+SINK_FACTOR, SINK_DIALOGUES = 10.0, 64
+"""Where an SAE does not say what counts as a sink: above so many times the median norm in so many dialogues."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What SAEs of a layer share: that, what counts as a sink there, and predictions without any SAE."""
+
+    layer: int
+    sinks: Sinks
+    own: NextToken
+    zeros: NextToken
 
 
 @dataclass
 class _Measured:
     """One SAE while it is measured."""
 
-    layer: int
+    place: _Place
     sae: SAE
     reconstruction: Reconstruction
     spliced: NextToken
@@ -57,28 +70,32 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Measure SAEs (by name: layer and SAE) on dialogues, each a sequence of its own.
 
-    Per pack the model runs once for all layers and its own predictions, once per layer with zeros spliced in,
-    and twice per SAE with its reconstruction (the second time sparing position 0). The latents of ``special``
+    Per pack the model runs once for all layers and its own predictions, twice per layer with zeros spliced in,
+    and twice per SAE with its reconstruction (the second time sparing sinks). The latents of ``special``
     are sought; figures for special tokens are about the tokens that ``sequences`` mark as special.
 
     Raises ModelError: an SAE's width is not the model's. TrainingError: the model, or a figure, is NaN or
     infinite.
     """
     device = reader.device
-    measured: dict[str, _Measured] = {}
     for name, (layer, sae) in saes.items():
         refuse_unfit(reader.model.config, name, layer, sae.d_in)
-        sums, latents = Reconstruction(sae.d_in, sae.d_sae, device), SpecialLatents(sae.d_sae, device)
-        measured[name] = _Measured(layer, sae.to(device), sums, NextToken(device), latents)
     check_head(reader, sequences[0])
-    own = NextToken(device)
-    zeros = {layer: NextToken(device) for layer in sorted({m.layer for m in measured.values()})}
+    unknown = {layer for layer, sae in saes.values() if sae.sinks is None}
+    estimated = _estimate_sinks(reader, sequences, unknown) if unknown else {}
+    places: dict[tuple[int, Sinks], _Place] = {}
+    measured: dict[str, _Measured] = {}
+    for name, (layer, sae) in saes.items():
+        sinks = sae.sinks or estimated[layer]
+        place = places.setdefault((layer, sinks), _Place(layer, sinks, NextToken(device), NextToken(device)))
+        sums, latents = Reconstruction(sae.d_in, sae.d_sae, device), SpecialLatents(sae.d_sae, device)
+        measured[name] = _Measured(place, sae.to(device), sums, NextToken(device), latents)
     for pack in reader.packs(sequences):
-        _measure_pack(reader, pack, measured.values(), own, zeros, special)
+        _measure_pack(reader, pack, measured.values(), places.values(), special)
         progress(pack.input_ids.shape[1])
     found = {}
     for name, m in measured.items():
-        metrics = m.reconstruction.figures() | loss_figures(own, m.spliced, zeros[m.layer])
+        metrics = m.reconstruction.figures() | loss_figures(m.place.own, m.spliced, m.place.zeros)
         for metric, subsets in metrics.items():
             if not all(math.isfinite(figure["value"] or 0) for figure in subsets.values()):
                 raise TrainingError(f"evaluation: {metric} of {name} is NaN or infinite")
@@ -86,47 +103,68 @@ def evaluate(
     return found
 
 
+def _estimate_sinks(
+    reader: ResidualReader, sequences: Sequence[TokenSequence], layers: set[int]
+) -> dict[int, Sinks]:
+    """What counts as a sink at layers whose SAEs do not say, by the first of the dialogues."""
+    norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for pack in reader.packs(sequences[:SINK_DIALOGUES]):
+        for layer, acts_TD in reader.read(pack, layers).items():
+            norms[layer].append(torch.linalg.vector_norm(acts_TD.float(), dim=1))
+    return {layer: Sinks.of(torch.cat(found), SINK_FACTOR, skipped=False) for layer, found in norms.items()}
+
+
 def _measure_pack(
     reader: ResidualReader,
     pack: Pack,
     measured: Iterable[_Measured],
-    own: NextToken,
-    zeros: Mapping[int, NextToken],
+    places: Iterable[_Place],
     special: SpecialTokens,
 ) -> None:
     device = reader.device
     position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
-    scored = _Scored(reader, pack, position_T, special_T)
-    acts = reader.read(pack, list(zeros))
-    for layer in zeros:
-        _refuse_unless_finite(pack, acts[layer], f"layer {layer}: the model's activations")
+    acts = reader.read(pack, {place.layer for place in places})
+    for layer, acts_TD in acts.items():
+        _refuse_unless_finite(pack, acts_TD, f"layer {layer}: the model's activations")
     final_TD = reader.final_states(pack)
     _refuse_unless_finite(pack, final_TD, "the model's final states")
-    scored.add(own, "all", final_TD)
-    scored.add(own, "without_position_0", final_TD)
-    first_T1 = (position_T == 0)[:, None]
-
-    def edits(change: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
-        """A change of the stream everywhere, and everywhere but at position 0."""
-        return {
-            "all": change,
-            "without_position_0": lambda x_TD: torch.where(first_T1, x_TD, change(x_TD).to(x_TD.dtype)),
-        }
-
-    for layer, sums in zeros.items():
-        for subset, edit in edits(torch.zeros_like).items():
-            scored.add(sums, subset, reader.final_states(pack, (layer, edit)))
+    scored = {}
+    for place in places:
+        sink_T = place.sinks.mask(acts[place.layer])
+        scored[place.layer, place.sinks] = here = _Scored(reader, pack, sink_T, special_T)
+        here.add(place.own, LOSS, final_TD)
+        for subsets, edit in _edits(torch.zeros_like, sink_T).items():
+            here.add(place.zeros, subsets, reader.final_states(pack, (place.layer, edit)))
     occurrences = Occurrences(pack.sequences, special, device)
     for m in measured:
-        x_TD = acts[m.layer].float()
-        acts_TF = m.sae.encode(x_TD)
-        found_TD = m.sae.decode(acts_TF).float()
+        here = scored[m.place.layer, m.place.sinks]
+        x_TD = acts[m.place.layer].float()
+        acts_TF = m.sae.encode(x_TD, skip_sinks=True)
+        found_TD = torch.where(m.sae.passed_through(x_TD)[:, None], x_TD, m.sae.decode(acts_TF).float())
         m.reconstruction.add(
-            x_TD, found_TD, acts_TF, lengths=pack.lengths, position_T=position_T, special_T=special_T
+            x_TD,
+            found_TD,
+            acts_TF,
+            lengths=pack.lengths,
+            position_T=position_T,
+            special_T=special_T,
+            sink_T=here.sink_T,
         )
         m.special_latents.add(acts_TF, occurrences)
-        for subset, edit in edits(m.sae).items():
-            scored.add(m.spliced, subset, reader.final_states(pack, (m.layer, edit)), final_TD)
+        for subsets, edit in _edits(m.sae, here.sink_T).items():
+            here.add(m.spliced, subsets, reader.final_states(pack, (m.place.layer, edit)), final_TD)
+
+
+def _edits(
+    change: Callable[[Tensor], Tensor], sink_T: Tensor
+) -> dict[tuple[str, ...], Callable[[Tensor], Tensor]]:
+    """A change of the stream everywhere, and everywhere but at sinks, by the subsets that it is for."""
+    return {
+        ("all", "special"): change,
+        ("without_sinks", "special_without_sinks"): lambda x_TD: torch.where(
+            sink_T[:, None], x_TD, change(x_TD).to(x_TD.dtype)
+        ),
+    }
 
 
 def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
@@ -140,34 +178,34 @@ def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
 class _Scored:
     """The tokens of a pack that are predicted within their own dialogue."""
 
-    def __init__(self, reader: ResidualReader, pack: Pack, position_T: Tensor, special_T: Tensor) -> None:
-        self.model, ids_T = reader.model, pack.input_ids[0]
+    def __init__(self, reader: ResidualReader, pack: Pack, sink_T: Tensor, special_T: Tensor) -> None:
+        self.model, ids_T, self.sink_T = reader.model, pack.input_ids[0], sink_T
         # The last token of a dialogue predicts nothing: what follows it is another dialogue.
         last = torch.zeros(len(ids_T), dtype=torch.bool)
         last[torch.tensor(pack.lengths).cumsum(0) - 1] = True
         self.rows = (~last).nonzero().squeeze(1).to(ids_T.device)
         self.targets = ids_T[self.rows + 1]
-        self.special = special_T[self.rows]
-        self.later = position_T[self.rows] > 0
+        special, usual = special_T[self.rows], ~sink_T[self.rows]
+        self.masks = {
+            "all": torch.ones_like(special),
+            "without_sinks": usual,
+            "special": special,
+            "special_without_sinks": special & usual,
+        }
 
     def add(
-        self, sums: NextToken, subset: str, states_TD: Tensor, reference_TD: Tensor | None = None
+        self, sums: NextToken, subsets: Iterable[str], states_TD: Tensor, reference_TD: Tensor | None = None
     ) -> None:
-        """Add the cross-entropy of the predictions of ``states_TD``, and their KL from those of ``reference_TD``.
-
-        ``all`` also fills ``special``; ``without_position_0`` skips predictions from position 0.
-        """
+        """Add, to each of the subsets, the cross-entropy of the predictions of ``states_TD``, and their KL
+        from those of ``reference_TD``."""
         states = [s[self.rows] for s in (states_TD, reference_TD) if s is not None]
         for part, (log_p, *reference) in log_probabilities(self.model, *states):
             ce = F.nll_loss(log_p, self.targets[part], reduction="none")
             kl = None
             for log_q in reference:
                 kl = (log_q.exp() * (log_q - log_p)).sum(1)
-            if subset == "all":
-                sums.add("all", ce, kl, torch.ones_like(self.special[part]))
-                sums.add("special", ce, kl, self.special[part])
-            else:
-                sums.add(subset, ce, kl, self.later[part])
+            for subset in subsets:
+                sums.add(subset, ce, kl, self.masks[subset][part])
 
 
 def evaluate_together(together: Assembly, dialogues: int) -> dict[str, Any]:

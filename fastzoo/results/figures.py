@@ -21,17 +21,25 @@ class Subset:
 
 
 SUBSETS = {
-    "all": Subset("all tokens"),
-    "special": Subset("special tokens", "special", "; over special tokens only"),
+    "without_sinks": Subset("without sinks", "", "; without attention sinks"),
+    "all": Subset("all tokens", "all"),
+    "special_without_sinks": Subset(
+        "special tokens without sinks", "special", "; over special tokens that are no attention sinks"
+    ),
+    "special": Subset("special tokens", "all special", "; over special tokens only"),
     "without_position_0": Subset(
         "without position 0", "no pos. 0", "; without the first token of each dialogue"
     ),
 }
-"""By their keys in ``metrics.json``. Cross-entropy figures: for ``special``, tokens predicted from a special token; for
-``without_position_0``, the activation at position 0 is left as it was and predictions from it are not counted."""
+"""By their keys in ``metrics.json``; what leads comes first. A sink is a token whose activation at the SAE's layer has
+a norm far above the median (``sinks`` of the SAE). Cross-entropy figures: for special tokens, those predicted from one;
+without sinks, the activations of sinks are left as they were and predictions from them are not counted."""
 
-ALL = ("all",)
-SPECIAL = ("all", "special")
+LEAD = ("without_sinks",)
+BOTH = ("without_sinks", "all")
+SPECIAL = ("without_sinks", "special_without_sinks")
+LOSS = ("without_sinks", "all", "special_without_sinks", "special")
+"""What cross-entropy figures are measured for."""
 EVERY = tuple(SUBSETS)
 
 
@@ -80,36 +88,36 @@ FIGURES = (
     Figure("mse", "MSE",
            "squared error averaged over the tokens of each dialogue, then over dialogues, divided by "
            "the residual width (arXiv 2506.07691)",
-           run=EVERY, page=SPECIAL),
+           run=SPECIAL, page=SPECIAL),
     Figure("log2_mse", "log2 MSE",
            "base-2 logarithm of mse; what the paper's tables print",
-           ".3f", run=ALL, page=SPECIAL, listed={"all": 1, "special": 5}),
+           ".3f", page=SPECIAL, listed={"without_sinks": 1, "special_without_sinks": 5}),
     Figure("l0", "L0",
            "mean number of active latents per token",
-           ".1f", run=ALL, page=ALL, listed={"all": 2}),
+           ".1f", run=LEAD, page=LEAD, listed={"without_sinks": 2}),
     Figure("fvu", "FVU",
            "fraction of variance unexplained: summed squared error over summed squared distance from "
            "the mean activation of the same tokens",
-           run=("all", "without_position_0"), page=ALL, listed={"all": 6}),
+           run=BOTH, page=BOTH, listed={"without_sinks": 6}),
     Figure("ce_model", "CE of the model",
-           "the model's own cross-entropy in nats per predicted token"),
+           "the model's own cross-entropy in nats per predicted token", subsets=LOSS),
     Figure("ce_reconstruction", "CE with the reconstruction",
-           "cross-entropy with the reconstruction spliced in at the SAE's layer"),
+           "cross-entropy with the reconstruction spliced in at the SAE's layer", subsets=LOSS),
     Figure("ce_zero", "CE with zeros",
-           "cross-entropy with zeros spliced in at the SAE's layer"),
+           "cross-entropy with zeros spliced in at the SAE's layer", subsets=LOSS),
     Figure("ce_recovered", "CE recovered",
            "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
-           run=ALL, page=ALL, listed={"all": 7}),
+           subsets=LOSS, run=LEAD, page=LEAD, listed={"without_sinks": 7}),
     Figure("delta_loss", "Delta Loss",
            "(ce_reconstruction - ce_model) / ce_model",
-           run=ALL),
+           subsets=LOSS, run=LEAD),
     Figure("kl", "KL",
            "mean KL divergence in nats from the model's next-token distribution to the one with the "
            "reconstruction spliced in",
-           run=ALL),
+           subsets=LOSS, run=LEAD),
     Figure("dead_latents", "dead latents",
            "latents that fire on no token of the split",
-           "d", subsets=ALL, run=ALL, page=ALL, listed={"all": 8}, short="dead"),
+           "d", subsets=BOTH, run=LEAD, page=LEAD, listed={"without_sinks": 8}, short="dead"),
 )
 # fmt: on
 """In the order of ``metrics.json`` and of the results dataset."""

@@ -120,6 +120,7 @@ def _record(learner: Learner, sae: SAE, facts: RunFacts) -> dict[str, Any]:
             "d_sae": sae.d_sae,
             "hook_folder": name.hook_folder,
             "activation_scale": learner.scale,
+            "sinks": vars(sae.sinks) if sae.sinks else None,
         },
         "base_model": facts.base_model,
         "training_data": facts.training_data,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastzoo.results.figures import SUBSETS
+from fastzoo.results.figures import LOSS, SUBSETS
 
 Figures = dict[str, dict[str, dict[str, Any]]]
 """``{figure: {subset: {"value", "tokens", ...}}}``, as ``metrics.json`` has them."""
@@ -26,8 +26,10 @@ class Reconstruction:
 
     def __init__(self, d_in: int, d_sae: int, device: torch.device) -> None:
         self.d_in, self.d_sae = d_in, d_sae
-        self.fired_F = torch.zeros(d_sae, dtype=torch.float64, device=device)
-        zeros = {key: self.fired_F.new_zeros([d_in] if key == "x_D" else []) for key in SUMS}
+        fired_F = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self.fired = {"without_sinks": fired_F, "all": fired_F.clone()}
+        """(d_sae,) each: on how many tokens every latent is active."""
+        zeros = {key: fired_F.new_zeros([d_in] if key == "x_D" else []) for key in SUMS}
         self._sums = {subset: {key: zero.clone() for key, zero in zeros.items()} for subset in SUBSETS}
 
     def add(
@@ -39,6 +41,7 @@ class Reconstruction:
         lengths: Sequence[int],
         position_T: Tensor,
         special_T: Tensor,
+        sink_T: Tensor,
     ) -> None:
         """Add whole dialogues laid end to end, ``lengths`` tokens each."""
         device = x_TD.device
@@ -46,11 +49,14 @@ class Reconstruction:
         error_T = (x - reconstruction_TD).square_().sum(1)
         active_TF = acts_TF > 0
         active_T = active_TF.sum(1).double()
-        self.fired_F += active_TF.sum(0)
+        self.fired["all"] += active_TF.sum(0)
+        self.fired["without_sinks"] += active_TF[~sink_T].sum(0)
         norm_T = x.square().sum(1)
         dialogue_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
         masks = {
+            "without_sinks": ~sink_T,
             "all": torch.ones_like(special_T),
+            "special_without_sinks": special_T & ~sink_T,
             "special": special_T,
             "without_position_0": position_T > 0,
         }
@@ -83,9 +89,11 @@ class Reconstruction:
             values = (mse, math.log2(mse) if mse else None, l0, fvu)
             for figure, value in zip(found, values, strict=True):
                 found[figure][subset] = {"value": value, **size}
-        dead = int((self.fired_F == 0).sum().item())
-        size = {key: found["mse"]["all"][key] for key in ("tokens", "dialogues")}
-        found["dead_latents"] = {"all": {"value": dead, "share": dead / self.d_sae, **size}}
+        found["dead_latents"] = {}
+        for subset, fired_F in self.fired.items():
+            dead = int((fired_F == 0).sum().item())
+            size = {key: found["mse"][subset][key] for key in ("tokens", "dialogues")}
+            found["dead_latents"][subset] = {"value": dead, "share": dead / self.d_sae, **size}
         return found
 
 
@@ -94,7 +102,7 @@ class NextToken:
 
     def __init__(self, device: torch.device) -> None:
         # Per subset: cross-entropy, KL, tokens.
-        self._sums = {s: torch.zeros(3, dtype=torch.float64, device=device) for s in SUBSETS}
+        self._sums = {s: torch.zeros(3, dtype=torch.float64, device=device) for s in LOSS}
 
     def add(self, subset: str, ce_T: Tensor, kl_T: Tensor | None, mask_T: Tensor) -> None:
         """Add predictions where ``mask_T`` is set; ``kl_T`` None counts as zero."""
@@ -112,7 +120,7 @@ def loss_figures(model: NextToken, spliced: NextToken, zero: NextToken) -> Figur
     """Cross-entropy figures of one SAE: the model's own, with the SAE and with zeros spliced in."""
     names = ("ce_model", "ce_reconstruction", "ce_zero", "ce_recovered", "delta_loss", "kl")
     found: Figures = {name: {} for name in names}
-    for subset in SUBSETS:
+    for subset in LOSS:
         ce_model, _, tokens = model.means(subset)
         ce_spliced, kl, _ = spliced.means(subset)
         ce_zero, _, _ = zero.means(subset)

@@ -46,11 +46,43 @@ class CudaForm(NamedTuple):
     least: float = 0.0
 
 
+@dataclass(frozen=True)
+class Sinks:
+    """Attention sinks at a layer: tokens whose activation has an L2 norm above ``norm``.
+
+    Most language models have a few, the first token above all, whose norm is up to hundreds of times
+    that of the others (Sun et al. 2024, arXiv 2402.17762).
+    """
+
+    norm: float
+    """In units of the residual stream: the training's ``sink_factor`` times ``median_norm``."""
+    median_norm: float
+    """Of the tokens in the first buffer of training."""
+    skipped: bool
+    """Whether the SAE was not trained on them, and passes them through unchanged."""
+
+    @classmethod
+    def of(cls, norm_N: Tensor, factor: float, *, skipped: bool) -> Sinks:
+        """What counts as a sink among tokens with these norms: above ``factor`` times their median.
+
+        The median hardly moves with a few outliers, however large. If most norms are 0, nothing is a sink.
+        """
+        median = norm_N.median().item() or norm_N.max().item() or 1.0
+        return cls(factor * median, median, skipped)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """bool (...,): which of the activations x (..., d_in) are sinks."""
+        return torch.linalg.vector_norm(x.float(), dim=-1) > self.norm
+
+
 class SAE(nn.Module):
     """A sparse autoencoder x̂ = encode(x) @ W_dec + b_dec.
 
     Weights: ``W_enc`` (d_in, d_sae), ``b_enc`` (d_sae,), ``W_dec`` (d_sae, d_in), ``b_dec`` (d_in,).
+    ``sinks`` tells which activations are attention sinks, where that is known.
     """
+
+    sinks: Sinks | None = None
 
     architecture: ClassVar[str]
     writable: ClassVar[bool] = True
@@ -90,9 +122,10 @@ class SAE(nn.Module):
         """Pre-activations (..., d_sae) to latents (..., d_sae), non-negative."""
         raise NotImplementedError
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Activations x (..., d_in) to latents (..., d_sae)."""
-        return self.activate(self.pre_activations(x))
+    def encode(self, x: Tensor, *, skip_sinks: bool = False) -> Tensor:
+        """Activations x (..., d_in) to latents (..., d_sae); ``skip_sinks`` makes those of skipped sinks 0."""
+        latents = self.activate(self.pre_activations(x))
+        return latents.masked_fill(self.passed_through(x)[..., None], 0) if skip_sinks else latents
 
     def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
         """Activations x (..., d_in) to the latents numbered ``latents_K``, (..., K)."""
@@ -102,9 +135,18 @@ class SAE(nn.Module):
         """Latents (..., d_sae) to reconstructions (..., d_in)."""
         return latents @ self.W_dec + self.b_dec
 
+    def passed_through(self, x: Tensor) -> Tensor:
+        """bool (...,): which activations x (..., d_in) are sinks that the SAE was not trained on."""
+        if self.sinks is None or not self.sinks.skipped:
+            return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+        return self.sinks.mask(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstructions of x (..., d_in), same shape, in the SAE's dtype."""
-        return self.decode(self.encode(x))
+        """Reconstructions of x (..., d_in), same shape, in the SAE's dtype; skipped sinks come out as they are."""
+        found = self.decode(self.encode(x))
+        if self.sinks is None or not self.sinks.skipped:
+            return found
+        return torch.where(self.sinks.mask(x)[..., None], x.to(found.dtype), found)
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> SAE:
@@ -114,6 +156,9 @@ class SAE(nn.Module):
         """
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
+        if self.sinks:
+            norm, median = self.sinks.norm * factor, self.sinks.median_norm * factor
+            self.sinks = Sinks(norm, median, self.sinks.skipped)
         return self
 
 
@@ -149,6 +194,7 @@ class TrainableSAE(SAE):
         sae = type(self)(self.d_in, self.d_sae)
         for name in self.shapes(self.d_in, self.d_sae):
             getattr(sae, name).detach().copy_(getattr(self, name).detach())
+        sae.sinks = self.sinks
         return sae
 
     def thresholds(self, pre_BF: Tensor) -> Tensor:

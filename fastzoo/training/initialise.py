@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from fastzoo.config.recipe import TrainingSection
 from fastzoo.saes import architecture
-from fastzoo.saes.base import TrainableSAE
+from fastzoo.saes.base import Sinks, TrainableSAE
 
 CHUNK = 8192
 """Points converted to float64 at once."""
 
 
+@dataclass(frozen=True)
+class Points:
+    """Activations (N, D) of which those that ``counted_N`` marks count; by default, or if it marks none, all.
+
+    Read in chunks, in float64: a copy of a whole buffer would be large.
+    """
+
+    all_ND: Tensor
+    counted_N: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        counted_N = self.counted_N
+        if counted_N is None or not counted_N.any():
+            yield from (chunk_CD.double() for chunk_CD in self.all_ND.split(CHUNK))
+            return
+        for chunk_CD, counted_C in zip(self.all_ND.split(CHUNK), counted_N.split(CHUNK), strict=True):
+            yield chunk_CD[counted_C].double()
+
+    def mean(self) -> Tensor:
+        """(D,) float64."""
+        totals = [(len(chunk_CD), chunk_CD.sum(0)) for chunk_CD in self]
+        return torch.stack([total_D for _, total_D in totals]).sum(0) / sum(count for count, _ in totals)
+
+
+@torch.no_grad()
+def find_sinks(points_ND: Tensor, training: TrainingSection) -> tuple[Sinks, Points]:
+    """What counts as an attention sink among a layer's activations, and those of a sample that are none."""
+    norm_N = torch.cat([torch.linalg.vector_norm(c.float(), dim=1) for c in points_ND.split(CHUNK)])
+    sinks = Sinks.of(norm_N, training.sink_factor, skipped=training.sinks == "skip")
+    return sinks, Points(points_ND, norm_N <= sinks.norm)
+
+
 @torch.no_grad()
 def geometric_median(
-    points_ND: Tensor, *, max_iterations: int = 100, eps: float = 1e-6, ftol: float = 1e-20
+    points: Points, *, max_iterations: int = 100, eps: float = 1e-6, ftol: float = 1e-20
 ) -> Tensor:
-    """The point (D,) with the least mean distance to ``points_ND``, by Weiszfeld iterations.
+    """The point (D,) with the least mean distance to ``points``, by Weiszfeld iterations.
 
     Each averages the points with weights 1 / max(dᵢ, eps); they stop once the objective changes by at
     most ftol times itself. In float64, returned in the points' dtype, half precision in float32.
     """
-    median_D = points_ND.mean(0, dtype=torch.float64)
+    median_D = points.mean()
     previous = None
     for _ in range(max_iterations):
         total, weights, weighted_D = 0.0, 0.0, torch.zeros_like(median_D)
-        for chunk_CD in points_ND.split(CHUNK):
-            chunk_CD = chunk_CD.double()
+        for chunk_CD in points:
             distances_C = torch.linalg.vector_norm(chunk_CD - median_D, dim=1)
             inverse_C = 1.0 / distances_C.clamp_min(eps)
             total += distances_C.sum().item()
@@ -37,34 +71,29 @@ def geometric_median(
             break
         previous = total
         median_D = weighted_D / weights
-    return median_D.to(torch.promote_types(points_ND.dtype, torch.float32))
+    return median_D.to(torch.promote_types(points.all_ND.dtype, torch.float32))
 
 
 @torch.no_grad()
-def activation_scale(points_ND: Tensor, kind: str, counted_N: Tensor | None = None) -> float:
-    """Factor that training multiplies activations with: 1, or what makes their mean square 1.
-
-    Args:
-        counted_N: bool, which points the mean is over; by default, or if it marks none, all.
-    """
+def activation_scale(points: Points, kind: str) -> float:
+    """Factor that training multiplies activations with: 1, or what makes their mean square 1."""
     if kind == "none":
         return 1.0
-    # In chunks: a copy of a whole buffer would be large.
-    square_N = torch.cat([c.double().square().mean(1) for c in points_ND.split(CHUNK)])
-    if counted_N is not None and bool(counted_N.any()):
-        square_N = square_N[counted_N]
-    mean_square = square_N.mean().item()
-    return mean_square**-0.5 if mean_square > 0 else 1.0
+    square, count = 0.0, 0
+    for chunk_CD in points:
+        square += chunk_CD.square().sum().item()
+        count += chunk_CD.numel()
+    return (count / square) ** 0.5 if square > 0 else 1.0
 
 
 @torch.no_grad()
-def decoder_bias(points_ND: Tensor, kind: str) -> Tensor:
+def decoder_bias(points: Points, kind: str) -> Tensor:
     """The starting ``b_dec`` (D,), float32, from a sample of activations."""
     if kind == "geometric_median":
-        return geometric_median(points_ND).float()
-    if kind == "mean":
-        return points_ND.mean(0, dtype=torch.float64).float()
-    return torch.zeros_like(points_ND[0], dtype=torch.float32)
+        return geometric_median(points).float()
+    return (
+        points.mean().float() if kind == "mean" else torch.zeros_like(points.all_ND[0], dtype=torch.float32)
+    )
 
 
 @torch.no_grad()

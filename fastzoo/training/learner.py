@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastzoo.saes.base import SAE, TrainableSAE
+from fastzoo.saes.base import SAE, Sinks, TrainableSAE
 from fastzoo.saes.names import SAEName
 from fastzoo.training.steps import Step
 
@@ -23,6 +23,8 @@ class Learner:
     step: Step
     coefficient: float
     scale: float
+    sinks: Sinks
+    """In raw activation units."""
     since_fired_F: Tensor
     """(d_sae,) int64: steps since each latent last fired."""
     window_F: Tensor
@@ -37,7 +39,9 @@ class Learner:
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
-        return self.sae.finished().rescale_(1.0 / self.scale).eval().requires_grad_(False)
+        sae = self.sae.finished().rescale_(1.0 / self.scale)
+        sae.sinks = self.sinks
+        return sae.eval().requires_grad_(False)
 
     def log_sparsity(self, batch_size: int) -> Tensor:
         """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""
@@ -50,6 +54,7 @@ class Learner:
         """What is neither a tensor nor in the recipe."""
         return {
             "scale": self.scale,
+            "sinks": vars(self.sinks),
             "steps": self.step.steps,
             "window_steps": self.window_steps,
             "sums_steps": self.sums_steps,
@@ -70,6 +75,7 @@ class Learner:
     def restore(self, plain: Mapping[str, Any], read: Callable[[str], Mapping[str, Tensor]]) -> None:
         """Become the learner that ``plain_state`` and ``tensors`` (``read``, by group) were taken from."""
         self.scale, self.log = plain["scale"], plain["log"]
+        self.sinks = Sinks(**plain["sinks"])
         self.window_steps, self.sums_steps = plain["window_steps"], plain["sums_steps"]
         self.step.go_on_from(plain["steps"])
         for group, targets in self.tensors():

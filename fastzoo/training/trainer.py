@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from fastzoo.config.recipe import ComputeSection, TrainingSection
 from fastzoo.core.errors import TrainingError
 from fastzoo.core.threads import workers
 from fastzoo.lm.activations import Columns
-from fastzoo.saes.base import StepStats
+from fastzoo.saes.base import Sinks, StepStats
 from fastzoo.saes.names import SAEName
-from fastzoo.training.initialise import activation_scale, decoder_bias, new_sae
+from fastzoo.training.initialise import activation_scale, decoder_bias, find_sinks, new_sae
 from fastzoo.training.learner import Learner
 from fastzoo.training.schedule import Schedule
 from fastzoo.training.steps import step_for
@@ -38,7 +39,7 @@ class Trainer:
     """Owns some of a recipe's SAEs and moves them all by one step per batch.
 
     Args:
-        sample: columns ``L<layer>`` and ``position`` of the first activations, for the starting
+        sample: columns ``L<layer>`` of the first activations, for what counts as a sink, the starting
             biases and the scale; None where ``restore`` follows.
     """
 
@@ -64,15 +65,15 @@ class Trainer:
             layer: _start(layer, d_in, sample, training) for layer in sorted({name.layer for name in names})
         }
         self.learners = [
-            self._learner(name, d_in, *starts[name.layer], derived_seed(seed, "sae", name)) for name in names
+            self._learner(name, d_in, starts[name.layer], derived_seed(seed, "sae", name)) for name in names
         ]
 
-    def _learner(self, name: SAEName, d_in: int, scale: float, b_dec: Tensor, seed: int) -> Learner:
+    def _learner(self, name: SAEName, d_in: int, start: _Start, seed: int) -> Learner:
         training = self.training
         generator = torch.Generator().manual_seed(seed)
         sae = new_sae(name.architecture, d_in, d_in * name.expansion, training, generator)
         with torch.no_grad():
-            sae.b_dec.copy_(b_dec)
+            sae.b_dec.copy_(start.b_dec)
         sae.to(self.device)
         coefficient = training.sparsity_coefficient[name.architecture]
         assert coefficient is not None  # ``check_recipe`` saw to it
@@ -83,7 +84,8 @@ class Trainer:
             sae,
             step_for(sae, training, self.compute),
             coefficient,
-            scale,
+            start.scale,
+            start.sinks,
             torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
             torch.zeros(sae.d_sae, device=self.device),
         )
@@ -97,8 +99,11 @@ class Trainer:
         rate = self.schedule.learning_rate(self.step_number)
         share = self.schedule.sparsity_share(self.step_number)
         scaled: dict[int, tuple[Tensor, Tensor]] = {}
-        for layer, scale in {x.name.layer: x.scale for x in self.learners}.items():
-            x_BD = batch[f"L{layer}"].to(self.device, torch.float32) * scale
+        for layer, learner in {x.name.layer: x for x in self.learners}.items():
+            x_BD = batch[f"L{layer}"].to(self.device, torch.float32)
+            if learner.sinks.skipped:
+                x_BD = without_sinks(x_BD, learner.sinks)
+            x_BD = x_BD * learner.scale
             # Σ‖x − mean‖², the denominator of FVU.
             scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
         self._update_all(scaled, rate, share)
@@ -241,11 +246,29 @@ class Trainer:
         return tokens / seconds if seconds else 0.0
 
 
-def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSection) -> tuple[float, Tensor]:
-    """The scale of a layer's activations, and the decoder bias (d_in,) to begin with."""
+@dataclass(frozen=True)
+class _Start:
+    """What the SAEs of a layer begin with."""
+
+    scale: float
+    b_dec: Tensor
+    """(d_in,), in scaled units."""
+    sinks: Sinks
+
+
+def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSection) -> _Start:
+    """From the first activations of a layer; its sinks have no part in it."""
     if sample is None:
-        return 1.0, torch.zeros(d_in)
-    points = sample[f"L{layer}"]
-    # The attention sink at position 0 would dominate the scale of all other tokens.
-    scale = activation_scale(points, training.activation_scale, sample["position"] > 0)
-    return scale, decoder_bias(points, training.b_dec_init) * scale
+        return _Start(1.0, torch.zeros(d_in), Sinks(1.0, 1.0, False))
+    sinks, others = find_sinks(sample[f"L{layer}"], training)
+    scale = activation_scale(others, training.activation_scale)
+    return _Start(scale, decoder_bias(others, training.b_dec_init) * scale, sinks)
+
+
+def without_sinks(x_BD: Tensor, sinks: Sinks) -> Tensor:
+    """A batch in which each sink is replaced by the token before it that is none (the first ones by the
+    one after), so that the batch keeps its size and nothing waits for a GPU."""
+    sink_B = sinks.mask(x_BD)
+    places_B = torch.arange(len(x_BD), device=x_BD.device)
+    before_B = torch.where(sink_B, -1, places_B).cummax(0).values
+    return x_BD[torch.where(before_B < 0, sink_B.int().argmin(), before_B)]

@@ -11,7 +11,7 @@ from conftest import training
 from torch import Tensor
 
 from fastzoo.saes.jumprelu import JumpReLUSAE
-from fastzoo.training.initialise import activation_scale, decoder_bias, geometric_median, new_sae
+from fastzoo.training.initialise import Points, activation_scale, decoder_bias, geometric_median, new_sae
 
 
 def objective(points: np.ndarray, centre: np.ndarray) -> float:
@@ -42,7 +42,7 @@ def test_geometric_median_is_the_brute_force_minimum(seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(31, 3)) * rng.uniform(0.1, 5, size=3) + rng.normal(size=3) * 10
     points[:4] += 200  # outliers: the mean is far away
-    found = geometric_median(torch.from_numpy(points)).numpy()
+    found = geometric_median(Points(torch.from_numpy(points))).numpy()
     expected = brute_force_median(points)
     np.testing.assert_allclose(found, expected, atol=2e-4)
     assert objective(points, found) <= objective(points, expected) * (1 + 1e-9)
@@ -52,27 +52,27 @@ def test_geometric_median_is_the_brute_force_minimum(seed: int) -> None:
 def test_geometric_median_of_collinear_points_is_their_middle_one() -> None:
     direction = np.array([1.0, -2.0, 0.5])
     places = np.array([-7.0, -1.0, 0.3, 4.0, 50.0])
-    found = geometric_median(torch.from_numpy(places[:, None] * direction))
+    found = geometric_median(Points(torch.from_numpy(places[:, None] * direction)))
     np.testing.assert_allclose(found.numpy(), 0.3 * direction, atol=1e-5)
 
 
 def test_geometric_median_that_coincides_with_a_sample() -> None:
     """Three of five points at one place: the sum of distances is least exactly there."""
     points = torch.tensor([[1.0, 2.0]] * 3 + [[9.0, -4.0], [-30.0, 7.0]], dtype=torch.float64)
-    np.testing.assert_allclose(geometric_median(points).numpy(), [1.0, 2.0], atol=1e-5)
+    np.testing.assert_allclose(geometric_median(Points(points)).numpy(), [1.0, 2.0], atol=1e-5)
 
 
 def test_geometric_median_leaves_a_sample_that_its_start_coincides_with() -> None:
     """The mean, where iterations start, is itself a sample here, and not the median."""
     points = torch.tensor([[0.0], [0.0], [0.0], [1.0], [4.0]], dtype=torch.float64)
     assert points.mean().item() == 1.0
-    assert abs(geometric_median(points).item()) < 1e-4
+    assert abs(geometric_median(Points(points)).item()) < 1e-4
 
 
 def test_geometric_median_of_one_point_and_of_equal_points() -> None:
     point = torch.tensor([[3.0, -1.0]])
-    assert torch.equal(geometric_median(point), point[0])
-    assert torch.equal(geometric_median(point.repeat(7, 1)), point[0])
+    assert torch.equal(geometric_median(Points(point)), point[0])
+    assert torch.equal(geometric_median(Points(point.repeat(7, 1))), point[0])
 
 
 def test_geometric_median_of_many_points_is_that_of_all_of_them() -> None:
@@ -81,38 +81,38 @@ def test_geometric_median_of_many_points_is_that_of_all_of_them() -> None:
     half = torch.randn(6000, 4, generator=generator, dtype=torch.float64)
     centre = torch.tensor([5.0, -3.0, 0.0, 100.0], dtype=torch.float64)
     points = torch.cat([centre + half, centre - half])
-    np.testing.assert_allclose(geometric_median(points).numpy(), centre.numpy(), atol=1e-8)
-    assert geometric_median(points.float()).dtype == torch.float32
+    np.testing.assert_allclose(geometric_median(Points(points)).numpy(), centre.numpy(), atol=1e-8)
+    assert geometric_median(Points(points.float())).dtype == torch.float32
 
 
 def test_decoder_bias_kinds() -> None:
     points = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 3.0]])
-    np.testing.assert_allclose(decoder_bias(points, "geometric_median"), [0, 0], atol=1e-4)
-    assert decoder_bias(points, "mean").tolist() == [3.0, 1.0]
-    assert decoder_bias(points, "zeros").tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(decoder_bias(Points(points), "geometric_median"), [0, 0], atol=1e-4)
+    assert decoder_bias(Points(points), "mean").tolist() == [3.0, 1.0]
+    assert decoder_bias(Points(points), "zeros").tolist() == [0.0, 0.0]
 
 
 def test_activation_scale_makes_the_mean_square_one() -> None:
     points = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)) * 13 + 4
-    scale = activation_scale(points, "unit_mean_square")
+    scale = activation_scale(Points(points), "unit_mean_square")
     assert float(np.mean((points.numpy().astype(np.float64) * scale) ** 2)) == pytest.approx(1)
-    assert activation_scale(points, "none") == 1.0
-    assert activation_scale(torch.zeros(3, 2), "unit_mean_square") == 1.0
+    assert activation_scale(Points(points), "none") == 1.0
+    assert activation_scale(Points(torch.zeros(3, 2)), "unit_mean_square") == 1.0
     # An outlier that is not counted changes nothing; if nothing is counted, everything is.
     outlier = torch.cat([points, torch.full((1, 7), 1e4)])
     counted = torch.arange(101) < 100
-    assert activation_scale(outlier, "unit_mean_square", counted) == pytest.approx(scale)
-    everything = activation_scale(outlier, "unit_mean_square")
+    assert activation_scale(Points(outlier, counted), "unit_mean_square") == pytest.approx(scale)
+    everything = activation_scale(Points(outlier), "unit_mean_square")
     assert everything < scale / 10
-    assert activation_scale(outlier, "unit_mean_square", counted & ~counted) == everything
+    assert activation_scale(Points(outlier, counted & ~counted), "unit_mean_square") == everything
 
 
 def test_half_precision_points_lose_nothing_more() -> None:
     points = (torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
     for kind in ("geometric_median", "mean"):
-        found = decoder_bias(points, kind)
+        found = decoder_bias(Points(points), kind)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, decoder_bias(points.double(), kind))
+        torch.testing.assert_close(found, decoder_bias(Points(points.double()), kind))
 
 
 def fresh(kind: str, preset: str, seed: int, d_in: int = 24, d_sae: int = 192) -> dict[str, Tensor]:

@@ -177,10 +177,12 @@ def test_killed_four_times_and_nothing_shows(undisturbed: Path, tmp_path: Path) 
 
 SLOW = '''
 """The recipe's script, with a disk that takes long for a checkpoint."""
+import pathlib
 import runpy
 import sys
 import time
 
+from fastzoo.core.signals import signals
 from fastzoo.training import checkpoints
 
 save = checkpoints.save_file
@@ -188,7 +190,11 @@ save = checkpoints.save_file
 
 def slowly(tensors, path):
     save(tensors, path)
-    time.sleep(60)
+    pathlib.Path("saving").touch()
+    while signals().number is None:
+        time.sleep(0.01)
+    pathlib.Path("signalled").touch()
+    time.sleep(600)
 
 
 checkpoints.save_file = slowly
@@ -215,10 +221,10 @@ def test_signals_end_the_script_and_the_same_command_goes_on(
 
     script.write_text(SLOW)
     one = start_script(str(SCRIPT), *SMALL, cwd=tmp_path, script=script)
-    wait_until(lambda: any(out.glob("checkpoints/.step-*.partial/*/*")), one)
+    wait_until((tmp_path / "saving").exists, one)
+    assert list(out.glob("checkpoints/.step-*.partial/*/*"))
     one.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    assert one.poll() is None
+    wait_until((tmp_path / "signalled").exists, one)  # two signals at once may arrive as one
     one.send_signal(signal.SIGTERM)
     code, said = ended(one)
     assert code == 143

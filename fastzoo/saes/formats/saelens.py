@@ -13,9 +13,9 @@ from torch import Tensor
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.files import read_json, write_json
 from fastzoo.core.text import one_line
-from fastzoo.core.values import text_at
+from fastzoo.core.values import number_at, text_at, value_at
 from fastzoo.saes import ARCHITECTURES, architecture
-from fastzoo.saes.base import SAE
+from fastzoo.saes.base import SAE, Sinks
 from fastzoo.saes.formats.loaded import (
     LoadedSAE,
     build,
@@ -65,6 +65,7 @@ def save_sae(
             "hook_layer": layer,
             "model_class_name": "AutoModelForCausalLM",
             "prepend_bos": False,
+            "sinks": vars(sae.sinks) if sae.sinks else None,
             **(metadata or {}),
         },
     }
@@ -103,7 +104,20 @@ def read(folder: Path) -> LoadedSAE:
     # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
     metadata = config.get("metadata")
     about = metadata if isinstance(metadata, dict) else config
+    sae.sinks = _sinks(about, path)
     return LoadedSAE(sae, folder, "saelens", _layer(about), text_at(about, "model_name"), config)
+
+
+def _sinks(about: Mapping[str, Any], path: Path) -> Sinks | None:
+    """What fastzoo says of attention sinks. Raises InputError: it is not what fastzoo writes."""
+    said = about.get("sinks")
+    if said is None:
+        return None
+    norm, median = number_at(said, "norm"), number_at(said, "median_norm")
+    skipped = value_at(said, "skipped")
+    if not norm or not median or min(norm, median) <= 0 or not isinstance(skipped, bool):
+        raise InputError(f"{path}: sinks is {one_line(said, 80)}, not a norm, a median norm and skipped")
+    return Sinks(float(norm), float(median), skipped)
 
 
 def _layer(about: Mapping[str, Any]) -> int | None:
