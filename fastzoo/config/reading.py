@@ -66,6 +66,7 @@ def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
         coefficients = own.get("sparsity_coefficient")
         if isinstance(coefficients, dict):
             merged["sparsity_coefficient"] = {**base["sparsity_coefficient"], **coefficients}
+            merged["l0"] = own.get("l0")  # who gives coefficients wants these
         values["training"] = merged
     recipe = make_section(Recipe, where, **values)
     check_recipe(recipe)
@@ -85,7 +86,7 @@ def make_section(kind: type[AnySection], where: str, /, **values: Any) -> AnySec
 
 def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)*", key):
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise InputError(f"'{one_line(text, 100)}' is not an override; one reads key=value")
     target = raw
     *parents, last = key.split(".")

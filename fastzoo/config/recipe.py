@@ -116,9 +116,9 @@ class TrainingSection(Section):
     adam_eps: float = Field(gt=0)
     clip_norm: float = Field(gt=0)
     l0: float | None = Field(gt=0)
-    """Active latents per token at the end (without sinks): λ is moved until it is so; null: λ is as given."""
+    """Active latents per token that the run ends with (without sinks): λ is moved for that; null: it is as given."""
     sparsity_coefficient: dict[str, Annotated[float, Field(ge=0)] | None]
-    """λ of the sparsity penalty, by architecture; where ``l0`` is given, λ to begin with."""
+    """λ of the sparsity penalty, by architecture; where ``l0`` is given, what it begins with."""
     sparsity_width: int | None = Field(ge=1)
     """Residual width that the coefficients are meant for; they are scaled for others unless null."""
     sparsity_warmup: StepsOrShare = Field(ge=0)

@@ -36,6 +36,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"architectures: '{one_line(name, 60)}' {known}; {could}"
         elif training.sparsity_coefficient.get(name) is None:
             yield f"training.sparsity_coefficient.{name}: missing, and {name} needs it"
+        elif training.l0 is not None and not training.sparsity_coefficient[name]:
+            yield f"training.sparsity_coefficient.{name}: 0 cannot be moved to what training.l0 asks for"
 
     steps, size, least = training.steps, training.batch_size, 2 * training.batch_size
     if steps < 1:
@@ -90,6 +92,10 @@ def check_sizes(recipe: Recipe, width: int, memory: int) -> None:
         memory: bytes of the device that holds the buffer.
     """
     for expansion in recipe.expansions:
+        l0, most = recipe.training.l0, expansion * width // 4
+        if l0 is not None and l0 > most:
+            latents = f"{expansion * width} latents at expansion {expansion}"
+            raise InputError(f"training.l0: {l0:g} is too much for {latents}; at most {most}")
         if expansion * width > MOST_LATENTS:
             what = f"{expansion} times the width {width} of {recipe.model.name} is more than {MOST_LATENTS} latents"
             raise InputError(f"expansions: {what}; at most {max(1, MOST_LATENTS // width)}")

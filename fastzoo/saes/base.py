@@ -181,6 +181,11 @@ class TrainableSAE(SAE):
         """A new SAE by ``training`` of a recipe: its own parameters at their start, shared weights 0."""
         return cls(d_in, d_sae)
 
+    @torch.no_grad()
+    def start_sparse_(self, latents: slice, bound_F: Tensor) -> None:
+        """Let these latents begin inactive where their pre-activation is at most their ``bound_F``."""
+        self.b_enc[latents] -= bound_F
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves, by name."""
         return {n: getattr(self, n) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}

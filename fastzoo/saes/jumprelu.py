@@ -46,6 +46,12 @@ class JumpReLUSAE(TrainableSAE):
             sae.learn_log_threshold()
         return sae
 
+    @torch.no_grad()
+    def start_sparse_(self, latents: slice, bound_F: Tensor) -> None:
+        self.threshold[latents] = bound_F.clamp_min(SMALLEST_THRESHOLD)
+        if self.log_threshold is not None:
+            self.log_threshold[latents] = self.threshold[latents].log()
+
     def learn_log_threshold(self) -> None:
         """From now on log θ is what the optimiser moves, and ``threshold`` follows it."""
         self.log_threshold = nn.Parameter(self.threshold.detach().log())

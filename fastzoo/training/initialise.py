@@ -15,6 +15,9 @@ from fastzoo.saes.base import Sinks, TrainableSAE
 CHUNK = 8192
 """Points converted to float64 at once."""
 
+SAMPLE, CHUNK_LATENTS, CHUNK_POINTS = 8192, 2048, 256
+"""Points that a sparse beginning is measured on; latents, and then points, that are looked at together."""
+
 
 @dataclass(frozen=True)
 class Points:
@@ -33,6 +36,14 @@ class Points:
             return
         for chunk_CD, counted_C in zip(self.all_ND.split(CHUNK), counted_N.split(CHUNK), strict=True):
             yield chunk_CD[counted_C].double()
+
+    def sample(self, count: int) -> Tensor:
+        """At most ``count`` of them, spread over all."""
+        counted_N = self.counted_N
+        if counted_N is None or not counted_N.any():
+            counted_N = torch.ones(len(self.all_ND), dtype=torch.bool, device=self.all_ND.device)
+        places_N = counted_N.nonzero().squeeze(1)
+        return self.all_ND[places_N[:: -(-len(places_N) // count)]]
 
     def mean(self) -> Tensor:
         """(D,) float64."""
@@ -110,3 +121,30 @@ def new_sae(
     if training.encoder_init == "transposed":
         sae.W_enc.copy_(sae.W_dec.t())
     return sae
+
+
+@torch.no_grad()
+def start_sparse(sae: TrainableSAE, points: Points, scale: float, l0: float) -> None:
+    """Let a new SAE, whose ``b_dec`` is set, begin with about ``l0`` active latents per token.
+
+    Each fires as often as the others on a sample of ``points`` times ``scale``, and their reconstruction has the
+    length that fits best. Otherwise half of all latents begin active: the slowest steps of a run; and as latents
+    overlap, they give too much together, so that the first steps turn off most of them for good.
+    """
+    x_ND = points.sample(SAMPLE).float() * scale
+    sae.b_enc.copy_(-(sae.b_dec @ sae.W_enc))
+    kept = min(len(x_ND) - 1, max(1, round(len(x_ND) * l0 / sae.d_sae)))
+    for start in range(0, sae.d_sae, CHUNK_LATENTS):
+        latents = slice(start, start + CHUNK_LATENTS)
+        pre_NF = sae.pre_activations(x_ND, latents)
+        sae.start_sparse_(latents, pre_NF.topk(kept + 1, dim=0).values[-1])
+    product = square = 0.0
+    for x_CD in x_ND.split(CHUNK_POINTS):
+        found_CD = sae(x_CD) - sae.b_dec
+        product += ((x_CD - sae.b_dec) * found_CD).sum().item()
+        square += found_CD.square().sum().item()
+    if product > 0:
+        b_dec_D = sae.b_dec.clone()
+        sae.rescale_(product / square)
+        sae.W_enc.mul_(product / square)
+        sae.b_dec.copy_(b_dec_D)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastzoo.saes.base import SAE, Sinks, TrainableSAE
 from fastzoo.saes.names import SAEName
+from fastzoo.training.sparsity import Sparsity
 from fastzoo.training.steps import Step
 
 
@@ -21,7 +22,7 @@ class Learner:
     name: SAEName
     sae: TrainableSAE
     step: Step
-    coefficient: float
+    sparsity: Sparsity
     scale: float
     sinks: Sinks
     """In raw activation units."""
@@ -36,6 +37,8 @@ class Learner:
     sums: Tensor | None = None
     """(5,), since the last log row: squared error, penalty, active latents, variance, gradient norm."""
     sums_steps: int = 0
+    coefficient: float = 0.0
+    """λ of the last step."""
 
     def finished(self) -> SAE:
         """A copy in raw activation units, on the CPU; decoder rows have unit norm."""
@@ -56,6 +59,7 @@ class Learner:
             "scale": self.scale,
             "sinks": vars(self.sinks),
             "steps": self.step.steps,
+            "sparsity": self.sparsity.plain_state(),
             "window_steps": self.window_steps,
             "sums_steps": self.sums_steps,
             "log": self.log,
@@ -68,7 +72,8 @@ class Learner:
         for index, group in enumerate(("exp_avg", "exp_avg_sq")):
             yield group, _as_stored({name: pair[index] for name, pair in moments.items()})
         counters = {"since_fired": self.since_fired_F, "window": self.window_F}
-        counters |= {n: t for n, t in (("frequency", self.frequency_F), ("sums", self.sums)) if t is not None}
+        there = ("frequency", self.frequency_F), ("sums", self.sums), ("active", self.sparsity.active)
+        counters |= {name: tensor for name, tensor in there if tensor is not None}
         yield "counters", counters
 
     @torch.no_grad()
@@ -84,6 +89,7 @@ class Learner:
                 here = {name: counter.to(self.since_fired_F.device) for name, counter in saved.items()}
                 self.since_fired_F, self.window_F = here["since_fired"], here["window"]
                 self.frequency_F, self.sums = here.get("frequency"), here.get("sums")
+                self.sparsity.restore(plain["sparsity"], here.get("active"))
             else:
                 for name, target in targets.items():
                     target.copy_(saved[name])

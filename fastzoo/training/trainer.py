@@ -19,9 +19,17 @@ from fastzoo.core.threads import workers
 from fastzoo.lm.activations import Columns
 from fastzoo.saes.base import Sinks, StepStats
 from fastzoo.saes.names import SAEName
-from fastzoo.training.initialise import activation_scale, decoder_bias, find_sinks, new_sae
+from fastzoo.training.initialise import (
+    Points,
+    activation_scale,
+    decoder_bias,
+    find_sinks,
+    new_sae,
+    start_sparse,
+)
 from fastzoo.training.learner import Learner
 from fastzoo.training.schedule import Schedule
+from fastzoo.training.sparsity import Sparsity, SparsityControl
 from fastzoo.training.steps import step_for
 
 SIDE_BY_SIDE_UP_TO = 1 << 22
@@ -79,11 +87,16 @@ class Trainer:
         assert coefficient is not None  # ``check_recipe`` saw to it
         if training.sparsity_width is not None:
             coefficient *= (d_in / training.sparsity_width) ** sae.width_power
+        sparsity = Sparsity(coefficient, self.schedule)
+        if training.l0 is not None:
+            sparsity = SparsityControl(training.l0, coefficient, self.schedule)
+        if sparsity.first_l0 is not None and start.others is not None:
+            start_sparse(sae, start.others, start.scale, sparsity.first_l0)
         return Learner(
             name,
             sae,
             step_for(sae, training, self.compute),
-            coefficient,
+            sparsity,
             start.scale,
             start.sinks,
             torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device),
@@ -97,7 +110,6 @@ class Trainer:
             TrainingError: a gradient is NaN or infinite; that SAE is as it was before the batch.
         """
         rate = self.schedule.learning_rate(self.step_number)
-        share = self.schedule.sparsity_share(self.step_number)
         scaled: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, learner in {x.name.layer: x for x in self.learners}.items():
             x_BD = batch[f"L{layer}"].to(self.device, torch.float32)
@@ -106,19 +118,20 @@ class Trainer:
             x_BD = x_BD * learner.scale
             # Σ‖x − mean‖², the denominator of FVU.
             scaled[layer] = x_BD, (x_BD - x_BD.mean(0)).square_().sum()
-        self._update_all(scaled, rate, share)
+        self._update_all(scaled, rate)
         self.step_number += 1
         log = self.step_number % self.log_every == 0 or self.step_number == self.schedule.steps
         if log:
             self._write_rows(len(batch["position"]))
         return log
 
-    def _update_all(self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float, share: float) -> None:
+    def _update_all(self, scaled: dict[int, tuple[Tensor, Tensor]], rate: float) -> None:
         """Update each SAE on its layer's batch; small ones on a CPU at the same time, in threads."""
 
         def update(learner: Learner) -> None:
             x_BD, variance = scaled[learner.name.layer]
-            stats = learner.step(x_BD, rate, learner.coefficient * share)
+            learner.coefficient = learner.sparsity.coefficient
+            stats = learner.step(x_BD, rate, learner.coefficient)
             if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
                 raise self._not_finite(learner)
             self._count(learner, stats, variance, len(x_BD))
@@ -153,6 +166,7 @@ class Trainer:
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0
         figures = stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm
+        learner.sparsity.after_step(figures[2], batch)
         sums = torch.stack(figures)
         learner.sums = sums if learner.sums is None else learner.sums + sums
         learner.sums_steps += 1
@@ -164,13 +178,12 @@ class Trainer:
         tokens = self.step_number * batch
         speed = (tokens - tokens_before) / max(1e-9, seconds - before)
         self._last_log = (seconds, tokens)
-        share = self.schedule.sparsity_share(step)
         for learner in self.learners:
             assert learner.sums is not None
             squared_error, penalty, fired, variance, grad_norm = learner.sums.tolist()
             if not math.isfinite(grad_norm):
                 raise self._not_finite(learner)
-            seen, coefficient = learner.sums_steps * batch, learner.coefficient * share
+            seen, coefficient = learner.sums_steps * batch, learner.coefficient
             learner.log.append(
                 {
                     "step": step,
@@ -254,6 +267,8 @@ class _Start:
     b_dec: Tensor
     """(d_in,), in scaled units."""
     sinks: Sinks
+    others: Points | None = None
+    """The first activations but for the sinks."""
 
 
 def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSection) -> _Start:
@@ -262,7 +277,7 @@ def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSect
         return _Start(1.0, torch.zeros(d_in), Sinks(1.0, 1.0, False))
     sinks, others = find_sinks(sample[f"L{layer}"], training)
     scale = activation_scale(others, training.activation_scale)
-    return _Start(scale, decoder_bias(others, training.b_dec_init) * scale, sinks)
+    return _Start(scale, decoder_bias(others, training.b_dec_init) * scale, sinks, others)
 
 
 def without_sinks(x_BD: Tensor, sinks: Sinks) -> Tensor:

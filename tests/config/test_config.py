@@ -349,7 +349,7 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
 @pytest.mark.parametrize(
     ("overrides", "mentions"),
     [
-        (["training.buffer_tokens=8191"], ["training.buffer_tokens", "8191", "two batches", "8192"]),
+        (["training.buffer_tokens=2047"], ["training.buffer_tokens", "2047", "two batches", "2048"]),
         (
             ["training.tokens=8e5", "training.batch_size=1000", "training.lr_warmup=700"]
             + ["training.lr_decay=101"],
@@ -358,7 +358,7 @@ def test_wrong_overrides(folder: Path, override: str, mentions: list[str]) -> No
         (["training.lr_warmup=0.6", "training.lr_decay=0.5"], ["do not fit"]),
         (["training.sparsity_warmup=1e6"], ["training.sparsity_warmup", "1000000", "steps"]),
         (["preset=paper", "training.tokens=1e6"], ["16000 + 64000", "7812 steps"]),
-        (["training.tokens=100"], ["training.tokens", "100", "4096"]),
+        (["training.tokens=100"], ["training.tokens", "100", "1024"]),
         (["training.lr_end=1"], ["training.lr_end", "1", "0.003"]),
         (["architectures=[topk]"], ["'topk'", "can be loaded but not trained", "standard"]),
         (["architectures=[jumprely]"], ["'jumprely'", "unknown", "Did you mean jumprelu"]),
@@ -382,8 +382,8 @@ def test_the_smallest_possible_combinations_are_accepted(folder: Path) -> None:
     run = load(
         folder,
         SMALL,
-        "training.buffer_tokens=8192",
-        "training.tokens=4096",
+        "training.buffer_tokens=2048",
+        "training.tokens=1024",
         "training.lr_warmup=0",
         "training.lr_decay=1",
         "training.sparsity_warmup=1",

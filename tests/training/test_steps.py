@@ -122,10 +122,21 @@ def test_two_hundred_steps_equal_the_reference(case: str) -> None:
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
 @pytest.mark.parametrize("bias", [0.3, -0.9])
 def test_two_hundred_steps_in_float32(kind: str, bias: float) -> None:
-    steps = [start(c, kind, "paper", bias, torch.float32) for c in (ReferenceStep, SparseStep)]
-    for step in steps:
-        train(step, batches(200, torch.float32), 7e-5, 0.01)
-    assert_same(steps[0], steps[1], 1e-5)
+    """As near to float64 as the reference in float32 is, unless a CPU's rounding puts one pre-activation on the
+    other side of its threshold: seen on one of two CPUs, and worth 2e-5 of a moment, 3e-6 of a weight."""
+    found = {}
+    for step, dtype in (
+        (ReferenceStep, torch.float64),
+        (ReferenceStep, torch.float32),
+        (SparseStep, torch.float32),
+    ):
+        found[step, dtype] = start(step, kind, "paper", bias, dtype)
+        train(found[step, dtype], [x.to(dtype) for x in batches(200, torch.float32)], 7e-5, 0.01)
+    exact, reference, ours = map(tensors, found.values())
+    for name, value in exact.items():
+        bound = 1e-4 if "." in name else 1e-5  # of a moment, of a weight
+        assert (reference[name] - value).norm() <= 1e-5 * value.norm(), name
+        assert (ours[name] - value).norm() <= bound * value.norm(), name
 
 
 def test_a_wide_jumprelu_window_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:

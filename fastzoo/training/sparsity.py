@@ -1,0 +1,109 @@
+"""The sparsity coefficient λ of an SAE's next step: as given, or moved until L0 is as wanted (``training.l0``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fastzoo.training.schedule import Schedule
+
+UPDATES = 1000
+"""About how often in a run λ is moved. Each time waits for a GPU."""
+
+START = 2.0
+"""A run begins with up to so many times the wanted L0: a learned threshold rises more readily than it falls."""
+
+REACH = 3.0
+"""By how much ln L0 can be lowered for each unit that the learning rates of a run add up to, cautiously: Adam moves a
+threshold by at most the learning rate in a step."""
+
+UNTIL = 0.5
+"""Share of the run after which the wanted L0 is to be reached; later the learning rate is small."""
+
+PROPORTIONAL, INTEGRAL = 4.0, 20.0
+"""Gains: of the error now, and of its integral over the run."""
+
+RANGE = 30.0
+"""λ stays within this factor of where it began: far beyond, it would only drown the other gradients."""
+
+
+class Sparsity:
+    """A coefficient that grows to what was given over the recipe's ``sparsity_warmup``."""
+
+    active: Tensor | None = None
+    """Scalar: active latents that a checkpoint has to keep."""
+    first_l0: float | None = None
+    """L0 to begin with; None: whatever the starting weights give."""
+
+    def __init__(self, coefficient: float, schedule: Schedule) -> None:
+        self._given, self._schedule, self._step = coefficient, schedule, 0
+
+    @property
+    def coefficient(self) -> float:
+        """λ of the next step."""
+        return self._given * self._schedule.sparsity_share(self._step)
+
+    def after_step(self, active: Tensor, tokens: int) -> None:
+        """Take note of a step: how many latents were active (scalar), on all its tokens together."""
+        self._step += 1
+
+    def plain_state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, but for ``active``."""
+        return {"_step": self._step}
+
+    def restore(self, plain: Mapping[str, Any], active: Tensor | None) -> None:
+        """Go on from ``plain_state`` and ``active``."""
+        vars(self).update(plain)
+        self.active = active
+
+
+class SparsityControl(Sparsity):
+    """Moves λ after every ``every`` steps, by what L0 was in them.
+
+    With progress t from 0 to 1, the L0 to have by then, target · s^max(0, 1 − t/UNTIL), where s is START or what
+    so short a run can make up for, and e = ln(L0 / that): a proportional-integral controller, ln λ = ln λ₀ + PROPORTIONAL · e + INTEGRAL · ∫ e dt, with e kept within ±1
+    and the integral (and the whole) within ln RANGE. It knows nothing but its own counts, so runs repeat exactly.
+
+    Args:
+        target: L0 at the end of the run.
+        coefficient: λ₀.
+        schedule: says how many steps the run has.
+    """
+
+    def __init__(self, target: float, coefficient: float, schedule: Schedule) -> None:
+        super().__init__(coefficient, schedule)
+        self.target, self.steps = target, schedule.steps
+        self.every = max(1, self.steps // UPDATES)
+        reach = REACH * sum(map(schedule.learning_rate, range(int(UNTIL * self.steps))))
+        self._start = min(math.log(START), reach)
+        self.first_l0 = target * math.exp(self._start)
+        self._change = self._integral = 0.0
+        self._tokens = 0
+
+    @property
+    def coefficient(self) -> float:
+        return self._given * math.exp(self._change)
+
+    def after_step(self, active: Tensor, tokens: int) -> None:
+        super().after_step(active, tokens)
+        self.active = active if self.active is None else self.active + active
+        self._tokens += tokens
+        if self._step % self.every:
+            return
+        l0 = max(self.active.item(), 1.0) / self._tokens
+        left = max(0.0, 1.0 - self._step / (UNTIL * self.steps))
+        error = _within(math.log(l0 / self.target) - self._start * left, 1.0)
+        most = math.log(RANGE)
+        self._integral = _within(self._integral + INTEGRAL * error * self.every / self.steps, most)
+        self._change = _within(self._integral + PROPORTIONAL * error, most)
+        self.active, self._tokens = None, 0
+
+    def plain_state(self) -> dict[str, Any]:
+        return {key: vars(self)[key] for key in ("_step", "_tokens", "_change", "_integral")}
+
+
+def _within(value: float, bound: float) -> float:
+    return max(-bound, min(bound, value))
