@@ -114,7 +114,7 @@ for recipe in sys.argv[2:]:
 
 def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:
     cases = {
-        "model.name=lab/gone": "lab/gone",
+        "model.name=lab/gone data.source=lab/chats": "lab/gone",
         "data.source=lab/gone": "lab/gone",
         "data.source=lab/chats data.split=test": "test",
         "data.source=lab/chats": "no usable row",
