@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 
 from fastzoo.config.reading import make_section
-from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, ModelSection
+from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL, DataSection, ModelSection
+from fastzoo.config.run_recipe import remembered_path
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.files import read_json
 from fastzoo.core.text import one_line
-from fastzoo.core.values import text_at
-from fastzoo.data.rows import held_out_embedded, open_rows
+from fastzoo.core.values import text_at, value_at
+from fastzoo.data.recorded import HeldOut, recorded_held_out, shared_held_out
+from fastzoo.data.rows import Rows
 from fastzoo.data.sequences import TokenSequence, described
 from fastzoo.data.special_tokens import TurnTexts
 from fastzoo.data.streams import held_out_sequences
@@ -37,11 +40,13 @@ class Assembly:
     source: ModelSource
     section: ModelSection
     chat: ChatTokenizer
+    held_out: HeldOut | InputError
+    """The dialogues; or why there are none, which is raised once they are needed."""
 
     @property
     def base_model(self) -> dict[str, Any]:
         """Name and sha, as records have it."""
-        return {"name": self.source.name, "sha": self.source.sha}
+        return {"name": self.source.public_name, "sha": self.source.sha}
 
     @property
     def vocabulary(self) -> int:
@@ -60,22 +65,26 @@ class Assembly:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return ResidualReader(load_model(self.source, self.section, device))
 
+    @cached_property
+    def rows(self) -> Rows:
+        """Raises InputError, DataError, HubError: there are no dialogues; the line asks for ``--data``."""
+        if isinstance(self.held_out, InputError):
+            raise self.held_out
+        return self.held_out.open()
+
     def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
         """The first ``count`` usable dialogues, and what became of the rows, as plain data.
 
-        Prints to stderr what was skipped or truncated. Raises DataError or HubError: the dialogues cannot
-        be read, or none is usable.
+        Prints to stderr what was skipped or truncated. Raises as ``rows``, and DataError: none is usable.
         """
-        data = self.chat.data
-        rows = held_out_embedded(0) if data.source == EMBEDDED_DATA else open_rows(data, 0)
-        sequences, counts = held_out_sequences(self.chat, rows, count)
+        rows, limit = self.rows, self.chat.data.max_tokens
+        most_rows = self.held_out.rows if isinstance(self.held_out, HeldOut) else None
+        sequences, counts = held_out_sequences(self.chat, rows, count, most_rows)
         changed = []
         if counts.skipped:
             changed.append(f"{counts.skipped.total()} of {counts.rows} rows skipped ({counts.reasons()})")
         if counts.truncated:
-            changed.append(
-                f"{counts.truncated} of {counts.used} dialogues truncated to {data.max_tokens} tokens"
-            )
+            changed.append(f"{counts.truncated} of {counts.used} dialogues truncated to {limit} tokens")
         if changed:
             print(f"{rows.info.name}: {'; '.join(changed)}", file=sys.stderr)
         return sequences, described(rows.info, counts)
@@ -86,7 +95,7 @@ def assemble(
     *,
     model_name: str | None = None,
     revision: str | None = None,
-    data: str = EMBEDDED_DATA,
+    data: str | None = None,
     max_tokens: int | None = None,
 ) -> Assembly:
     """Open SAEs of one model, and find that model.
@@ -95,8 +104,10 @@ def assemble(
         sources: as ``load_sae`` takes them.
         model_name: the language model, if the SAEs do not name it or are to be tried on another one.
         revision: of the model.
-        data: dialogues: ``embedded``, a file, or a Hub dataset id.
-        max_tokens: dialogues are truncated to this; by default to 8,192 or the model's context.
+        data: dialogues: ``embedded``, a file, or a Hub dataset id; by default those that the SAEs' records say
+            were held out from training.
+        max_tokens: dialogues are truncated to this; by default as in the record, else to 8,192 or the model's
+            context.
 
     Raises:
         InputError: SAEs of different models, or whose files name no model or layer.
@@ -110,27 +121,88 @@ def assemble(
         names = given  # their own names do not tell them apart
     if len(set(names)) < len(names):
         raise InputError("the same SAE is given twice")
-    said = {text_at(x.record, "base_model", "name") or x.model_name for x in loaded} - {None, ""}
+    named = dict(zip(names, loaded, strict=True))
+    source, section = _find_model(named, model_name, revision)
+    saes = {name: (_checked_layer(name, x, source), x.sae) for name, x in named.items()}
+    longest = source.max_positions
+    if max_tokens and longest and max_tokens > longest:
+        excess = f"{max_tokens} is more than the {longest} positions of {source.name}; at most {longest}"
+        raise InputError(f"--max-tokens: {excess}")
+    held_out: HeldOut | InputError = (
+        _recorded_data(named, source, max_tokens) if data is None else _given_data(data, source, max_tokens)
+    )
+    dialogues = held_out.section if isinstance(held_out, HeldOut) else DataSection(max_tokens=max_tokens)
+    dialogues = dialogues.fitted(longest)
+    if longest and dialogues.max_tokens > longest:  # recorded with another model
+        dialogues = dialogues.model_copy(update={"max_tokens": longest})
+    chat = ChatTokenizer(load_tokenizer(source), dialogues, source.name, source.embeddings)
+    return Assembly(saes, source, section, chat, held_out)
+
+
+def _find_model(
+    loaded: dict[str, LoadedSAE], model_name: str | None, revision: str | None
+) -> tuple[ModelSource, ModelSection]:
+    """The model that is given, or else the one that the SAEs name."""
+    said = set() if model_name else {_model_of(name, x) for name, x in loaded.items()} - {""}
     if not model_name and len(said) != 1:
-        listed = ", ".join(sorted(map(str, said))) or "no model"
+        listed = ", ".join(sorted(said)) or "no model"
         raise InputError(f"these SAEs name {listed} as theirs; choose the model with --model")
-    model_name = model_name or str(next(iter(said)))
+    model_name = model_name or next(iter(said))
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
-        source = find_model(section)
+        return find_model(section), section
     except ModelError as error:
         if section.name in said:
             raise ModelError(f"{error}; give the SAE's model with --model") from None
         raise
-    saes = {name: (_checked_layer(name, x, source), x.sae) for name, x in zip(names, loaded, strict=True)}
-    longest = source.max_positions or max_tokens or 8192
-    limit = max_tokens or min(8192, longest)
-    if limit > longest:
-        excess = f"{limit} is more than the {longest} positions of {model_name}; at most {longest}"
-        raise InputError(f"--max-tokens: {excess}")
-    dialogues = make_section(DataSection, "the dialogues", source=data, max_tokens=limit, shuffle=False)
-    chat = ChatTokenizer(load_tokenizer(source), dialogues, model_name, source.embeddings)
-    return Assembly(saes, source, section, chat)
+
+
+def _model_of(name: str, loaded: LoadedSAE) -> str:
+    """The Hub id or folder of the model that an SAE was trained on, or ''. Raises ModelError: the folder is gone."""
+    public = value_at(loaded.record, "base_model", "name")
+    public = public if isinstance(public, str) else loaded.model_name or ""
+    path = remembered_path(run_folder_of(loaded), public, "model", "name")
+    if path is None:
+        return one_line(public)
+    if not path.is_dir():
+        raise ModelError(f"{name}: its model, the folder '{path}', is no longer there; give it with --model")
+    return os.path.abspath(path)
+
+
+def _given_data(data: str, source: ModelSource, max_tokens: int | None) -> HeldOut:
+    """Dialogues that are asked for. Raises InputError."""
+    values = {"source": data, "max_tokens": max_tokens, "shuffle": False}
+    held_out = HeldOut(make_section(DataSection, "the dialogues", **values))
+    if reason := _unfit_data(held_out, source):
+        raise InputError(f"--data: {reason}; give a .jsonl or .parquet file, or a Hub dataset id")
+    return held_out
+
+
+def _recorded_data(
+    loaded: dict[str, LoadedSAE], source: ModelSource, max_tokens: int | None
+) -> HeldOut | InputError:
+    """Dialogues that the SAEs' figures were measured on; or why there are none."""
+    if source.name == EMBEDDED_MODEL and not any(x.record for x in loaded.values()):
+        return HeldOut(DataSection(max_tokens=max_tokens, shuffle=False))
+    found = {n: recorded_held_out(x.record, run_folder_of(x), max_tokens) for n, x in loaded.items()}
+    try:
+        held_out = shared_held_out(found)
+    except InputError as error:
+        return error
+    reason = _unfit_data(held_out, source)
+    return InputError(f"{next(iter(loaded))}: {reason}; give dialogues with --data") if reason else held_out
+
+
+def _unfit_data(held_out: HeldOut, source: ModelSource) -> str | None:
+    """Why not these dialogues: figures on the toy's few patterns would look like any others."""
+    if held_out.section.source != EMBEDDED_DATA or source.name == EMBEDDED_MODEL:
+        return None
+    return f"'{EMBEDDED_DATA}' is the data of {EMBEDDED_MODEL}, and means nothing for {source.public_name}"
+
+
+def run_folder_of(loaded: LoadedSAE) -> Path:
+    """Where the run that trained an SAE left it, and its recipe, if it is still there."""
+    return loaded.folder.resolve().parent.parent
 
 
 def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:

@@ -152,6 +152,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
 
     choose(recipe.compute, accelerator.device)
     source = find_model(recipe.model)
+    recipe = recipe.fitted(source.max_positions)
     check_against_model(recipe, source.n_layers, source.max_positions)
     check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     chat = ChatTokenizer(load_tokenizer(source), recipe.data, source.name, source.embeddings)

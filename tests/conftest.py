@@ -18,6 +18,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from fastzoo import tiny
 from fastzoo.config.reading import preset_values, resolve
 from fastzoo.config.recipe import Recipe, TrainingSection
 from fastzoo.data.sequences import TokenSequence
@@ -38,6 +39,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHES.name}
 # Triton reads this when it is imported, and whichever test comes first may import it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+TOYS_FILES = (f"data.source={tiny.DIALOGUES}", f"evaluation.source={tiny.HELDOUT}")
+"""Overrides for other models: the embedded data under its own name is for the embedded model only."""
 
 VOCABULARY = 96
 WIDTH = 32

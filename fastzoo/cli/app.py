@@ -82,9 +82,15 @@ ModelName = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The language model, where the SAE does not say.")
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Revision of the model.")]
-Data = Annotated[str, typer.Option(help="Dialogues: 'embedded', a file, or a Hub dataset id.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Dialogues: a file, a Hub dataset id, or 'embedded' (default: those held out from the training).",
+    ),
+]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=2, help="Truncate dialogues (default: 8192 or the context).")
+    int | None, typer.Option(min=2, help="Truncate dialogues (default: as in training, or the context).")
 ]
 Namespace = Annotated[
     str | None,

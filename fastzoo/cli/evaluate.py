@@ -11,7 +11,7 @@ from fastzoo.cli.app import Data, Json, MaxTokens, ModelName, Revision, Sources,
 
 def evaluate_saes(
     sources: Sources,
-    data: Data = "embedded",
+    data: Data = None,
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
     model: ModelName = None,
     revision: Revision = None,

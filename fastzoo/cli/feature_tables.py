@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from fastzoo.core.tables import fits, print_table
+from fastzoo.data.special_tokens import with_role_word
 from fastzoo.results.figures import show
 
 Section = tuple[list[str], list[list[list[str]]]]
@@ -61,7 +62,7 @@ def _table(
     for i, entry in enumerate(entries):
         ranks = zip_longest(*(lines_of[i] for _, lines_of in sections))
         for rank, cells in enumerate(ranks, start=1):
-            line = [shown_token(entry["token"]) if rank == 1 else "", str(rank)]
+            line = [shown_token(with_role_word(entry)) if rank == 1 else "", str(rank)]
             for (own, _), cell in zip(sections, cells, strict=True):
                 line += cell or [""] * len(own)
             lines.append(line)

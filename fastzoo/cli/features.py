@@ -38,7 +38,7 @@ def find_features(
         typer.Option(help="For --rank output: steering strength, in mean residual norms (default: 1)."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 5,
-    data: Data = "embedded",
+    data: Data = None,
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues, at most.")] = 1000,
     model: ModelName = None,
     revision: Revision = None,

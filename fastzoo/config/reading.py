@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fastzoo.config.recipe import PRESETS, Recipe, Section, TrainingSection, training_options
+from fastzoo.config.recipe import EMBEDDED_MODEL, PRESETS, Recipe, Section, TrainingSection, training_options
 from fastzoo.config.recipe_checks import check_recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import did_you_mean, one_line
+from fastzoo.core.values import value_at
 from fastzoo.saes import trainable
+
+FOR_ANY_MODEL = ("layers", "expansions", "architectures", "method", "preset")
+"""Keys of the embedded recipe that hold for any model; the others suit the toy model and its little data."""
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -32,7 +36,8 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises InputError: anything that cannot work, in one line.
     """
-    path = path or resource("recipes") / "tiny.yaml"
+    embedded = resource("recipes") / "tiny.yaml"
+    path = path or embedded
     where = one_line(path, 200)
     try:
         if path.exists() and not path.is_file():  # a pipe or device could be endless
@@ -49,6 +54,11 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_yaml(text, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a recipe is a mapping of keys to values")
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _override(given, override)
+    if value_at(given, "model", "name") not in (None, EMBEDDED_MODEL) and path.samefile(embedded):
+        raw = {key: value for key, value in raw.items() if key in FOR_ANY_MODEL}
     for override in overrides:
         _override(raw, override)
     return resolve(raw, where)

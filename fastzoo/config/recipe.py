@@ -21,6 +21,8 @@ from fastzoo.saes.names import Method, SAEName, model_part
 EMBEDDED_MODEL = "tiny-chat"
 EMBEDDED_DATA = "embedded"
 PRESETS = ("paper", "quick")
+MAX_TOKENS, BLOCK_TOKENS = 8192, 2048
+"""The paper's, for models whose context is as long."""
 
 
 class Section(BaseModel):
@@ -78,16 +80,32 @@ class DataSection(RowsSection):
     By default the turns are in the column ``messages``, else ``conversations``.
     """
 
-    max_tokens: int = Field(8192, ge=2)
-    """Longer dialogues are truncated (and counted)."""
-    block_tokens: int = Field(2048, ge=2)
-    """Block length of bt-f and bt-p."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Longer dialogues are truncated (and counted). null: to the model's context, at most 8,192 as in the paper."""
+    block_tokens: int | None = Field(None, ge=2)
+    """Block length of bt-f and bt-p. null: the model's context, at most 2,048 as in the paper."""
     special_text: Literal["literal", "drop", "allow"] = "literal"
     """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
     read as ordinary text, its row is skipped, or it becomes that token, as in transformers. Such rows
     are counted."""
     date: str = "26 Jul 2024"
     """Shown to chat templates that print today's date, so that runs do not depend on it."""
+
+    def fitted(self, max_positions: int | None = None) -> FittedData:
+        """The same with every length a number: as given, else the paper's or the model's context if that is less."""
+        context = max_positions if max_positions and max_positions > 1 else MAX_TOKENS
+        lengths = {
+            "max_tokens": self.max_tokens or min(MAX_TOKENS, context),
+            "block_tokens": self.block_tokens or min(BLOCK_TOKENS, context),
+        }
+        return FittedData.model_construct(**(dict(self) | lengths))
+
+
+class FittedData(DataSection):
+    """Dialogues whose lengths are those for a model."""
+
+    max_tokens: int = Field(ge=2)
+    block_tokens: int = Field(ge=2)
 
 
 class TextSection(RowsSection):
@@ -238,6 +256,10 @@ class Recipe(Section):
         return Path(
             os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}")
         )
+
+    def fitted(self, max_positions: int | None) -> Recipe:
+        """The recipe for a model of this context (None: not known): every length a number."""
+        return self.model_copy(update={"data": self.data.fitted(max_positions)})
 
     def names(self) -> list[SAEName]:
         """The SAEs of this run, ordered by layer, expansion, architecture."""

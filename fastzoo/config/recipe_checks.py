@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastzoo.config.recipe import Recipe
+from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, trainable
@@ -61,9 +61,21 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         source = getattr(recipe, section).source
         if source is not None and not source.strip():
             yield f"{section}.source: empty; give 'embedded', a file or a Hub dataset id"
+    yield from _toys_data(recipe)
     owner = recipe.push.namespace
     if owner is not None and not is_namespace(owner):
         yield f"push.namespace: '{one_line(owner, 60)}' is not the name of a Hub user or organisation"
+
+
+def _toys_data(recipe: Recipe) -> Iterator[str]:
+    """The embedded data are the embedded model's: a few hundred words in a few dozen patterns."""
+    model = recipe.model.name
+    if model == EMBEDDED_MODEL:
+        return
+    for section in ("data", "evaluation", *(["text"] if recipe.method == "bt-p" else [])):
+        if getattr(recipe, section).source == EMBEDDED_DATA:
+            toys = f"'{EMBEDDED_DATA}' is the data of {EMBEDDED_MODEL}, and means nothing for {one_line(model, 80)}"
+            yield f"{section}.source: {toys}; give a .jsonl or .parquet file, or a Hub dataset id"
 
 
 def check_against_model(recipe: Recipe, n_layers: int, max_positions: int | None) -> None:
@@ -79,7 +91,7 @@ def check_against_model(recipe: Recipe, n_layers: int, max_positions: int | None
     if recipe.method != "fast":
         lengths["block_tokens"] = data.block_tokens
     for key, value in lengths.items():
-        if max_positions is not None and value > max_positions:
+        if value is not None and max_positions is not None and value > max_positions:
             there = f"{max_positions} positions of {model}; at most {max_positions}"
             raise InputError(f"data.{key}: {value} is more than the {there}")
 

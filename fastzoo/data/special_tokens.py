@@ -31,33 +31,67 @@ HEADER_TOKENS = 8
 class SpecialTokens:
     """Which tokens count as special, and what they say."""
 
-    headers: Mapping[tuple[int, int], str] = field(default_factory=dict)
-    """A special token's id and the id of the role word directly after it, as the chat template begins
+    headers: Mapping[tuple[int, ...], str] = field(default_factory=dict)
+    """A special token's id and those of the role word directly after it, as the chat template begins
     a turn with them; and the role, ``user`` or ``assistant``."""
     text: Callable[[int], str] = str
     """The text of a token id; without a tokenizer the id itself."""
+    parts: Mapping[int, str] = field(default_factory=dict)
+    """Of role words that are several tokens ("ass", "istant"): the id of each, and the word."""
 
     @classmethod
     def of(cls, chat: ChatTokenizer) -> SpecialTokens:
         """The ones of a chat template; without headers if it writes no role words or refuses a turn."""
-        headers = {}
+        words: dict[tuple[int, ...], str] = {}
         try:
             text = chat.apply_template([{"role": role, "content": "?"} for role in ROLE_WORDS])
             ids = chat.tokenize([text])[0]
             for i in np.flatnonzero(chat.is_special(ids[:-1])).tolist():
-                word = chat.tokenizer.decode([ids[i + 1]]).strip()
-                if word in WRITTEN_ROLES:
-                    headers[int(ids[i]), int(ids[i + 1])] = WRITTEN_ROLES[word]
+                if found := _role_word(chat, ids[i + 1 : i + 1 + HEADER_TOKENS].tolist()):
+                    word, length = found
+                    words[tuple(ids[i : i + 1 + length].tolist())] = word
         except Unusable:
             pass
-        return cls(headers, chat.tokenizer.convert_ids_to_tokens)
+        parts = {part: word for header, word in words.items() if len(header) > 2 for part in header[1:]}
+        headers = {header: WRITTEN_ROLES[word] for header, word in words.items()}
+        return cls(headers, chat.tokenizer.convert_ids_to_tokens, parts)
 
     def among(self, ids: np.ndarray, position: np.ndarray, special: np.ndarray) -> np.ndarray:
         """(T,) bool: which tokens count, of dialogues laid end to end."""
         counted = special.copy()
-        for before, word in self.headers:
-            counted[1:] |= (ids[:-1] == before) & (ids[1:] == word) & (position[1:] > 0)
+        for header in self.headers:
+            begins = _begins(ids, header)
+            last = len(header) - 1
+            begins &= position[last:][: len(begins)] >= last  # not over the end of a dialogue
+            for place in range(1, len(header)):
+                counted[place : place + len(begins)] |= begins
         return counted
+
+
+def _role_word(chat: ChatTokenizer, ids: Sequence[int]) -> tuple[str, int] | None:
+    """The role word that tokens begin with, and how many tokens it is."""
+    for length in range(1, len(ids) + 1):
+        word = chat.tokenizer.decode(ids[:length]).strip()
+        if word in WRITTEN_ROLES:
+            return word, length
+        if not word or not any(role.startswith(word) for role in WRITTEN_ROLES):
+            break
+    return None
+
+
+def _begins(ids: Any, part: Sequence[int] | np.ndarray) -> Any:
+    """bool (..., places): where in ``ids`` (..., T), of numpy or torch, the ids ``part`` begin."""
+    places = max(ids.shape[-1] - len(part) + 1, 0)
+    found = ids[..., :places] == part[0]
+    for i, number in enumerate(part[1:], start=1):
+        found = found & (ids[..., i : i + places] == number)
+    return found
+
+
+def with_role_word(entry: Mapping[str, Any]) -> str:
+    """A token of a report as a reader sees it: a part of a role word with the word."""
+    word = entry.get("role_word")
+    return f"{entry['token']} (of {word})" if word else str(entry["token"])
 
 
 class TokenTexts:
@@ -93,7 +127,7 @@ class TurnTexts(TokenTexts):
 
     def __init__(self, chat: ChatTokenizer) -> None:
         super().__init__(chat.tokenizer)
-        self._before = sorted({before for before, _ in SpecialTokens.of(chat).headers})
+        self._before = sorted({header[0] for header in SpecialTokens.of(chat).headers})
 
     def role(self, sequence: TokenSequence, place: int) -> str | None:
         """The role whose turn a token stands in, header included; None if no header says so. Roles other
@@ -126,13 +160,13 @@ def roles(tokenizer: Any, wanted: str | Iterable[str]) -> Callable[[Tensor], Ten
         raise InputError(f"roles are {' and '.join(ROLE_WORDS)}, not {one_line(sorted(names), 80)}")
     headers = SpecialTokens.of(ChatTokenizer(tokenizer, DataSection(), "the model")).headers
     if set(headers.values()) != set(ROLE_WORDS):
-        raise InputError("the chat template does not write its roles as one token each")
+        raise InputError("the chat template does not begin turns with a special token and the role's name")
 
     def mask(known_BT: Tensor) -> Tensor:
         turn_BT = torch.zeros_like(known_BT)  # 0: before any header; 1: not wanted; 2: wanted
-        for (special, word), name in headers.items():
-            at_BT = (known_BT[:, :-1] == special) & (known_BT[:, 1:] == word)
-            turn_BT[:, :-1][at_BT] = 2 if name in names else 1
+        for header, name in headers.items():
+            begins_BP = _begins(known_BT, header)
+            turn_BT[:, : begins_BP.shape[1]][begins_BP] = 2 if name in names else 1
         place_BT = torch.where(turn_BT > 0, torch.arange(known_BT.shape[1], device=known_BT.device), 0)
         return turn_BT.gather(1, place_BT.cummax(1).values) == 2
 
@@ -147,19 +181,12 @@ def answer_starts(chat: ChatTokenizer, sequences: Sequence[TokenSequence], count
         InputError: none of the dialogues has an answer.
     """
     opening = _opening(chat)
-    ends = ((sequence, _first_end(sequence.ids, opening)) for sequence in sequences)
-    found = list(islice((cut(sequence, 0, end) for sequence, end in ends if end), count))
+    starts = ((sequence, np.flatnonzero(_begins(sequence.ids, opening))) for sequence in sequences)
+    ends = ((sequence, int(places[0]) + len(opening)) for sequence, places in starts if len(places))
+    found = list(islice((cut(sequence, 0, end) for sequence, end in ends), count))
     if not found:
         raise InputError(f"none of the {len(sequences)} dialogues has an assistant's answer")
     return found
-
-
-def _first_end(ids: np.ndarray, part: np.ndarray) -> int | None:
-    """Where ``part`` ends in ``ids`` for the first time; None if it is not in there."""
-    for start in np.flatnonzero(ids == part[0]).tolist():
-        if np.array_equal(ids[start : start + len(part)], part):
-            return int(start) + len(part)
-    return None
 
 
 def _opening(chat: ChatTokenizer) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastzoo.config.recipe import EMBEDDED_DATA, EvaluationSection, TextSection
-from fastzoo.data.rows import SourceInfo, held_out_embedded, open_rows
+from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, EvaluationSection, TextSection
+from fastzoo.data.rows import Rows, SourceInfo, held_out_embedded, open_rows
 from fastzoo.data.sequences import Counts, ResumePoint, TokenSequence
 from fastzoo.data.streams import TokenStream, held_out_sequences, nothing_usable
 from fastzoo.data.tokenizer import ChatTokenizer
@@ -45,6 +45,21 @@ class Data:
         return text
 
 
+def is_split_off(data: DataSection, evaluation: EvaluationSection) -> bool:
+    """Whether evaluation dialogues are rows of ``data``, but for the embedded set, which has some of its own."""
+    return evaluation.source in (None, data.source) and data.source != EMBEDDED_DATA
+
+
+def held_out_section(data: DataSection, evaluation: EvaluationSection) -> DataSection:
+    """Where evaluation dialogues come from and how they are read."""
+    return data if evaluation.source is None else data.model_copy(update={"source": evaluation.source})
+
+
+def open_held_out(section: DataSection, seed: int) -> Rows:
+    """The rows of such a section. Raises DataError, HubError."""
+    return held_out_embedded(seed) if section.source == EMBEDDED_DATA else open_rows(section, seed)
+
+
 def open_data(
     chat: ChatTokenizer, method: str, text: TextSection, evaluation: EvaluationSection, seed: int
 ) -> Data:
@@ -56,10 +71,8 @@ def open_data(
     data = chat.data
     dialogues = open_rows(data, seed)
     held_rows = dialogues
-    if evaluation.source not in (None, data.source):
-        held_rows = open_rows(data.model_copy(update={"source": evaluation.source}), seed)
-    elif data.source == EMBEDDED_DATA:
-        held_rows = held_out_embedded(seed)
+    if not is_split_off(data, evaluation):
+        held_rows = open_held_out(held_out_section(data, evaluation), seed)
     train_rows = open_rows(text, seed) if method == "bt-p" else dialogues
     own = held_rows is train_rows
     wanted = evaluation.dialogues

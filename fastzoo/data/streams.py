@@ -124,14 +124,16 @@ def blocks(
         before = sequence.after
 
 
-def held_out_sequences(chat: ChatTokenizer, rows: Rows, wanted: int) -> tuple[list[TokenSequence], Counts]:
+def held_out_sequences(
+    chat: ChatTokenizer, rows: Rows, wanted: int, most_rows: int | None = None
+) -> tuple[list[TokenSequence], Counts]:
     """The evaluation dialogues, each a sequence of its own whatever the training method.
 
-    Uses rows until ``wanted`` are usable; ``counts.rows`` says how many rows that took. Raises
-    DataError: none of the rows is usable.
+    Uses rows, but no more than ``most_rows``, until ``wanted`` are usable; ``counts.rows`` says how many
+    that took. Raises DataError: none of the rows is usable.
     """
     counts = Counts(epochs=1)
-    sequences = list(islice(chat.dialogues(rows.held_out(), counts), wanted))
+    sequences = list(islice(chat.dialogues(islice(rows.held_out(), most_rows), counts), wanted))
     counts.tokens = sum(len(s) for s in sequences)
     if not sequences:
         raise nothing_usable(rows, counts)

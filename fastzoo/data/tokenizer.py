@@ -99,7 +99,7 @@ class ChatTokenizer(Encoder):
             said = "has no chat template; dialogues need one, so use the model's instruct version"
             raise ModelError(f"model.name: {self.model_name} {said}")
         super().__init__(tokenizer)
-        self.data, self.embeddings = data, embeddings
+        self.data, self.embeddings = data.fitted(), embeddings
         self._literal = LiteralText(self, data.special_text)
         self._template = one_line(tokenizer.chat_template, 1_000_000)
         self._check_embeddings()

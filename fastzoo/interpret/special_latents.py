@@ -7,7 +7,7 @@ dialogue), S sums over groups.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ DEFINITION = (
     "per special token the latents with the largest mean_max (five by default): a latent's largest activation over "
     "the token's positions in a dialogue, averaged over the dialogues that contain the token "
     "(dialogues, zeros included; a latent's own dialogues: those in which it fires on the token). "
-    "Special are the tokenizer's special tokens and, where the chat template writes them as one token "
-    "directly after a special token, the role words user and assistant (Gemma's model); in content these words do not "
-    "count. Position 0 is an attention sink whose large activations are about the place and not the "
+    "Special are the tokenizer's special tokens and, where the chat template writes them "
+    "directly after a special token, the tokens of the role words user and assistant (Gemma's model); role_word is the "
+    "word of a token that is only a part of it; in content these words do not count. "
+    "Position 0 is an attention sink whose large activations are about the place and not the "
     "token: it does not count in latents, unless the token stands nowhere else in the split. In "
     "with_position_0 it counts, as most likely in arXiv 2506.07691, Appendix F.3; null for tokens that "
     "never stand there. Latents that never fire on the token are left out; of equal ones the lower "
@@ -55,6 +56,8 @@ class Occurrences:
         lengths = [len(s) for s in sequences]
         dialogue = np.repeat(np.arange(len(lengths)), lengths)
         start = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self.role_words = tokens.parts
+        """Token id, and the role word that it is a part of."""
         begins = counted[start] & (ids == ids[start])  # the dialogue begins with this token
         found = [np.flatnonzero(counted & chosen) for chosen in (~begins, begins & (position > 0), begins)]
         rows = np.concatenate(found)
@@ -89,6 +92,7 @@ class SpecialLatents:
     def __init__(self, d_sae: int, device: torch.device) -> None:
         self._dialogues: Counter[Key] = Counter()
         self._places: dict[Key, int] = {}
+        self._role_words: Mapping[int, str] = {}
         self._sums_SF = torch.zeros(0, d_sae, dtype=torch.float64, device=device)
         self._fired_SF = self._sums_SF.clone()
 
@@ -98,6 +102,7 @@ class SpecialLatents:
         if not keys:
             return
         self._dialogues.update(keys)
+        self._role_words = occurrences.role_words
         self._make_room(keys)
         best_GF = occurrences.largest(acts_TF)
         places = torch.tensor([self._places[key] for key in keys])
@@ -123,7 +128,9 @@ class SpecialLatents:
             complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)], top)
             at_first = complete if (token, WITH_FIRST) in self._places else None
             chosen = without if without["dialogues"] else complete
-            found.append({"token_id": token, "token": text(token), **chosen, "with_position_0": at_first})
+            part = {"role_word": self._role_words[token]} if token in self._role_words else {}
+            name = {"token_id": token, "token": text(token), **part}
+            found.append({**name, **chosen, "with_position_0": at_first})
         return {"definition": DEFINITION, "tokens": found}
 
     def _top(self, keys: Sequence[Key], top: int) -> dict[str, Any]:

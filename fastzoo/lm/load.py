@@ -30,6 +30,12 @@ class ModelSource:
     config: Any
 
     @property
+    def public_name(self) -> str:
+        """As others may see it: of a folder the last part."""
+        local = self.revision is None and self.name != EMBEDDED_MODEL
+        return os.path.basename(os.path.abspath(self.path)) if local else self.name
+
+    @property
     def n_layers(self) -> int:
         return int(self.config.get_text_config().num_hidden_layers)
 

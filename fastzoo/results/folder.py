@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe
+from fastzoo.config.recipe import Recipe
+from fastzoo.config.run_recipe import public_name
 from fastzoo.core.files import write_folder, write_json
 from fastzoo.core.version import __version__
 from fastzoo.results.card import render_card
@@ -170,13 +170,6 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
         if values[section][key]:
             values[section][key] = public_name(values[section][key])
     return values
-
-
-def public_name(source: str) -> str:
-    """A model or data source as others may see it: a local path shows its last part only."""
-    if source in (EMBEDDED_MODEL, EMBEDDED_DATA):
-        return source
-    return Path(source).name if os.path.exists(os.path.expanduser(source)) else source
 
 
 def versions() -> dict[str, str]:

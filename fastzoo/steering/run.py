@@ -10,12 +10,13 @@ from typing import Any
 from fastzoo.core.errors import FastzooError
 from fastzoo.core.progress import Progress
 from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.special_tokens import with_role_word
 from fastzoo.interpret.by_token import of_special_tokens
 from fastzoo.interpret.statistics import LatentStatistics, statistics
 from fastzoo.lm.logit_lens import lens_tokens
 from fastzoo.loading import Assembly, assemble
 from fastzoo.steering.outcome import JUDGE_DEFINITION, SWEEP_DEFINITIONS, Outcome
-from fastzoo.steering.prepare import concept_of, judge_of, make_sweep, questions_of
+from fastzoo.steering.prepare import alphas_of, concept_of, judge_of, make_sweep, questions_of
 from fastzoo.steering.scoring.judge import Judge, Verdict
 from fastzoo.steering.scoring.language import FUNCTION_WORDS, NAMES
 from fastzoo.steering.scoring.scores import Cell, CellScores, Concept
@@ -48,6 +49,8 @@ def run_steer(
     # Whatever cannot work is refused before latents are measured and answers written.
     questions, concept = questions_of(settings, assembly), concept_of(settings)
     judge = judge_of(settings)
+    if settings.auto or alphas_of(settings, assembly)[0] != "raw":
+        _ = assembly.rows
     sweep = make_sweep(settings, assembly, questions)
     candidates: list[dict[str, Any]] = []
     if settings.auto or sweep.units != "raw":
@@ -115,7 +118,7 @@ def _special_latents(assembly: Assembly, dialogues: int) -> dict[int, list[str]]
     (report,) = of_special_tokens(assembly, dialogues=dialogues, top=PER_SPECIAL_TOKEN)["saes"].values()
     for entry in report["tokens"]:
         for latent in entry["latents"]:
-            found.setdefault(latent["latent"], []).append(entry["token"])
+            found.setdefault(latent["latent"], []).append(with_role_word(entry))
     return found
 
 

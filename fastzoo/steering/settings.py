@@ -67,7 +67,9 @@ class SteerSettings:
     control: bool = option("Sweep a random direction beside it.", default=True)
     model: str | None = None
     revision: str | None = None
-    data: str = option("Dialogues that latents are measured on.", "SOURCE", default="embedded")
+    data: str | None = option(
+        "Dialogues that latents are measured on (default: those held out from the training).", "SOURCE"
+    )
     dialogues: int = option("How many of them.", "N", default=200, min=1)
     max_new_tokens: int = option("Length of each answer, at most.", "N", default=200, min=1)
     temperature: float = option("0: greedy.", "T", default=0.0, min=0, max=100)

@@ -55,6 +55,25 @@ def test_without_a_file_the_embedded_recipe_runs() -> None:
     assert load_recipe(resource("recipes") / "tiny.yaml") == run
 
 
+@pytest.mark.parametrize("path", [None, resource("recipes") / "tiny.yaml"])
+def test_of_the_embedded_recipe_another_model_takes_what_fits_any(path: Path | None) -> None:
+    toy, quick = load_recipe(path), preset_values("quick")
+    given = ("model.name=org/Model", "data.source=a/b", "training.tokens=5e6")
+    run = load_recipe(path, given)
+    assert (run.layers, run.expansions, run.architectures) == (toy.layers, toy.expansions, toy.architectures)
+    assert (run.data.max_tokens, run.data.block_tokens) == (None, None)
+    assert toy.data.block_tokens == 256 and toy.training.batch_size == 1024
+    assert run.training.batch_size == quick["batch_size"] and run.training.tokens == 5_000_000
+    assert run.training.dead_window == quick["dead_window"] and run.evaluation.dialogues == 200
+    assert load_recipe(path, ["model.name=tiny-chat"]) == toy
+
+
+def test_a_recipe_of_ones_own_keeps_all_for_another_model(folder: Path) -> None:
+    text = SMALL + "data: {max_tokens: 100}\ntraining: {batch_size: 64}\n"
+    run = load(folder, text, "model.name=org/Model", "data.source=a/b")
+    assert run.data.max_tokens == 100 and run.training.batch_size == 64
+
+
 def test_defaults_preset_file_and_overrides_in_this_order(folder: Path) -> None:
     quick, paper = preset_values("quick"), preset_values("paper")
     assert load(folder).training.lr == quick["lr"] != paper["lr"]
@@ -128,6 +147,7 @@ def test_overrides(folder: Path, override: str, value: Any) -> None:
 
 def test_names_and_folder_of_a_run(folder: Path) -> None:
     text = "model: {name: Qwen/Qwen2.5-0.5B-Instruct}\nlayers: [4, 12]\nexpansions: [8, 16]\n"
+    text += "data: {source: a/b}\ntext: {source: a/c}\n"
     run = load(folder, text + "architectures: [standard, jumprelu]\nmethod: bt-p\n")
     names = [str(name) for name in run.names()]
     assert len(names) == len(set(names)) == 8
@@ -392,6 +412,41 @@ def test_the_smallest_possible_combinations_are_accepted(folder: Path) -> None:
     assert run.training.steps == 1
     # A coefficient is needed only for what is trained.
     assert load(folder, SMALL, "training.sparsity_coefficient.jumprelu=null")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "context", "lengths"),
+    [
+        ([], 512, (512, 512)),
+        ([], 4096, (4096, 2048)),
+        ([], 131_072, (8192, 2048)),
+        ([], None, (8192, 2048)),
+        ([], -1, (8192, 2048)),
+        (["data.max_tokens=100", "data.block_tokens=30"], 512, (100, 30)),
+        (["data.max_tokens=20000"], 131_072, (20_000, 2048)),
+        (["data.max_tokens=513"], 512, (513, 512)),  # refused by check_against_model
+    ],
+)
+def test_lengths_are_the_models(
+    folder: Path, overrides: list[str], context: int | None, lengths: tuple[int, int]
+) -> None:
+    run = load(folder, SMALL, *overrides).fitted(context)
+    assert (run.data.max_tokens, run.data.block_tokens) == lengths
+    assert run.fitted(2) == run  # what is a number stays
+    assert load(folder, run.to_yaml()).model_dump() == run.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ([], "data.source"),
+        (["data.source=a/b", "evaluation.source=embedded"], "evaluation.source"),
+        (["data.source=a/b", "method=bt-p"], "text.source"),
+    ],
+)
+def test_the_toys_data_are_refused_for_other_models(folder: Path, overrides: list[str], key: str) -> None:
+    given = ("model.name=org/Model", *overrides)
+    refused(lambda: load(folder, SMALL, *given), f"{key}: 'embedded'", "tiny-chat", "org/Model", ".jsonl")
 
 
 def test_layers_are_checked_against_the_model(folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fastzoo import tiny
 from fastzoo.data.sequences import Counts, TokenSequence
-from fastzoo.data.special_tokens import SpecialTokens
+from fastzoo.data.special_tokens import SpecialTokens, with_role_word
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.interpret import special_latents as module
 from fastzoo.interpret.special_latents import DEFINITION, Occurrences, SpecialLatents
@@ -211,6 +211,43 @@ def test_role_words_in_content_do_not_count(tokenizer: Any, template: str | None
     tokens = tokenizer.convert_ids_to_tokens(dialogue.ids[counted & ~dialogue.special].tolist())
     assert tokens == ["user", "assistant", "user"]
     assert np.isin(dialogue.ids, tokenizer.convert_tokens_to_ids(["user", "assistant"])).sum() >= 6
+
+
+GEMMA = (
+    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] }}<|im_end|>{% endfor %}"
+)
+"""The tokenizer has no token for the word model."""
+
+
+def test_role_words_of_several_tokens_are_named_part_by_part(tokenizer: Any) -> None:
+    chat = chat_of(tokenizer, GEMMA)
+    found = SpecialTokens.of(chat)
+    start, user, *parts = tokenizer.encode("<|im_start|>usermodel", add_special_tokens=False)
+    texts = ["m", "o", "d", "el"]
+    assert tokenizer.convert_ids_to_tokens(parts) == texts
+    assert found.headers == {(start, user): "user", (start, *parts): "assistant"}
+    assert found.parts == dict.fromkeys(parts, "model")
+    turns = [("user", "model m o"), ("assistant", "a model"), ("user", "d")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (dialogue,) = chat.dialogues([(0, row)], Counts())
+    counted = found.among(dialogue.ids, dialogue.position, dialogue.special)
+    words = tokenizer.convert_ids_to_tokens(dialogue.ids[counted & ~dialogue.special].tolist())
+    assert words == ["user", *texts, "user"]
+    # A truncated word is none, whatever the next dialogue begins with.
+    place = int(np.flatnonzero(dialogue.ids == parts[0])[-1])
+    before = int(np.flatnonzero(counted & (dialogue.ids == parts[0]))[0])
+    assert place >= before
+    ids = np.concatenate([dialogue.ids[: before + 2], dialogue.ids[before + 2 :]])
+    position = np.concatenate([dialogue.position[: before + 2], np.arange(len(ids) - before - 2)])
+    assert not (found.among(ids, position, dialogue.special) & np.isin(ids, parts)).any()
+
+    sums = SpecialLatents(F, CPU)
+    sums.add(torch.ones(len(dialogue), F), Occurrences([dialogue], found, CPU))
+    entries = {entry["token"]: entry for entry in sums.report(found.text)["tokens"]}
+    assert set(entries) == {"<|im_start|>", "<|im_end|>", "user", *texts}
+    assert [with_role_word(entries[text]) for text in texts] == [f"{text} (of model)" for text in texts]
+    assert with_role_word(entries["user"]) == "user" and "role_word" not in entries["user"]
 
 
 # --- evaluate -----------------------------------------------------------------------------------

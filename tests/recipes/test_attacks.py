@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import value, write_jsonl
+from conftest import TOYS_FILES, value, write_jsonl
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -156,7 +156,7 @@ def test_a_tokenizer_without_special_tokens(
     model = with_tokenizer(tmp_path / "bare-chat", bare, PLAIN_TEMPLATE)
     assert AutoTokenizer.from_pretrained(model).all_special_ids == []
     out = tmp_path / "out"
-    train([*SMALL, f"model.name={model}", f"output.folder={out}"])
+    train([*SMALL, f"model.name={model}", *TOYS_FILES, f"output.folder={out}"])
     printed = capsys.readouterr()
     says = "the held-out dialogues hold no special tokens"
     assert says in printed.err and "—" in printed.out and "nan" not in printed.out.lower()
@@ -189,7 +189,7 @@ def test_a_tokenizer_of_a_larger_vocabulary(train: Train, tmp_path: Path) -> Non
 
     template = (tiny.MODEL / "chat_template.jinja").read_text()
     model = with_tokenizer(tmp_path / "larger", larger, template)
-    error = refused(train, tmp_path / "out", f"model.name={model}")
+    error = refused(train, tmp_path / "out", f"model.name={model}", *TOYS_FILES)
     assert isinstance(error, ModelError)
     assert "token ids up to 1024, the model has embeddings for 1024" in str(error)
 
@@ -205,7 +205,7 @@ def test_a_tokenizer_of_a_larger_vocabulary(train: Train, tmp_path: Path) -> Non
 )
 def test_broken_chat_templates(train: Train, tmp_path: Path, template: str, code: int, says: str) -> None:
     model = with_tokenizer(tmp_path / "broken", lambda values: None, template)
-    error = refused(train, tmp_path / "out", f"model.name={model}")
+    error = refused(train, tmp_path / "out", f"model.name={model}", *TOYS_FILES)
     assert error.exit_code == code and says in str(error)
 
 
@@ -283,5 +283,5 @@ def test_infinity_in_evaluation_only(train: Train, tmp_path: Path, change: Any, 
 
 def test_a_model_of_infinities(train: Train, tmp_path: Path) -> None:
     model = poisoned(tmp_path / "all-inf", infinity_everywhere)
-    error = refused(train, tmp_path / "out", f"model.name={model}")
+    error = refused(train, tmp_path / "out", f"model.name={model}", *TOYS_FILES)
     assert error.exit_code == 7 and "layer 1: the model's activations hold NaN" in str(error)

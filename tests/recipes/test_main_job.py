@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import largest_file
+from conftest import TOYS_FILES, largest_file
 
 from fastzoo import load_sae, tiny
 from fastzoo.core.errors import (
@@ -283,7 +283,7 @@ def test_model_without_chat_template(train: Any, tmp_path: Path) -> None:
 
     shutil.copytree(tiny.MODEL, tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    message = refused(train, tmp_path / "out", f"model.name={tmp_path / 'bare'}")
+    message = refused(train, tmp_path / "out", f"model.name={tmp_path / 'bare'}", *TOYS_FILES)
     assert "no chat template" in message
 
 
@@ -334,7 +334,7 @@ def test_weights_of_a_pickle_are_not_loaded(train: Any, tmp_path: Path) -> None:
     shutil.copytree(tiny.MODEL, tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        train([*SMALL, f"output.folder={tmp_path / 'out'}", f"model.name={tmp_path / 'bare'}"])
+        train([*SMALL, f"output.folder={tmp_path / 'out'}", f"model.name={tmp_path / 'bare'}", *TOYS_FILES])
     assert not (tmp_path / "out").exists()
 
 

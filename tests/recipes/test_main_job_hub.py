@@ -39,7 +39,22 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
             timeout=300,
         )
         assert result.returncode == 0, result.stderr
+        # The held-out dialogues are those of that commit, which is not the newest.
+        again = subprocess.run(
+            [
+                *(sys.executable, "-m", "fastzoo.cli.main", "eval", "out/tiny-L1-8x-jumprelu"),
+                *("--dialogues", "1000", "--json"),
+            ],
+            cwd=tmp_path,
+            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert again.returncode == 0, again.stderr
         assert not hub.foreign
+    figures = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "metrics.json").read_text())
+    assert json.loads(again.stdout)["split"] == figures["split"]
     record = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "config.json").read_text())
     assert record["base_model"]["name"] == "lab/Tiny-Instruct"
     assert record["base_model"]["sha"] == model_sha
@@ -114,7 +129,7 @@ for recipe in sys.argv[2:]:
 
 def test_what_is_not_on_the_hub_is_one_line(tmp_path: Path) -> None:
     cases = {
-        "model.name=lab/gone": "lab/gone",
+        "model.name=lab/gone data.source=lab/chats": "lab/gone",
         "data.source=lab/gone": "lab/gone",
         "data.source=lab/chats data.split=test": "test",
         "data.source=lab/chats": "no usable row",

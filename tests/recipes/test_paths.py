@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_jsonl
+from conftest import TOYS_FILES, write_jsonl
 
 from fastzoo import load_sae, tiny
 from fastzoo.config.reading import load_recipe
@@ -191,7 +191,7 @@ def test_output_folders_that_cannot_be(
     before = sorted(place.rglob("*"))
     monkeypatch.chdir(place)
     with pytest.raises(OutputError) as caught:
-        train([*SMALL, f"model.name={without_weights}", f"output.folder={quoted(folder)}"])
+        train([*SMALL, f"model.name={without_weights}", *TOYS_FILES, f"output.folder={quoted(folder)}"])
     message = str(caught.value)
     assert message.isprintable() and len(message) < 1000 and says in message
     assert sorted(place.rglob("*")) == before
@@ -202,7 +202,7 @@ def test_folders_made_for_a_run_that_cannot_begin_are_removed(
 ) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(ModelError):
-        train([*SMALL, f"model.name={without_weights}", f"output.folder={tmp_path}/mine/a/b/c"])
+        train([*SMALL, f"model.name={without_weights}", *TOYS_FILES, f"output.folder={tmp_path}/mine/a/b/c"])
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -238,7 +238,7 @@ def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> 
     except FileNotFoundError:
         pytest.skip("no unshare here")
     done = python(
-        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", f"output.folder={place}/out"),
+        *(str(SCRIPT), *SMALL, f"model.name={without_weights}", *TOYS_FILES, f"output.folder={place}/out"),
         cwd=place,
         before=inside,
     )

@@ -263,6 +263,7 @@ def test_roles(tokenizer: Any) -> None:
         roles(tokenizer, "system")
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["one token", "several tokens"])
 @pytest.mark.parametrize(
     ("start", "end", "assistant", "head"),
     [
@@ -271,11 +272,14 @@ def test_roles(tokenizer: Any) -> None:
     ],
     ids=["llama-3", "gemma"],
 )
-def test_roles_of_other_templates(start: str, end: str, assistant: str, head: str, tokenizer: Any) -> None:
+def test_roles_of_other_templates(
+    start: str, end: str, assistant: str, head: str, whole: bool, tokenizer: Any
+) -> None:
     chat = copy.deepcopy(tokenizer)
     added = [text.strip() for text in (start, end, head) if text.strip()]
     chat.add_special_tokens({"additional_special_tokens": added})
-    chat.add_tokens([assistant])
+    if whole:
+        chat.add_tokens([assistant])
     one = f"{start!r} + names.get(turn.role, turn.role) + {head!r} + turn.content + {end!r}"
     chat.chat_template = f"{{% set names = {{'assistant': {assistant!r}}} %}}{{% for turn in messages %}}{{{{ {one} }}}}{{% endfor %}}"
     said = ["say user model", "no assistant", "why", "user, so"]
