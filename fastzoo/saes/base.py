@@ -151,6 +151,8 @@ class SAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions of x (..., d_in), same shape, in the SAE's dtype; skipped sinks come out as they are."""
         found = self.decode(self.encode(x))
+        if not self.skips_sinks:
+            return found
         return torch.where(self.passed_through(x)[..., None], x.to(found.dtype), found)
 
     @torch.no_grad()
