@@ -30,8 +30,8 @@ DEFINITION = (
     "directly after a special token, the role words user and assistant (Gemma's model); in content these words do not "
     "count. Position 0 and attention sinks, whose large activations are about the place and not the "
     "token, do not count in latents, unless the token stands nowhere else in the split. In "
-    "with_sinks they count, as most likely in arXiv 2506.07691, Appendix F.3; null for tokens that "
-    "are never one. Latents that never fire on the token are left out; of equal ones the lower "
+    "with_sinks they count, as most likely in arXiv 2506.07691, Appendix F.3 (where the SAE skips them, with "
+    "latents of 0); null for tokens that are never one. Latents that never fire on the token are left out; of equal ones the lower "
     "number comes first"
 )
 

@@ -21,18 +21,16 @@ def warnings_of(metrics: Mapping[str, Any], *, skips_sinks: bool) -> list[str]:
     """
     row = flat(metrics)
     lead = leading_subset(row)
+    without, with_sinks = row["fvu_without_sinks"], row["fvu"]
+    fvu = with_sinks if lead == "all" else without
     found = []
-    without, all_tokens = row["fvu_without_sinks"], row["fvu"]
-    fvu = all_tokens if lead == "all" else without
-    if fvu is not None and fvu >= NOTHING_EXPLAINED:
-        found.append(f"FVU is {show(fvu)}: the SAE has collapsed and explains nothing of the activations")
-    elif (
-        not skips_sinks and None not in (without, all_tokens) and without > max(LEAST_FVU, TIMES * all_tokens)
-    ):
+    if None not in (without, with_sinks) and not skips_sinks and without > max(LEAST_FVU, TIMES * with_sinks):
         found.append(
-            f"FVU is {show(all_tokens)} with attention sinks and {show(without)} without: it reconstructs "
+            f"FVU is {show(with_sinks)} with attention sinks and {show(without)} without: it reconstructs "
             "little but the sinks; training.sinks=skip leaves them out"
         )
+    elif fvu is not None and fvu >= NOTHING_EXPLAINED:
+        found.append(f"FVU is {show(fvu)}: the SAE has collapsed and explains nothing of the activations")
     dead = metrics.get("dead_latents", {}).get(lead, {})
     if dead.get("share") == 1:
         found.append(f"all {count(dead['value'])} latents are dead: the SAE has collapsed")

@@ -30,6 +30,7 @@ SINKS = [
     [
         (metrics(0.46, 0.0029), False, SINKS),
         (metrics(0.46, 0.0029), True, []),
+        (metrics(1.2, 0.0029), False, [SINKS[0].replace("0.46", "1.2")]),
         (metrics(0.46, 0.2), False, []),
         (metrics(0.09, 0.0001), False, []),
         (metrics(None, 0.5), False, []),
