@@ -279,7 +279,7 @@ def finish(this: Run) -> None:
         name = str(learner.name)
         sae, figures = saes[name][1].cpu(), found[name]
         save_result(recipe.folder, learner, sae, figures, facts, recipe.training.batch_size)
-        results.append((learner.name, figures.metrics, trainer.tokens_per_second()))
+        results.append((learner.name, figures.metrics, trainer.tokens_per_second(), sae.skips_sinks))
     with talking():
         results = sorted(gather_object(results))
         shares = gather_object([this.forward.tokens])

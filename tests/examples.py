@@ -8,7 +8,7 @@ from typing import Any
 from fastzoo.config.reading import load_recipe
 from fastzoo.hub.files import HubFile
 from fastzoo.hub.registry import Published, Registry, known_files
-from fastzoo.results.figures import DEFINITIONS, SUBSETS
+from fastzoo.results.figures import DEFINITIONS, FIGURES
 from fastzoo.saes.names import parse_name
 
 NAME = "qwen2.5-7b-L18-8x-jumprelu"
@@ -45,6 +45,7 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
             "d_sae": 32,
             "hook_folder": "blocks.3.hook_resid_post",
             "activation_scale": 0.5,
+            "sinks": {"norm": 20.0, "median_norm": 2.0, "skipped": False},
         },
         "base_model": {"name": name, "sha": "c" * 40, "class": "Qwen2", "dtype": "float32"},
         "training_data": source,
@@ -54,8 +55,11 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
         "compute": {"step": "cuda", "precision": "tf32"},
         "versions": {"torch": "2.13.0"},
     }
-    metrics = {m: {s: {"value": 0.25, "tokens": 80} for s in SUBSETS} for m in DEFINITIONS}
-    metrics["dead_latents"] = {"all": {"value": 3, "share": 3 / 32, "tokens": 80}}
+    metrics = {f.key: {s: {"value": 0.25, "tokens": 80} for s in f.subsets} for f in FIGURES}
+    metrics["dead_latents"] = {
+        "without_sinks": {"value": 4, "share": 4 / 32, "tokens": 79},
+        "all": {"value": 3, "share": 3 / 32, "tokens": 80},
+    }
     training = {"steps": 5, "tokens": 50, "dead_latents": 1, "dead_window_steps": 100}
     figures = {
         "name": record["name"],
@@ -64,6 +68,17 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
         "metrics": metrics,
         "training": training,
         "paper": {"log2_mse": -1.5, "log2_mse_special": -2.5},
+    }
+    return record, figures
+
+
+def older(record: dict[str, Any], figures: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same as a version wrote it that did not tell attention sinks apart."""
+    del record["sae"]["sinks"], record["recipe"]["training"]["sinks"]
+    subsets = ("all", "special", "without_position_0")
+    figures["metrics"] = {
+        key: dict.fromkeys(subsets if key != "dead_latents" else ["all"], found["all"])
+        for key, found in figures["metrics"].items()
     }
     return record, figures
 

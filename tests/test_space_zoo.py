@@ -56,9 +56,16 @@ def row(name: str, **values: Any) -> dict[str, Any]:
 
 
 def published(number: int, name: str, **values: Any) -> dict[str, Any]:
-    figures = {"l0": 20 + number, "mse": 0.5, "log2_mse": -1, "fvu": 0.1 + number / 1000}
+    ours = {"l0": 20 + number, "mse": 0.5, "log2_mse": -1, "fvu": 0.1 + number / 1000, "dead_latents": number}
+    figures = {**ours, **{f"{key}_without_sinks": value for key, value in ours.items()}, "fvu": 0.003}
     identity = {"status": "published", "repo_id": f"org/{name}", "revision": "a" * 40}
-    return {**row(name), **identity, **figures, "dead_latents": number, **values}
+    return {**row(name), **identity, **figures, **values}
+
+
+def older(number: int, name: str, **values: Any) -> dict[str, Any]:
+    """As a version published it that did not tell attention sinks apart."""
+    made = published(number, name, **values)
+    return {key: value for key, value in made.items() if not key.endswith("_without_sinks")}
 
 
 def grid() -> list[dict[str, Any]]:
@@ -132,7 +139,7 @@ def test_reading_and_choosing_rows(zoo: ModuleType) -> None:
     assert len(some) == 18 and {r["expansion"] for r in some} == {16.0}
     assert zoo.select(some, {}, True) == []
 
-    up, down = (zoo.ordered(rows, "l0", descending) for descending in (False, True))
+    up, down = (zoo.ordered(rows, "l0_without_sinks", descending) for descending in (False, True))
     assert [r["l0"] for r in up[:30]] == sorted(r["l0"] for r in rows[:30])
     assert up[29] == down[0] and up[30:] == down[30:] == rows[30:]  # none has an L0 there
     with pytest.raises(ValueError, match="no column 'name'"):
@@ -146,7 +153,26 @@ def test_headings_keep_the_papers_figures_and_logarithms_apart(zoo: ModuleType) 
         assert ("special" in heading) == ("special" in column)
     rows = zoo.read_rows(as_csv(grid(), zoo).decode())
     assert zoo.shown_columns(rows[30:]) == ["name", "paper_log2_mse", "paper_log2_mse_special"]
-    assert "fvu" in zoo.shown_columns(rows) and "mse_special" not in zoo.shown_columns(rows)
+    columns = zoo.shown_columns(rows)
+    assert {"fvu", "fvu_without_sinks"} < set(columns)
+    assert "mse_special_without_sinks" not in columns
+    assert (zoo.HEADINGS["fvu_without_sinks"], zoo.HEADINGS["fvu"]) == ("FVU", "FVU with sinks")
+
+
+def test_rows_of_older_versions_are_marked_where_others_leave_sinks_out(zoo: ModuleType) -> None:
+    made = [published(0, "a-L1-8x-topk"), older(1, "b-L1-8x-topk")]
+    new, old = zoo.read_rows(as_csv(made, zoo).decode())
+    assert zoo.text_of(new, "fvu_without_sinks") == "0.1" and zoo.text_of(new, "fvu") == "0.003"
+    assert zoo.text_of(old, "fvu_without_sinks") == "0.003*" and zoo.text_of(old, "fvu") == "0.003"
+    assert zoo.legend([new]) == "" and zoo.legend([new, old]).startswith("* with attention sinks")
+    assert [zoo.figure_of(r, "l0_without_sinks") for r in (new, old)] == [20, 21]
+    assert [r["name"] for r in zoo.ordered([new, old], "fvu_without_sinks", False)] == [
+        old["name"],
+        new["name"],
+    ]
+    assert len(zoo.plot([new, old], "fvu").points) == 2
+    assert "<th>without sinks</th>" in zoo.details(new, "") and "<th>all tokens</th>" in zoo.details(old, "")
+    assert "without sinks" not in zoo.details(old, "")
 
 
 def test_plot_is_of_ours_or_of_the_papers_never_of_both(zoo: ModuleType) -> None:
@@ -376,7 +402,7 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     page.wait(f"document.body.innerText.includes('fastzoo pull {second} --namespace org')")
     page.wait("location.search.includes('sae=')")
     query = page.page.evaluate("location.search")
-    assert query == f"?model=qwen2.5-7b&sort=l0&descending=1&sae={second}"
+    assert query == f"?model=qwen2.5-7b&sort=l0_without_sinks&descending=1&sae={second}"
 
     for width in (1280, 390):
         page.open(query, width)

@@ -58,6 +58,7 @@ def list_saes(
     Shows our figures (from the local folder if there is one, else the published ones) and the paper's.
     """
     from fastzoo.cli.listing import column_key, list_rows, matches, nothing_found, pick, sort_rows, table
+    from fastzoo.results.figures import MARKED, is_older
 
     if sort is not None:
         sort = column_key(sort)
@@ -88,6 +89,8 @@ def list_saes(
         print_table(headings, lines, left)
         if left_out:
             hints.append(f"no space for: {', '.join(left_out)}; --json has everything")
+        if any(map(is_older, rows)):
+            hints.append(MARKED)
         hints.append("'paper:' is what arXiv 2506.07691 reports; all other figures are ours")
     print_hints(hints)
 

@@ -21,11 +21,13 @@ def evaluate_saes(
     """Measure SAEs of one language model, all in one pass."""
     from fastzoo.loading import assemble
     from fastzoo.results.evaluate import evaluate_together
-    from fastzoo.results.summary import print_results
+    from fastzoo.results.summary import print_results, print_warnings
 
     together = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
     report = evaluate_together(together, dialogues)
+    rows = [(k, figures, None, together.saes[k][1].skips_sinks) for k, figures in report["metrics"].items()]
     if as_json:
         print_json(report)
+        print_warnings(rows)
     else:
-        print_results([(name, figures, None) for name, figures in report["metrics"].items()])
+        print_results(rows)

@@ -23,8 +23,8 @@ def print_tokens(report: Mapping[str, Any]) -> None:
         print(f"{name}: latents with the largest mean maximum, {_used(report)}")
         entries = found["tokens"]
         sections = [_latents("", entries)]
-        if any(entry["with_position_0"] for entry in entries):
-            sections.append(_latents("with pos. 0: ", [e["with_position_0"] for e in entries]))
+        if any(entry["with_sinks"] for entry in entries):
+            sections.append(_latents("with sinks: ", [e["with_sinks"] for e in entries]))
         if paper := any(entry.get("paper") for entry in entries):
             theirs = [
                 [[str(x["latent"]), show(x["mean_max"])] for x in entry.get("paper") or ()]
@@ -79,7 +79,8 @@ def print_text(report: Mapping[str, Any]) -> None:
                 str(entry["position"]),
                 entry["role"] or "",
                 str(entry["firing"]),
-                "  ".join(f"{x['latent']}[{show(x['activation'])}]" for x in entry["latents"]),
+                "  ".join(f"{x['latent']}[{show(x['activation'])}]" for x in entry["latents"])
+                or ("attention sink, skipped" if entry["skipped"] else ""),
             ]
             for entry in found["tokens"]
         ]
@@ -95,7 +96,7 @@ def print_latents(report: Mapping[str, Any]) -> None:
             print(
                 f"fires on {entry['frequency']:.2%} of tokens, in {entry['dialogue_frequency']:.1%} of dialogues; mean "
                 f"maximum {show(entry['mean_max'])}, highest {show(entry['highest'])} (mean residual norm "
-                f"{show(found['residual_norm'])}); at position 0 in {entry['position_0']['dialogues']} dialogues"
+                f"{show(found['residual_norm'])}); on {entry['sinks']['fired']} of {entry['sinks']['tokens']} sinks"
             )
             for end, what in (("top", "raises"), ("bottom", "lowers")):
                 print(f"{what}: {_quoted(entry['writes'][end])}")

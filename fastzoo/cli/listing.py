@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from operator import itemgetter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from fastzoo.core.tables import fits
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.find import RUNS, local_results
 from fastzoo.hub.registry import Registry, last_seen
+from fastzoo.results.figures import cell_shown, column_shown
 from fastzoo.results.table import (
+    COLUMNS,
     LISTED,
     MEASURED,
     PAPER,
@@ -118,10 +121,13 @@ def column_key(column: str) -> str:
 
 
 def sort_rows(rows: Sequence[ResultRow], key: str, *, descending: bool) -> list[ResultRow]:
-    """Rows sorted by a column; those without a value are last in either direction."""
+    """Rows sorted by what tables show of a column; those without a value are last in either direction."""
 
-    have: list[Any] = [row for row in rows if row[key] is not None]  # all values of a column have one type
-    return sorted(have, key=itemgetter(key), reverse=descending) + [r for r in rows if r[key] is None]
+    def value(row: ResultRow) -> Any:  # all values of a column have one type
+        return row[column_shown(row, key)]
+
+    have = [row for row in rows if value(row) is not None]
+    return sorted(have, key=value, reverse=descending) + [r for r in rows if value(r) is None]
 
 
 def known_names() -> list[str]:
@@ -158,13 +164,16 @@ def table(
 
     Columns without any value are neither shown nor reported; the sorted one is always shown.
     """
-    columns = [c for c in SHOWN if c.rank == 0 or any(row[c.name] is not None for row in rows)]
+    columns = [
+        c for c in SHOWN if c.rank == 0 or any(row[column_shown(row, c.name)] is not None for row in rows)
+    ]
     if sort is not None and sort not in {c.name for c in columns}:
-        columns.insert(2, Column(sort, float, "", rank=0, digits="g"))
+        known = next((c for c in COLUMNS if c.name == sort), Column(sort, str, ""))
+        columns.insert(2, replace(known, rank=0, digits=known.digits or "g"))
     left_out: list[str] = []
     while True:
         headings = [column.heading or column.name for column in columns]
-        lines = [[_show(row[c.name], c.digits) for c in columns] for row in rows]
+        lines = [[cell_shown(row, c.name, partial(_show, digits=c.digits)) for c in columns] for row in rows]
         last = max((c for c in reversed(columns) if c.name != sort), key=lambda c: c.rank or 0)
         if fits(headings, lines) or last.rank == 0:  # names are not cut
             left = [i for i, column in enumerate(columns) if not column.digits]

@@ -27,16 +27,16 @@ WRITTEN = 10
 """Tokens of the logit lens that are reported, at either end."""
 
 FIGURES = (
-    "of a latent, position 0 left out: mean_max, its largest activation in a dialogue, averaged over "
-    "all dialogues; highest, the largest of all; frequency and dialogue_frequency, the shares of "
+    "of a latent, position 0 and attention sinks left out: mean_max, its largest activation in a dialogue, "
+    "averaged over all dialogues; highest, the largest of all; frequency and dialogue_frequency, the shares of "
     "tokens and of dialogues that it fires on. writes: the tokens whose logits its decoder row raises "
     "(top) and lowers (bottom) most, through the final norm's weights and the unembedding"
 )
 
 FIRING = (
     "contexts: the dialogues with its largest activations, one place of each. tokens: those with the "
-    "largest share of the sum of its activations; mean is over all their occurrences. position_0: the "
-    "dialogues it fires in at that place, and its mean activation there over all dialogues"
+    "largest share of the sum of its activations; mean is over all their occurrences. sinks: the "
+    "tokens that are left out, on how many of them it fires, and its mean activation there"
 )
 
 
@@ -49,20 +49,22 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
     reader, saes = assembly.reader, assembly.saes
     sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     firing = {name: [Firing(top) for _ in latents] for name in saes}
+    occurrences: dict[str, Counter[int]] = {name: Counter() for name in saes}
     columns = torch.tensor(latents, device=reader.device)
     with Progress("reading dialogues", split["tokens"]) as bar:
         for group, encoded in encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens")):
             lengths = [len(s) for s in group]
-            for name, x_TD, acts_TF in encoded:
-                sums[name].add(x_TD, acts_TF, lengths)
+            for name, x_TD, acts_TF, sink_T in encoded:
+                sums[name].add(x_TD, acts_TF, sink_T, lengths)
                 chosen = acts_TF[:, columns].float().cpu().split(lengths)
-                for sequence, part in zip(group, chosen, strict=True):
+                sinks = sink_T.cpu().split(lengths)
+                for sequence, part, sink_L in zip(group, chosen, sinks, strict=True):
+                    occurrences[name].update(sequence.ids[~sink_L.numpy()].tolist())
                     for gathered, acts_T in zip(firing[name], part.numpy().T, strict=True):
-                        gathered.add(sequence, acts_T)
-    occurrences = Counter(number for s in sequences for number in s.ids[1:].tolist())
+                        gathered.add(sequence, acts_T, sink_L.numpy())
     found = {}
     for name in saes:
-        contexts = (gathered.report(assembly.texts, occurrences) for gathered in firing[name])
+        contexts = (gathered.report(assembly.texts, occurrences[name]) for gathered in firing[name])
         known = dict(zip(latents, contexts, strict=True))
         found[name] = _part(assembly, name, sums[name].result(), known)
     return {

@@ -27,7 +27,7 @@ DEFINITION = (
     "the latents with the largest mean_max: a latent's largest activation over the token's positions "
     "in a dialogue, wherever it stands there, averaged over the dialogues that contain it (dialogues, "
     "zeros included; a latent's own dialogues: those in which it fires on the token). As for special "
-    "tokens, position 0 counts only in with_position_0, unless the token stands nowhere else"
+    "tokens, position 0 and attention sinks count only in with_sinks, unless the token stands nowhere else"
 )
 
 
@@ -75,9 +75,8 @@ def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: i
     sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
     with Progress("reading dialogues", split["tokens"]) as bar:
         for group, encoded in encode_packs(reader, saes, sequences, lambda n: bar.advance(n, "tokens")):
-            occurrences = Occurrences(group, tokens, reader.device)
-            for name, _, acts_TF in encoded:
-                sums[name].add(acts_TF, occurrences)
+            for name, _, acts_TF, sink_T in encoded:
+                sums[name].add(acts_TF, Occurrences(group, tokens, reader.device, sink_T))
     found = {name: s.report(tokens.text, top) for name, s in sums.items()}
     return {"base_model": assembly.base_model, "split": split, "saes": found}
 
@@ -92,7 +91,7 @@ def _add_paper(found: dict[str, Any], name: str) -> None:
     for entry in found["tokens"]:
         entry["paper"] = None
     for x in reported:
-        unseen = {"dialogues": 0, "latents": [], "with_position_0": None, "paper": None}
+        unseen = {"dialogues": 0, "latents": [], "with_sinks": None, "paper": None}
         entry = entries.setdefault(x.token_id, {"token_id": x.token_id, "token": x.token, **unseen})
         latent = {"rank": x.rank, "latent": x.latent, "mean_max": x.mean_max_activation}
         entry["paper"] = [*(entry["paper"] or ()), latent]
@@ -145,7 +144,8 @@ def _as_text(assembly: Assembly, token: str) -> str:
 
 @torch.no_grad()
 def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, Any]:
-    """For each token of a text, the latents that fire on it, the strongest first.
+    """For each token of a text, the latents that fire on it, the strongest first; none fires on a sink that
+    the SAE skips, and ``skipped`` says so.
 
     The text is a user's message or, if ``raw``, taken as it is, special tokens included. Raises
     InputError: empty, longer than the model's context, or refused by the chat template.
@@ -158,9 +158,15 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, 
         places.append({"token_id": number, "token": texts(number), "position": place, "role": role})
     saes = {}
     for _, encoded in encode_packs(assembly.reader, assembly.saes, [sequence]):
-        for name, _, acts_TF in encoded:
+        for name, x_TD, acts_TF, _ in encoded:
+            skipped = assembly.saes[name][1].passed_through(x_TD).tolist()
             fired = [_fired(acts_F, top) for acts_F in acts_TF.float().cpu().numpy()]
-            saes[name] = {"tokens": [{**place, **found} for place, found in zip(places, fired, strict=True)]}
+            saes[name] = {
+                "tokens": [
+                    {**place, "skipped": sink, **found}
+                    for place, sink, found in zip(places, skipped, fired, strict=True)
+                ]
+            }
     return {"base_model": assembly.base_model, "raw": raw, "saes": saes}
 
 

@@ -18,29 +18,33 @@ AROUND = 10
 
 @dataclass
 class Firing:
-    """What is gathered about one latent. Position 0 is counted apart, as in ``LatentStatistics``."""
+    """What is gathered about one latent. Sinks are counted apart, as in ``LatentStatistics``."""
 
     top: int
     """How many contexts, and how many tokens, are reported."""
     _best: list[tuple[float, int, int, TokenSequence, np.ndarray]] = field(default_factory=list)
     _dialogues: int = 0
-    _first_sum: float = 0.0
-    _first_fired: int = 0
+    _sinks: int = 0
+    _sinks_sum: float = 0.0
+    _sinks_fired: int = 0
     _sum: Counter[int] = field(default_factory=Counter)
     _fired: Counter[int] = field(default_factory=Counter)
 
-    def add(self, sequence: TokenSequence, acts_T: np.ndarray) -> None:
-        """Add a dialogue with the latent's activations (T,), none of them negative."""
+    def add(self, sequence: TokenSequence, acts_T: np.ndarray, sink_T: np.ndarray) -> None:
+        """Add a dialogue with the latent's activations (T,), none of them negative, and with which of its
+        tokens are sinks (T,)."""
         self._dialogues += 1
-        self._first_sum += float(acts_T[0])
-        self._first_fired += bool(acts_T[0] > 0)
-        fired = np.flatnonzero(acts_T[1:] > 0) + 1
+        self._sinks += int(sink_T.sum())
+        self._sinks_sum += float(acts_T[sink_T].sum())
+        self._sinks_fired += int((acts_T[sink_T] > 0).sum())
+        counted_T = np.where(sink_T, 0, acts_T)
+        fired = np.flatnonzero(counted_T > 0)
         if not len(fired):
             return
         for number, value in zip(sequence.ids[fired].tolist(), acts_T[fired].tolist(), strict=True):
             self._sum[number] += value
             self._fired[number] += 1
-        place = int(acts_T[1:].argmax()) + 1
+        place = int(counted_T.argmax())
         # Of equal maxima the one in the earlier dialogue stays: its negative number is larger.
         entry = (float(acts_T[place]), -self._dialogues, place, sequence, acts_T)
         heapq.heappush(self._best, entry)
@@ -48,8 +52,8 @@ class Firing:
             heapq.heappop(self._best)
 
     def report(self, texts: TurnTexts, occurrences: Counter[int]) -> dict[str, Any]:
-        """Contexts (at most one per dialogue), tokens and position 0, as plain data; ``occurrences`` says
-        how often each token id stands elsewhere than at position 0."""
+        """Contexts (at most one per dialogue), tokens and sinks, as plain data; ``occurrences`` says how
+        often each token id is no sink."""
         total = sum(self._sum.values())
         by_share = sorted(self._sum, key=lambda number: (-self._sum[number], number))
         return {
@@ -65,7 +69,11 @@ class Firing:
                 }
                 for number in by_share[: self.top]
             ],
-            "position_0": {"dialogues": self._first_fired, "mean": self._first_sum / max(self._dialogues, 1)},
+            "sinks": {
+                "tokens": self._sinks,
+                "fired": self._sinks_fired,
+                "mean": self._sinks_sum / max(self._sinks, 1),
+            },
         }
 
     @staticmethod

@@ -26,9 +26,9 @@ TOKENS = 10
 """Logit-lens tokens that stand for a latent."""
 
 DEFINITION = (
-    "output score: with h + alpha * n * d at every position of a prompt that ends where the "
+    "output score: with h + alpha * n * d at every position (sinks too) of a prompt that ends where the "
     "assistant's answer begins (h the residual stream after the SAE's layer, d the latent's decoder "
-    "row, n the mean norm of h), the rise of the joint next-token probability of the ten tokens that "
+    "row, n the mean norm of h without sinks), the rise of the joint next-token probability of the ten tokens that "
     "d raises most by the logit lens; the mean over prompts, 0 where it falls. After the idea of Arad "
     "et al. 2025 (arXiv 2505.20063), by a formula of our own"
 )
@@ -51,7 +51,7 @@ def output_scores(
 
     Let S be the ``TOKENS`` tokens with the largest logit-lens logits of the decoder row d, p(S) the
     model's joint probability of them as the token after a prompt, and p'(S) the same with
-    h + alpha * residual_norm * d after ``layer`` at every position of the prompt. The score is
+    h + alpha * residual_norm * d after ``layer`` at every position of the prompt, as ``steer`` adds. The score is
     max(0, mean over prompts of p'(S) - p(S)). Choosing latents by what they do to the output is the
     idea of Arad, Mueller, Belinkov 2025: SAEs Are Good for Steering - If You Select the Right Features
     (arXiv 2505.20063); their score also weighs the tokens' ranks.

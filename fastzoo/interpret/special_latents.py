@@ -29,39 +29,48 @@ DEFINITION = (
     "Special are the tokenizer's special tokens and, where the chat template writes them "
     "directly after a special token, the tokens of the role words user and assistant (Gemma's model); role_word is the "
     "word of a token that is only a part of it; in content these words do not count. "
-    "Position 0 is an attention sink whose large activations are about the place and not the "
-    "token: it does not count in latents, unless the token stands nowhere else in the split. In "
-    "with_position_0 it counts, as most likely in arXiv 2506.07691, Appendix F.3; null for tokens that "
-    "never stand there. Latents that never fire on the token are left out; of equal ones the lower "
+    "Position 0 and attention sinks, whose large activations are about the place and not the "
+    "token, do not count in latents, unless the token stands nowhere else in the split. In "
+    "with_sinks they count, as most likely in arXiv 2506.07691, Appendix F.3 (where the SAE skips them, with "
+    "latents of 0); null for tokens that are never one. Latents that never fire on the token are left out; of equal "
+    "ones the lower "
     "number comes first"
 )
 
-# Dialogues that begin with a token are summed twice for it, apart from the other dialogues.
-ELSEWHERE, WITHOUT_FIRST, WITH_FIRST = range(3)
+# Dialogues in which a token is a sink are summed twice for it, apart from the other dialogues.
+ELSEWHERE, WITHOUT_SINKS, WITH_SINKS = range(3)
 
 Key = tuple[int, int]
-"""Token id, and which sum: over dialogues that do not begin with the token (``ELSEWHERE``), or over
-those that do, without or with its occurrence at position 0."""
+"""Token id, and which sum: over dialogues where the token is no sink (``ELSEWHERE``), or over those
+where it is, without or with its occurrences as a sink."""
 
 
 class Occurrences:
     """Where the special tokens of a pack stand, in groups of one dialogue and one key each."""
 
     def __init__(
-        self, sequences: Sequence[TokenSequence], tokens: SpecialTokens, device: torch.device
+        self,
+        sequences: Sequence[TokenSequence],
+        tokens: SpecialTokens,
+        device: torch.device,
+        sink_T: Tensor | None = None,
     ) -> None:
-        """``sequences`` are whole dialogues, laid end to end in the pack."""
+        """``sequences`` are whole dialogues, laid end to end in the pack; ``sink_T`` (bool) tells which of
+        their tokens are attention sinks, besides position 0."""
         ids, position, special = (column(sequences, name) for name in ("ids", "position", "special"))
         counted = tokens.among(ids, position, special)
         lengths = [len(s) for s in sequences]
         dialogue = np.repeat(np.arange(len(lengths)), lengths)
-        start = np.repeat(np.cumsum(lengths) - lengths, lengths)
         self.role_words = tokens.parts
         """Token id, and the role word that it is a part of."""
-        begins = counted[start] & (ids == ids[start])  # the dialogue begins with this token
-        found = [np.flatnonzero(counted & chosen) for chosen in (~begins, begins & (position > 0), begins)]
+        sink = position == 0
+        if sink_T is not None:
+            sink |= sink_T.cpu().numpy()
+        pair = dialogue * (int(ids.max()) + 1) + ids  # one number for dialogue and token
+        touched = np.isin(pair, pair[counted & sink])  # the token is a sink somewhere in the dialogue
+        found = [np.flatnonzero(counted & chosen) for chosen in (~touched, touched & ~sink, touched)]
         rows = np.concatenate(found)
-        kinds = np.repeat((ELSEWHERE, WITHOUT_FIRST, WITH_FIRST), [len(part) for part in found])
+        kinds = np.repeat((ELSEWHERE, WITHOUT_SINKS, WITH_SINKS), [len(part) for part in found])
         labels = np.stack([dialogue[rows], ids[rows], kinds])
         groups, group, sizes = np.unique(labels, axis=1, return_inverse=True, return_counts=True)
         # Groups with most occurrences first: the n-th occurrences belong to the first few groups.
@@ -124,13 +133,13 @@ class SpecialLatents:
         """``{"definition", "tokens"}`` as ``metrics.json`` has it, with ``top`` latents per token."""
         found = []
         for token in sorted({token for token, _ in self._places}):
-            without = self._top([(token, ELSEWHERE), (token, WITHOUT_FIRST)], top)
-            complete = self._top([(token, ELSEWHERE), (token, WITH_FIRST)], top)
-            at_first = complete if (token, WITH_FIRST) in self._places else None
+            without = self._top([(token, ELSEWHERE), (token, WITHOUT_SINKS)], top)
+            complete = self._top([(token, ELSEWHERE), (token, WITH_SINKS)], top)
+            with_sinks = complete if (token, WITH_SINKS) in self._places else None
             chosen = without if without["dialogues"] else complete
             part = {"role_word": self._role_words[token]} if token in self._role_words else {}
             name = {"token_id": token, "token": text(token), **part}
-            found.append({**name, **chosen, "with_position_0": at_first})
+            found.append({**name, **chosen, "with_sinks": with_sinks})
         return {"definition": DEFINITION, "tokens": found}
 
     def _top(self, keys: Sequence[Key], top: int) -> dict[str, Any]:

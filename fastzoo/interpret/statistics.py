@@ -22,15 +22,14 @@ from fastzoo.saes.base import SAE
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Figures of one SAE over dialogues, without position 0.
+    """Figures of one SAE over dialogues, without sinks (``sinks_of``).
 
-    Position 0 is an attention sink in many models, with a norm and activations far larger than all
-    others. Tensors are (d_sae,), float64, on the CPU.
+    Tensors are (d_sae,), float64, on the CPU.
     """
 
     layer: int
     dialogues: int
-    """How many dialogues of more than one token."""
+    """How many dialogues have other tokens than sinks."""
     tokens: int
     residual_norm: float
     """Mean over tokens of the L2 norm of the residual stream after the SAE's layer."""
@@ -49,6 +48,17 @@ class LatentStatistics:
         return {key: getattr(self, f"{key}_F")[latent].item() for key in keys}
 
 
+def sinks_of(sae: SAE, x_TD: Tensor, position_T: Tensor) -> Tensor:
+    """bool (T,): the tokens that figures of latents leave out.
+
+    They are position 0 of each dialogue, and wherever else the SAE says that the activation x is an
+    attention sink. Position 0 is a sink in most models; in all of them it sees nothing but itself, so that
+    nearly all dialogues have the same activation there.
+    """
+    first_T = position_T == 0
+    return first_T if sae.sinks is None else first_T | sae.sinks.mask(x_TD)
+
+
 class StatisticsSums:
     """Sums of one SAE over packs of whole dialogues: a few numbers per latent."""
 
@@ -59,24 +69,24 @@ class StatisticsSums:
         self._highest_F, self._fired_F = self._max_F.clone(), self._max_F.clone()
         self._dialogues_F = self._max_F.clone()
 
-    def add(self, x_TD: Tensor, acts_TF: Tensor, lengths: Sequence[int]) -> None:
+    def add(self, x_TD: Tensor, acts_TF: Tensor, sink_T: Tensor, lengths: Sequence[int]) -> None:
         """Add a pack's residual stream and its activations, none of which is negative."""
-        for x_LD, acts_LF in zip(x_TD.split(list(lengths)), acts_TF.split(list(lengths)), strict=True):
-            if len(x_LD) == 1:
-                continue
-            self.dialogues += 1
-            self.tokens += len(x_LD) - 1
-            self._norm += torch.linalg.vector_norm(x_LD[1:].double(), dim=1).sum()
-            largest_F = acts_LF[1:].amax(0).double()
+        kept_T = ~sink_T
+        self.dialogues += sum(bool(kept_L.any()) for kept_L in kept_T.cpu().split(list(lengths)))
+        self.tokens += int(kept_T.sum())
+        self._norm += (torch.linalg.vector_norm(x_TD.double(), dim=1) * kept_T).sum()
+        for sink_L, acts_LF in zip(sink_T.split(list(lengths)), acts_TF.split(list(lengths)), strict=True):
+            counted_LF = acts_LF.masked_fill(sink_L[:, None], 0)
+            largest_F = counted_LF.amax(0).double()
             self._max_F += largest_F
             torch.maximum(self._highest_F, largest_F, out=self._highest_F)
-            self._fired_F += (acts_LF[1:] > 0).sum(0)
+            self._fired_F += (counted_LF > 0).sum(0)
             self._dialogues_F += largest_F > 0
 
     def result(self) -> LatentStatistics:
-        """Raises DataError: no dialogue has a second token."""
+        """Raises DataError: there are only sinks."""
         if not self.dialogues:
-            raise DataError("no dialogue has more than one token, and the first one does not count")
+            raise DataError("no dialogue has a token that counts: the first one, and attention sinks, do not")
         return LatentStatistics(
             self.layer,
             self.dialogues,
@@ -89,8 +99,9 @@ class StatisticsSums:
         )
 
 
-Encoded = Iterator[tuple[str, Tensor, Tensor]]
-"""For each SAE: name, residual stream (T, D) at its layer in float32, and activations (T, F)."""
+Encoded = Iterator[tuple[str, Tensor, Tensor, Tensor]]
+"""For each SAE: name, residual stream (T, D) at its layer in float32, latents (T, F), those of skipped sinks
+being 0, and ``sinks_of`` (T,)."""
 
 
 def encode_packs(
@@ -114,7 +125,8 @@ def encode_packs(
     def encoded(columns: Mapping[str, Tensor]) -> Encoded:
         for name, (layer, sae) in saes.items():
             x_TD = columns[f"L{layer}"].float()
-            yield name, x_TD, sae.encode(x_TD)
+            sink_T = sinks_of(sae, x_TD, columns["position"])
+            yield name, x_TD, sae.encode(x_TD, skip_sinks=True), sink_T
 
     groups = list(packs(sequences, reader.pack_tokens))
     layers = {layer for layer, _ in saes.values()}
@@ -143,10 +155,10 @@ def statistics(
         sequences: the dialogues, each a sequence of its own.
         progress: told how many tokens were just read.
 
-    Raises as ``encode_packs`` does, and DataError: no dialogue has a second token.
+    Raises as ``encode_packs`` does, and DataError: there are only sinks.
     """
     sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     for group, encoded in encode_packs(reader, saes, sequences, progress):
-        for name, x_TD, acts_TF in encoded:
-            sums[name].add(x_TD, acts_TF, [len(s) for s in group])
+        for name, x_TD, acts_TF, sink_T in encoded:
+            sums[name].add(x_TD, acts_TF, sink_T, [len(s) for s in group])
     return {name: s.result() for name, s in sums.items()}

@@ -20,7 +20,7 @@ from fastzoo.publish.journal import Journal
 from fastzoo.publish.report import PushOptions, PushReport, say
 from fastzoo.publish.results_dataset import dataset_files
 from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
-from fastzoo.results.figures import show, shown
+from fastzoo.results.figures import column_shown, is_older, show, shown
 from fastzoo.results.table import with_grid
 
 
@@ -74,8 +74,14 @@ def _items(registry: Registry, dataset: str, space: str | None) -> list[Item]:
 
 def headline(figures: Mapping[str, Any]) -> str:
     """The note of an SAE's item: its main figures."""
-    cells = [(figure.name(subset), figures.get(figure.column(subset))) for figure, subset in shown("listed")]
-    return " · ".join(f"{name} {show(value)}" for name, value in cells if value is not None)
+    cells = [
+        (figure.heading(subset), figures.get(column_shown(figures, figure.column(subset))))
+        for figure, subset in shown("listed")
+    ]
+    parts = [f"{name} {show(value)}" for name, value in cells if value is not None]
+    if parts:
+        parts.append("attention sinks included" if is_older(figures) else "without attention sinks")
+    return " · ".join(parts)
 
 
 def _publish_space(folder: Path, options: PushOptions, report: PushReport) -> str | None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.files import resource
+from fastzoo.core.values import value_at
 from fastzoo.hub.files import SHA1
 from fastzoo.results.card_merge import FALLBACK, mark_card
-from fastzoo.results.figures import ROWS, SUBSETS, count, show, shown, value_of
+from fastzoo.results.figures import ROWS, SUBSETS, count, flat, leading_subset, show, shown, value_of
 from fastzoo.results.licences import base_licence
+from fastzoo.results.warnings import warnings_of
 from fastzoo.saes import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -33,12 +35,18 @@ def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: 
     try:
         base = record["base_model"]
         on_hub = bool(HUB_ID.fullmatch(base["name"]))
+        metrics, sinks = figures["metrics"], record["sae"].get("sinks")
+        skips_sinks = value_at(sinks, "skipped") is True
         body = template("sae.md.j2").render(
             record=record,
             figures=figures,
             repo_id=repo_id,
             rows=ROWS,
-            subsets={key: subset.title for key, subset in SUBSETS.items()},
+            subsets={key: subset.title for key, subset in SUBSETS.items() if key in metrics["mse"]},
+            lead=leading_subset(flat(metrics)),
+            sinks=sinks,
+            skips_sinks=skips_sinks,
+            warnings=warnings_of(metrics, skips_sinks=skips_sinks),
             architecture=ARCHITECTURES[record["sae"]["architecture"]],
             embedded=base["name"] == EMBEDDED_MODEL,
             on_hub=on_hub,
@@ -96,10 +104,10 @@ def _eval_results(metrics: Mapping[str, Any], dataset: str) -> list[EvalResult]:
     """Every figure of the card's table that there is, as the Hub's model-index has them."""
     from huggingface_hub import EvalResult
 
-    cells = [(f.column(s), f.name(s), value_of(metrics, f, s)) for f, s in shown("subsets") if not f.counts]
-    dead = metrics["dead_latents"]["all"]
-    cells += [("dead_latents", "Dead latents", dead["value"])]
-    cells += [("dead_latents_share", "Share of dead latents", dead["share"])]
+    cells = [(f.column(s), f.name(s), value_of(metrics, f, s)) for f, s in shown("subsets")]
+    lead = leading_subset(flat(metrics))
+    share = metrics["dead_latents"][lead]["share"]
+    cells += [("dead_latents_share", f"share of dead latents ({SUBSETS[lead].title})", share)]
     about: dict[str, Any] = {"task_type": "feature-extraction", "task_name": "Reconstruction"}
     about |= {"dataset_type": dataset, "dataset_name": f"held-out dialogues of {dataset}"}
     return [

@@ -1,12 +1,12 @@
 """The one table of the figures that are measured: keys, labels, definitions, and where each is shown.
 
-A new figure is computed in ``fastzoo.results.metrics`` (or ``evaluate``) and gets an entry in
+Those without attention sinks lead everywhere, and their headings need not say so. A new figure is computed in ``fastzoo.results.metrics`` (or ``evaluate``) and gets an entry in
 ``FIGURES``; nothing else lists figures. Loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,13 +22,13 @@ class Subset:
 
 SUBSETS = {
     "without_sinks": Subset("without sinks", "", "; without attention sinks"),
-    "all": Subset("all tokens", "all"),
+    "all": Subset("all tokens", "with sinks", "; over all tokens, attention sinks too"),
     "special_without_sinks": Subset(
         "special tokens without sinks", "special", "; over special tokens that are no attention sinks"
     ),
-    "special": Subset("special tokens", "all special", "; over special tokens only"),
+    "special": Subset("special tokens", "special with sinks", "; over special tokens only"),
     "without_position_0": Subset(
-        "without position 0", "no pos. 0", "; without the first token of each dialogue"
+        "without position 0", "without pos. 0", "; without the first token of each dialogue"
     ),
 }
 """By their keys in ``metrics.json``; what leads comes first. A sink is a token whose activation at the SAE's layer has
@@ -41,6 +41,12 @@ SPECIAL = ("without_sinks", "special_without_sinks")
 LOSS = ("without_sinks", "all", "special_without_sinks", "special")
 """What cross-entropy figures are measured for."""
 EVERY = tuple(SUBSETS)
+
+WITH_SINKS = {"without_sinks": "all", "special_without_sinks": "special"}
+"""The subsets of records of older versions, which did not tell sinks apart."""
+
+MARK, MARKED = "*", "* with attention sinks: measured by an older version of fastzoo"
+"""Behind a figure that stands in for one without sinks, and what that says."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Figure:
 
     def name(self, subset: str) -> str:
         """Its name outside of tables."""
-        return self.label if subset == "all" else f"{self.label} ({SUBSETS[subset].title})"
+        return f"{self.label} ({SUBSETS[subset].title})"
 
 
 # One entry after the other, as a table.
@@ -143,6 +149,37 @@ def shown(place: Literal["subsets", "run", "page", "listed"]) -> list[tuple[Figu
 def value_of(metrics: Mapping[str, Any], figure: Figure, subset: str) -> Any:
     """A figure in the ``metrics`` of a ``metrics.json``; None where an older one does not have it."""
     return metrics.get(figure.key, {}).get(subset, {}).get("value")
+
+
+def flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``metrics`` of a ``metrics.json`` as a row: values by column, None where an older one has none."""
+    return {f.column(s): value_of(metrics, f, s) for f in FIGURES for s in f.subsets}
+
+
+_INSTEAD = {f.column(s): f.column(WITH_SINKS[s]) for f in FIGURES for s in f.subsets if s in WITH_SINKS}
+
+
+def is_older(row: Mapping[str, Any]) -> bool:
+    """Whether a row of columns is of a version that did not tell sinks apart: it has an L0, but none without."""
+    return row.get("l0_without_sinks") is None and row.get("l0") is not None
+
+
+def leading_subset(row: Mapping[str, Any]) -> str:
+    """The subset that a row of columns leads with."""
+    return "all" if is_older(row) else "without_sinks"
+
+
+def column_shown(row: Mapping[str, Any], column: str) -> str:
+    """The column of a row that tables show under a column's heading: that, or the one with sinks in rows of
+    older versions."""
+    return _INSTEAD.get(column, column) if is_older(row) else column
+
+
+def cell_shown(row: Mapping[str, Any], column: str, text: Callable[[Any], str]) -> str:
+    """A cell of a table, written by ``text``, and marked where it stands in for a figure without sinks."""
+    there = column_shown(row, column)
+    mark = MARK if there != column and row.get(there) is not None else ""
+    return text(row.get(there)) + mark
 
 
 def show(value: float | int | None) -> str:

@@ -34,11 +34,11 @@ RECORD, CARD = "config.json", "README.md"
 
 LOG_COLUMNS = (
     *("step", "tokens", "lr", "sparsity_coefficient"),
-    *("loss", "squared_error", "penalty", "l0", "fvu", "grad_norm", "dead_latents"),
-    *("seconds", "tokens_per_second"),
+    *("loss", "squared_error", "penalty", "l0", "fvu", "l0_without_sinks", "fvu_without_sinks"),
+    *("grad_norm", "dead_latents", "seconds", "tokens_per_second"),
 )
-"""Columns of training_log.csv; those of the second line are means since the row before, in the scaled
-units that training sees."""
+"""Columns of training_log.csv; from loss to grad_norm means since the row before, in the scaled units that
+training sees."""
 
 
 class Learner(Protocol):

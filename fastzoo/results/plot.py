@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PANELS = (
-    ("fvu", "FVU on training batches", "log"),
-    ("l0", "L0 (active latents per token)", "log"),
-    ("dead_latents", "dead latents", "linear"),
-    ("lr", "learning rate", "linear"),
+    (("fvu_without_sinks", "fvu"), "FVU on training batches", "log"),
+    (("l0_without_sinks", "l0"), "L0 (active latents per token)", "log"),
+    (("dead_latents",), "dead latents", "linear"),
+    (("lr",), "learning rate", "linear"),
+)
+"""Columns, what leads first; the second is drawn, with a legend, where it differs."""
+
+SAME = 1e-3
+"""Relative difference up to which two curves are one."""
+
+STYLES = (
+    {"color": "#2f5d8a", "linewidth": 1.6, "label": "without attention sinks", "zorder": 3},
+    {"color": "#b9b9b9", "linewidth": 1.2, "label": "with them"},
 )
 
 
@@ -23,9 +33,15 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     tokens = [row["tokens"] for row in log]
-    for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        values = [row[column] for row in log]
-        axes.plot(tokens, values, color="#2f5d8a", linewidth=1.6, marker="." if len(log) < 3 else "")
+    for axes, (columns, label, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        curves = [[row[column] for row in log] for column in columns]
+        if all(math.isclose(a, b, rel_tol=SAME) for a, b in zip(curves[0], curves[-1], strict=True)):
+            del curves[1:]
+        for curve, style in zip(curves, STYLES, strict=False):
+            axes.plot(tokens, curve, marker="." if len(log) < 3 else "", **style)
+        if len(curves) > 1:
+            axes.legend(fontsize=8)
+        values = [value for curve in curves for value in curve]
         if scale == "log" and all(value > 0 for value in values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -16,7 +16,7 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.files import read_json
 from fastzoo.core.values import number_at, text_at, value_at
 from fastzoo.hub.registry import Registry
-from fastzoo.results.figures import FIGURES, LEADING, SUBSETS, Figure
+from fastzoo.results.figures import FIGURES, SHOWN, SUBSETS, Figure
 from fastzoo.saes.names import SAEName, zoo_names
 from fastzoo.saes.paper import paper_figures
 
@@ -78,6 +78,12 @@ MEASURED = (
         "evaluation_tokens_special", int, "special tokens among them", "metrics.metrics.mse.special.tokens"
     ),
     Column(
+        "evaluation_tokens_without_sinks",
+        int,
+        "tokens that are no attention sinks",
+        "metrics.metrics.mse.without_sinks.tokens",
+    ),
+    Column(
         "evaluation_tokens_without_position_0",
         int,
         "tokens without the first of each dialogue",
@@ -90,6 +96,7 @@ MEASURED = (
     Column("training_revision", str, "commit or hash of it", "config.training_data.revision"),
     Column("training_tokens", int, "tokens trained on", "metrics.training.tokens"),
     Column("preset", str, "preset of the recipe", "config.recipe.preset"),
+    Column("sinks", str, "attention sinks in training: train or skip", "config.recipe.training.sinks"),
     Column("fastzoo_version", str, "version that trained and measured", "config.versions.fastzoo"),
 )
 """What ``result_row`` gives; empty where nothing is published."""
@@ -106,9 +113,9 @@ PAPER = (
 COLUMNS = (*IDENTITY, *MEASURED, *PAPER)
 """In the order of the results dataset."""
 
-_LEADING_FIRST = sorted(MEASURED, key=lambda column: column.name != LEADING)
+_LISTED_FIGURES = (_column(figure, subset) for figure in SHOWN for subset in figure.listed)
 
-LISTED = tuple(c for c in (*IDENTITY, *_LEADING_FIRST, *PAPER) if c.rank is not None)
+LISTED = (*(c for c in IDENTITY if c.rank is not None), *_LISTED_FIGURES, *PAPER)
 """What ``fastzoo list`` shows, in its order."""
 
 

@@ -125,7 +125,9 @@ class SAE(nn.Module):
     def encode(self, x: Tensor, *, skip_sinks: bool = False) -> Tensor:
         """Activations x (..., d_in) to latents (..., d_sae); ``skip_sinks`` makes those of skipped sinks 0."""
         latents = self.activate(self.pre_activations(x))
-        return latents.masked_fill(self.passed_through(x)[..., None], 0) if skip_sinks else latents
+        if not (skip_sinks and self.skips_sinks):
+            return latents
+        return latents.masked_fill(self.passed_through(x)[..., None], 0)
 
     def encode_latents(self, x: Tensor, latents_K: Tensor) -> Tensor:
         """Activations x (..., d_in) to the latents numbered ``latents_K``, (..., K)."""
@@ -134,6 +136,11 @@ class SAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (..., d_sae) to reconstructions (..., d_in)."""
         return latents @ self.W_dec + self.b_dec
+
+    @property
+    def skips_sinks(self) -> bool:
+        """Whether it was not trained on attention sinks, and passes them through."""
+        return self.sinks is not None and self.sinks.skipped
 
     def passed_through(self, x: Tensor) -> Tensor:
         """bool (...,): which activations x (..., d_in) are sinks that the SAE was not trained on."""
@@ -144,9 +151,9 @@ class SAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions of x (..., d_in), same shape, in the SAE's dtype; skipped sinks come out as they are."""
         found = self.decode(self.encode(x))
-        if self.sinks is None or not self.sinks.skipped:
+        if not self.skips_sinks:
             return found
-        return torch.where(self.sinks.mask(x)[..., None], x.to(found.dtype), found)
+        return torch.where(self.passed_through(x)[..., None], x.to(found.dtype), found)
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> SAE:

@@ -23,7 +23,8 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "scale": lambda acts_BTK, value_B1K: (value_B1K - 1) * acts_BTK,
     "ablate": lambda acts_BTK, value_B1K: -acts_BTK * (value_B1K != 0),
 }
-"""How much each mode changes the latents' activations, by alpha."""
+"""How much each mode changes the latents' activations, by alpha. Sinks that the SAE was not trained on stay
+as they are: their latents mean nothing."""
 
 MODES = ("add", *CHANGES)
 UNITS = ("raw", "max", "norm")
@@ -59,6 +60,7 @@ class Edit:
         latents_K = self.latents_K.to(x_BTD.device)
         acts_BTK = self.sae.encode_latents(x_BTD, latents_K).float()
         change_BTK = CHANGES[self.mode](acts_BTK, self._rows(x_BTD))
+        change_BTK.masked_fill_(self.sae.passed_through(x_BTD)[..., None], 0)
         return (change_BTK @ self.sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
 
     def _rows(self, like_BTD: Tensor) -> Tensor:

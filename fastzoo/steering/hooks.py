@@ -185,7 +185,8 @@ def steer(
         layer: the decoder layer, from 0, where the SAE does not say.
         mode: ``add`` alpha times the decoder row; ``clamp`` the latent to alpha; ``scale`` it by alpha; ``ablate``
             it where alpha is not 0. The last three change the residual stream by the difference that they make to
-            the reconstruction, so its error stays.
+            the reconstruction, so its error stays, and leave attention sinks alone that the SAE was not trained
+            on. ``add`` adds everywhere: beside the norm of a sink, that of a decoder row is next to nothing.
         units: what alpha of ``add`` counts: ``raw``; ``max``, the latent's mean maximum; ``norm``, the mean norm of
             the residual stream, the row taken at length 1. The last two need ``statistics`` (a ``LatentStatistics``
             of the SAE); ``clamp`` takes ``raw`` and ``max``.

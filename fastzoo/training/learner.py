@@ -35,7 +35,8 @@ class Learner:
     """(d_sae,) firing frequency over the last complete window."""
     log: list[dict[str, float]] = field(default_factory=list)
     sums: Tensor | None = None
-    """(5,), since the last log row: squared error, penalty, active latents, variance, gradient norm."""
+    """Since the last log row: squared error, penalty, active latents, variance, gradient norm; and, where
+    attention sinks are trained on, what ``sink_share`` gives."""
     sums_steps: int = 0
     coefficient: float = 0.0
     """λ of the last step."""

@@ -34,7 +34,7 @@ class Sparsity:
     """A coefficient that grows to what was given over the recipe's ``sparsity_warmup``."""
 
     active: Tensor | None = None
-    """Scalar: active latents that a checkpoint has to keep."""
+    """(2,), what a checkpoint has to keep: active latents since λ was moved, and the tokens that they are of."""
     first_l0: float | None = None
     """L0 to begin with; None: whatever the starting weights give."""
 
@@ -46,8 +46,9 @@ class Sparsity:
         """λ of the next step."""
         return self._given * self._schedule.sparsity_share(self._step)
 
-    def after_step(self, active: Tensor, tokens: int) -> None:
-        """Take note of a step: how many latents were active (scalar), on all its tokens together."""
+    def after_step(self, active: Tensor) -> None:
+        """Take note of a step, (2,): how many latents were active on all its tokens (but sinks), and how many these
+        are."""
         self._step += 1
 
     def plain_state(self) -> dict[str, Any]:
@@ -81,28 +82,27 @@ class SparsityControl(Sparsity):
         self._start = min(math.log(START), reach)
         self.first_l0 = target * math.exp(self._start)
         self._change = self._integral = 0.0
-        self._tokens = 0
 
     @property
     def coefficient(self) -> float:
         return self._given * math.exp(self._change)
 
-    def after_step(self, active: Tensor, tokens: int) -> None:
-        super().after_step(active, tokens)
+    def after_step(self, active: Tensor) -> None:
+        super().after_step(active)
         self.active = active if self.active is None else self.active + active
-        self._tokens += tokens
         if self._step % self.every:
             return
-        l0 = max(self.active.item(), 1.0) / self._tokens
+        latents, tokens = self.active.tolist()
+        l0 = max(latents, 1.0) / max(tokens, 1.0)
         left = max(0.0, 1.0 - self._step / (UNTIL * self.steps))
         error = _within(math.log(l0 / self.target) - self._start * left, 1.0)
         most = math.log(RANGE)
         self._integral = _within(self._integral + INTEGRAL * error * self.every / self.steps, most)
         self._change = _within(self._integral + PROPORTIONAL * error, most)
-        self.active, self._tokens = None, 0
+        self.active = None
 
     def plain_state(self) -> dict[str, Any]:
-        return {key: vars(self)[key] for key in ("_step", "_tokens", "_change", "_integral")}
+        return {key: vars(self)[key] for key in ("_step", "_change", "_integral")}
 
 
 def _within(value: float, bound: float) -> float:

@@ -17,7 +17,7 @@ from fastzoo.config.recipe import ComputeSection, TrainingSection
 from fastzoo.core.errors import TrainingError
 from fastzoo.core.threads import workers
 from fastzoo.lm.activations import Columns
-from fastzoo.saes.base import Sinks, StepStats
+from fastzoo.saes.base import Sinks, StepStats, TrainableSAE
 from fastzoo.saes.names import SAEName
 from fastzoo.training.initialise import (
     Points,
@@ -130,11 +130,13 @@ class Trainer:
 
         def update(learner: Learner) -> None:
             x_BD, variance = scaled[learner.name.layer]
+            limit = learner.sinks.norm * learner.scale
+            at_sinks = None if learner.sinks.skipped else sink_share(learner.sae, x_BD, limit)
             learner.coefficient = learner.sparsity.coefficient
             stats = learner.step(x_BD, rate, learner.coefficient)
             if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
                 raise self._not_finite(learner)
-            self._count(learner, stats, variance, len(x_BD))
+            self._count(learner, stats, variance, at_sinks, len(x_BD))
 
         threads = torch.get_num_threads()
         at_once = min(len(self.learners), threads)
@@ -157,7 +159,9 @@ class Trainer:
         steps = f"steps {last - seen} to {last}" if self.device.type == "cuda" and seen else f"step {last}"
         return TrainingError(f"{steps}: the gradient of {learner.name} is NaN or infinite")
 
-    def _count(self, learner: Learner, stats: StepStats, variance: Tensor, batch: int) -> None:
+    def _count(
+        self, learner: Learner, stats: StepStats, variance: Tensor, at_sinks: Tensor | None, batch: int
+    ) -> None:
         learner.since_fired_F.add_(1).masked_fill_(stats.fired_F > 0, 0)
         learner.window_F.add_(stats.fired_F)
         learner.window_steps += 1
@@ -166,8 +170,12 @@ class Trainer:
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0
         figures = stats.squared_error, stats.penalty, stats.fired_F.sum(), variance, stats.grad_norm
-        learner.sparsity.after_step(figures[2], batch)
+        active = torch.stack([figures[2], variance.new_full((), batch)])
         sums = torch.stack(figures)
+        if at_sinks is not None:
+            active -= at_sinks[1:3]
+            sums = torch.cat([sums, at_sinks])
+        learner.sparsity.after_step(active)
         learner.sums = sums if learner.sums is None else learner.sums + sums
         learner.sums_steps += 1
 
@@ -180,10 +188,11 @@ class Trainer:
         self._last_log = (seconds, tokens)
         for learner in self.learners:
             assert learner.sums is not None
-            squared_error, penalty, fired, variance, grad_norm = learner.sums.tolist()
+            squared_error, penalty, fired, variance, grad_norm, *at_sinks = learner.sums.tolist()
             if not math.isfinite(grad_norm):
                 raise self._not_finite(learner)
             seen, coefficient = learner.sums_steps * batch, learner.coefficient
+            error, active, sinks, usual_variance = at_sinks or (0.0, 0.0, 0.0, variance)
             learner.log.append(
                 {
                     "step": step,
@@ -195,6 +204,8 @@ class Trainer:
                     "penalty": penalty / seen,
                     "l0": fired / seen,
                     "fvu": squared_error / max(variance, 1e-30),
+                    "l0_without_sinks": (fired - active) / max(seen - sinks, 1),
+                    "fvu_without_sinks": max(squared_error - error, 0) / max(usual_variance, 1e-30),
                     "grad_norm": grad_norm / learner.sums_steps,
                     "dead_latents": self.dead_latents(learner),
                     "seconds": round(seconds, 3),
@@ -225,9 +236,12 @@ class Trainer:
         if not rows:
             return ""
         mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        fvu, with_sinks = f"{mean['fvu_without_sinks']:.3f}", f"{mean['fvu']:.3f}"
+        if with_sinks != fvu:
+            fvu += f" ({with_sinks} with sinks)"
         return (
             f"{mean['tokens_per_second']:.0f} tokens/s  loss {mean['loss']:.3g}  "
-            f"L0 {mean['l0']:.1f}  FVU {mean['fvu']:.3f}  dead {mean['dead_latents']:.0f}"
+            f"L0 {mean['l0_without_sinks']:.1f}  FVU {fvu}  dead {mean['dead_latents']:.0f}"
         )
 
     def tracked(self) -> dict[str, float]:
@@ -278,6 +292,25 @@ def _start(layer: int, d_in: int, sample: Columns | None, training: TrainingSect
     sinks, others = find_sinks(sample[f"L{layer}"], training)
     scale = activation_scale(others, training.activation_scale)
     return _Start(scale, decoder_bias(others, training.b_dec_init) * scale, sinks, others)
+
+
+@torch.no_grad()
+def sink_share(sae: TrainableSAE, x_BD: Tensor, limit: float) -> Tensor:
+    """What attention sinks, rows with a norm above ``limit``, add to the sums over a batch.
+
+    Returns (4,): their squared error, how many latents are active on them, how many they are, and the other
+    rows' Σ‖x − mean‖². They are sought among the sixteenth of the rows with the largest norms: a fixed
+    number, so that nothing waits for a GPU.
+    """
+    norm_K, rows_K = torch.linalg.vector_norm(x_BD, dim=1).topk(max(1, len(x_BD) // 16))
+    sink_K, x_KD = (norm_K > limit).to(x_BD.dtype), x_BD[rows_K]
+    acts_KF = sae.encode(x_KD)
+    error_K = (sae.decode(acts_KF) - x_KD).square().sum(1)
+    active_K = (acts_KF > 0).sum(1).to(x_BD.dtype)
+    usual_B = x_BD.new_ones(len(x_BD)).index_copy(0, rows_K, 1 - sink_K)
+    mean_D = usual_B @ x_BD / usual_B.sum().clamp_min(1)
+    variance = usual_B @ (x_BD - mean_D).square().sum(1)
+    return torch.stack([sink_K @ error_K, sink_K @ active_K, sink_K.sum(), variance])
 
 
 def without_sinks(x_BD: Tensor, sinks: Sinks) -> Tensor:

@@ -49,8 +49,8 @@ def table(rows: list[zoo.Row]) -> dict[str, Any]:
     columns = zoo.shown_columns(rows)
     return {
         "headers": [zoo.HEADINGS[column] for column in columns],
-        "data": [[row[column] for column in columns] for row in rows],
-        "metadata": {"display_value": [[zoo.show(row[c]) for c in columns] for row in rows]},
+        "data": [[zoo.figure_of(row, column) for column in columns] for row in rows],
+        "metadata": {"display_value": [[zoo.text_of(row, c) for c in columns] for row in rows]},
     }
 
 
@@ -87,7 +87,8 @@ class Answers:
         count = f"{len(fitting):,} of {len(rows):,} SAEs, {sum(map(zoo.published, fitting)):,} published"
         note = f"<p class='problem'>{zoo.escape(problem)}</p>" if problem else ""
         if rows:
-            note += f"<p>{count}.</p>"
+            legend = zoo.legend(fitting)
+            note += f"<p>{count}.{f' {legend}.' if legend else ''}</p>"
         return (gr.update(value=table(fitting), visible=bool(fitting)), note, *scatter(fitting, figure))
 
     def chosen(self, name: str | None) -> tuple[Any, ...]:
@@ -182,7 +183,8 @@ INTRODUCTION = (
     '<a href="https://arxiv.org/abs/2506.07691" target="_blank" rel="noopener">Li et al. '
     "2025</a> report, on their own data and without an L0; all others are ours. The "
     "paper's figures are base-2 logarithms of an MSE: one less is half the error. <b>Special</b> "
-    "is over special tokens only.</p>"
+    "is over special tokens only. Ours leave out attention sinks, the few tokens whose huge "
+    "activations would hide all others, unless a heading says <b>with sinks</b>.</p>"
 )
 
 TABLE: dict[str, Any] = {

@@ -18,7 +18,7 @@ from fastzoo.cli.listing import sort_rows
 from fastzoo.core.errors import InputError
 from fastzoo.hub.registry import DATASET, default_namespace
 from fastzoo.results import table
-from fastzoo.results.figures import SHOWN, SUBSETS, shown
+from fastzoo.results.figures import MARKED, SHOWN, SUBSETS, cell_shown, column_shown, is_older, shown
 from fastzoo.saes.names import METHODS, parse_name
 from fastzoo.saes.references import REPO
 
@@ -33,7 +33,7 @@ OURS = {
     figure.column(subset): f"{figure.label} {SUBSETS[subset].short}".strip()
     for figure, subset in shown("page")
 }
-PAPER = {c.name: f"paper: {OURS[c.name.removeprefix('paper_')]}" for c in table.PAPER}
+PAPER = {"paper_log2_mse": "paper: log2 MSE", "paper_log2_mse_special": "paper: log2 MSE special"}
 HEADINGS = {"name": "SAE", **OURS, **PAPER}
 """Columns of the table; what does not say "paper" was measured by fastzoo."""
 
@@ -173,12 +173,29 @@ def show(value: Cell) -> str:
     return f"{value:.4g}"
 
 
+def figure_of(row: Row, column: str) -> Cell:
+    """What the table and the plot show of a row in a column."""
+    return row[column_shown(row, column)]
+
+
+def text_of(row: Row, column: str) -> str:
+    """That as text, marked where it stands in for a figure without attention sinks."""
+    return cell_shown(row, column, show)
+
+
+def legend(rows: Iterable[Row]) -> str:
+    """What marks in the table mean; empty where there are none."""
+    return MARKED if any(map(is_older, rows)) else ""
+
+
 def shown_columns(rows: Sequence[Row]) -> list[str]:
     """Columns of the table without those in which no row has a figure."""
-    return [c for c in HEADINGS if c == "name" or any(row[c] is not None for row in rows)]
+    return [c for c in HEADINGS if c == "name" or any(figure_of(row, c) is not None for row in rows)]
 
 
-PLOTS = {key: HEADINGS[key] for key in ("fvu", "log2_mse")}
+L0 = "l0_without_sinks"
+PLOTS = {key: HEADINGS[f"{key}_without_sinks"] for key in ("fvu", "log2_mse")}
+"""Figures without attention sinks; a row of an older version has only those with them."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +211,9 @@ class Plot:
 def plot(rows: Iterable[Row], figure: str) -> Plot:
     """L0 against ``figure`` of what is published; where nothing is, the paper's two figures."""
     rows = list(rows)
-    measured = _points(rows, "l0", figure)
+    measured = _points(rows, L0, f"{figure}_without_sinks")
     if measured:
-        return Plot(measured, HEADINGS["l0"], HEADINGS[figure], True)
+        return Plot(measured, HEADINGS[L0], PLOTS[figure], True)
     x, y = PAPER
     return Plot(_points(rows, x, y), HEADINGS[x], HEADINGS[y], False)
 
@@ -204,7 +221,7 @@ def plot(rows: Iterable[Row], figure: str) -> Plot:
 def _points(rows: Iterable[Row], x: str, y: str) -> list[tuple[str, str, float, float]]:
     points = []
     for row in rows:
-        at, up = row[x], row[y]
+        at, up = figure_of(row, x), figure_of(row, y)
         if isinstance(at, float) and isinstance(up, float):
             method = row["method"] if row["method"] in METHODS else "other"
             points.append((str(row["name"]), str(method), at, up))
@@ -286,12 +303,13 @@ def _latents(row: Row) -> str:
 
 
 def _figures(row: Row) -> str:
+    subsets = [s for s in SUBSETS if any(row.get(figure.column(s)) is not None for figure in SHOWN)]
     lines = []
     for figure in SHOWN:
-        cells = [show(row.get(figure.column(subset))) for subset in SUBSETS]
+        cells = [show(row.get(figure.column(subset))) for subset in subsets]
         if any(cells):
             lines.append(_line(figure.label, cells))
-    return _table("measured", [subset.title for subset in SUBSETS.values()], lines)
+    return _table("measured", [SUBSETS[subset].title for subset in subsets], lines)
 
 
 def _paper(row: Row) -> str:

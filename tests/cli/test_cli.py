@@ -127,6 +127,24 @@ def test_eval_on_an_own_file(workplace: Path, tmp_path: Path, monkeypatch: pytes
     assert json.loads(result.stdout)["split"]["used"] == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_eval_warns_of_an_sae_that_collapsed(tmp_path: Path, more: list[str]) -> None:
+    from fastzoo.saes.formats import save_sae
+    from fastzoo.saes.jumprelu import JumpReLUSAE
+
+    folder = tmp_path / "blocks.1.hook_resid_post"
+    save_sae(JumpReLUSAE(128, 8), folder, layer=1, metadata={"model_name": "tiny-chat"})
+    result = CliRunner().invoke(app, ["eval", str(folder), "--dialogues", "2", *more])
+    assert result.exit_code == 0
+    warned = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2 and all("the SAE has collapsed" in line for line in warned)
+    assert "FVU is " in warned[0] and "all 8 latents are dead" in warned[1]
+    if more:
+        assert json.loads(result.stdout)["metrics"]
+    else:
+        assert "FVU with sinks" in result.stdout
+
+
 NAME = "tiny-chat-L1-8x-jumprelu"
 
 

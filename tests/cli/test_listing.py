@@ -19,6 +19,7 @@ from fastzoo.core.errors import InputError
 from fastzoo.core.tables import print_table
 from fastzoo.hub.client import state_folder
 from fastzoo.hub.registry import FILE
+from fastzoo.results.figures import column_shown
 from fastzoo.results.table import MEASURED, ResultRow, result_row
 from fastzoo.saes.names import zoo_names
 from fastzoo.saes.paper import paper_figures
@@ -44,6 +45,7 @@ def make_local(folder: Path, name: str, l0: float = 7.0) -> Path:
     record, figures = example_record()
     record["name"] = figures["name"] = name
     figures["metrics"]["l0"]["all"]["value"] = l0
+    figures["metrics"]["l0"]["without_sinks"]["value"] = l0
     path = folder / name
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(record))
@@ -132,9 +134,10 @@ def test_sorting_puts_missing_values_last(rows: list[ResultRow]) -> None:
     for key in KEYS:
         for descending in (False, True):
             found = sort_rows(rows, key, descending=descending)
-            values: list[Any] = [row[key] for row in found if row[key] is not None]
+            cells: list[Any] = [row[column_shown(row, key)] for row in found]
+            values = [cell for cell in cells if cell is not None]
             assert values == sorted(values, reverse=descending)
-            assert all(row[key] is None for row in found[len(values) :])
+            assert cells[len(values) :] == [None] * (len(rows) - len(values))
             assert len(found) == len(rows)
     assert column_key("L0") == "l0" and column_key("log2-MSE") == "log2_mse"
     with pytest.raises(InputError, match=r"no column 'lg2_mse'\. Did you mean log2_mse"):
@@ -153,10 +156,12 @@ def test_the_table_is_whole_on_any_terminal(
     assert len(lines) == len(rows) + 1 and lines[0].split()[:2] == ["name", "status"]
     for line, row in zip(lines[1:], rows, strict=True):
         assert line.split()[:2] == [row["name"], row["status"]] and "…" not in line
-    assert " kl" in lines[0]  # the sorted one is never left out
+    assert "KL with sinks" in lines[0]  # the sorted one is never left out
     if width is None:
         assert left_out == [] and "paper: special" in lines[0] and "path" in lines[0]
-        assert "31.5    -8.500" in lines[4]
+        assert "FVU" in re.split(r"\s{2,}", lines[0]) and "FVU with sinks" not in lines[0]
+        assert "31.5*   -8.500*" in lines[4] and "0.0625*" in lines[4]  # of an older version
+        assert "9.0     0.250 " in lines[2]
     elif width >= 60:
         assert left_out and max(map(len, lines)) <= width
         assert all(heading not in lines[0].split("  ") for heading in left_out)
@@ -197,6 +202,7 @@ def test_list_picks_and_sorts(workplace: Path) -> None:
     )
     assert [r["paper_log2_mse"] for r in found] == [2.0796, 1.3892, -8.2213, -9.1659]
     text = command("list", "--published")
+    assert "* with attention sinks: measured by an older version" in text.stderr
     assert "paper" in text.stderr and text.stdout.splitlines()[0].startswith("name")
     assert command("list", "--json", "nothing-*") == []
     nothing = command("list", "qwen2.5-7b-L18")

@@ -25,7 +25,7 @@ def test_no_figure_is_cut(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: columns is not None)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", str(columns))
-    rows = [(name, FIGURES, 1234.4) for name in NAMES]
+    rows = [(name, FIGURES, 1234.4, False) for name in NAMES]
     print_results(rows)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert text.count("0.1235") == len(NAMES) * len(shown("run"))

@@ -39,6 +39,7 @@ from fastzoo.interpret.statistics import statistics
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.logit_lens import lens_tokens, logit_lens
 from fastzoo.loading import Assembly, assemble
+from fastzoo.saes.base import Sinks
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.paper import paper_special_latents
 
@@ -129,10 +130,73 @@ def test_the_model_runs_once_for_all_saes(together: Assembly, dialogues: list[To
 
 
 def test_statistics_of_nothing_are_refused(together: Assembly) -> None:
-    with pytest.raises(DataError, match="more than one token"):
+    with pytest.raises(DataError, match="no dialogue has a token that counts"):
         statistics(together.reader, together.saes, [sequence([5])])
     with pytest.raises(ModelError, match=r"x \(width 8, layer 1\) does not fit"):
         statistics(together.reader, {"x": (1, JumpReLUSAE(8, 8))}, [sequence([5, 6])])
+
+
+# --- attention sinks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skipped", [True, False])
+def test_sinks_do_not_count_wherever_they_stand(
+    together: Assembly,
+    dialogues: list[TokenSequence],
+    alone: dict[str, list[tuple[Tensor, Tensor]]],
+    skipped: bool,
+) -> None:
+    """With a threshold so low that an eighth of all tokens count as sinks."""
+    name = NAMES[0]
+    layer, sae = together.saes[name]
+    limit = torch.cat([x_TD.norm(dim=1) for x_TD, _ in alone[name]]).quantile(0.875).item()
+    marked = deepcopy(sae)
+    marked.sinks = Sinks(limit, limit / 2, skipped)
+    assembly = replace(together, saes={name: (layer, marked)})
+    sinks, kept, acts = [], [], []
+    for x_TD, acts_TF in alone[name]:
+        sink_T = x_TD.norm(dim=1) > limit
+        acts.append(acts_TF.masked_fill(sink_T[:, None] & skipped, 0))
+        sinks.append(sink_T | (torch.arange(len(x_TD)) == 0))
+        kept.append(~sinks[-1])
+    assert sum(int(s[1:].sum()) for s in sinks) > 20 < sum(int(k.sum()) for k in kept)
+
+    (figures,) = statistics(together.reader, assembly.saes, dialogues).values()
+    norms = torch.cat([x_TD[k].norm(dim=1) for (x_TD, _), k in zip(alone[name], kept, strict=True)])
+    largest = torch.stack([a[k].amax(0) for a, k in zip(acts, kept, strict=True)]).double()
+    assert (figures.dialogues, figures.tokens) == (DIALOGUES, len(norms))
+    assert figures.residual_norm == pytest.approx(norms.mean().item(), rel=1e-5)
+    torch.testing.assert_close(figures.mean_max_F, largest.mean(0), rtol=1e-4, atol=1e-5)
+
+    latent = int(figures.mean_max_F.argmax())
+    (entry,) = of_latents(assembly, [latent], dialogues=DIALOGUES, top=4)["saes"][name]["latents"]
+    at_sinks = torch.cat([a[s, latent] for a, s in zip(acts, sinks, strict=True)])
+    assert entry["sinks"]["tokens"] == len(at_sinks)
+    assert entry["sinks"]["mean"] == pytest.approx(at_sinks.mean().item(), rel=1e-3, abs=1e-6)
+    assert entry["contexts"][0]["activation"] == pytest.approx(largest[:, latent].max().item(), rel=1e-4)
+    counted = np.concatenate([d.ids[k.numpy()] for d, k in zip(dialogues, kept, strict=True)])
+    for x in entry["tokens"]:
+        assert x["occurrences"] == int((counted == x["token_id"]).sum())
+
+    number = find_token(together, "<|im_start|>")
+    (found,) = of_token(assembly, "<|im_start|>", dialogues=DIALOGUES, top=3)["saes"][name]["tokens"]
+    best_GF = [
+        a[k & torch.from_numpy(d.ids == number)].amax(0)
+        for d, a, k in zip(dialogues, acts, kept, strict=True)
+        if (k.numpy() & (d.ids == number)).any()
+    ]
+    best = torch.stack(best_GF).double().mean(0).topk(3)
+    assert found["dialogues"] == len(best_GF)
+    assert [x["mean_max"] for x in found["latents"]] == pytest.approx(best.values.tolist(), rel=1e-4)
+
+    text = "Where is Paris?"
+    shown = of_text(assembly, text, raw=False, top=2)["saes"][name]["tokens"]
+    plain = of_text(together, text, raw=False, top=2)["saes"][name]["tokens"]
+    for entry, before in zip(shown, plain, strict=True):
+        assert entry == (
+            before if not entry["skipped"] else {**before, "skipped": True, "firing": 0, "latents": []}
+        )
+    assert any(entry["skipped"] for entry in shown) == skipped
 
 
 # --- tokens ------------------------------------------------------------------------------------
@@ -168,7 +232,7 @@ def test_latents_of_any_token_equal_loops(
         assert entry["token_id"] == number
         checked = [(entry, 1)]
         if token == "<|im_start|>":
-            checked.append((entry["with_position_0"], 0))
+            checked.append((entry["with_sinks"], 0))
         for shown, first in checked:
             count, mean_F, fired_F = slow_top(dialogues, acts, number, first)
             best = mean_F.topk(3)
@@ -302,9 +366,9 @@ def test_no_more_than_the_last_saes_activations_are_held(
     made: list[weakref.ref[Tensor]] = []
     held = []
 
-    def counted(sae: JumpReLUSAE, x_TD: Tensor) -> Tensor:
+    def counted(sae: JumpReLUSAE, x_TD: Tensor, **how: bool) -> Tensor:
         held.append(sum(ref() is not None for ref in made))
-        acts_TF = encode(sae, x_TD)
+        acts_TF = encode(sae, x_TD, **how)
         made.append(weakref.ref(acts_TF))
         return acts_TF
 
@@ -364,8 +428,9 @@ def test_where_latents_fire_equals_loops(
                 acts[index][start : start + len(window)].tolist(), rel=1e-3, abs=1e-3
             )
             assert context["token"] == place - start
-        assert entry["position_0"]["dialogues"] == sum(bool(a[0] > 0) for a in acts)
-        assert entry["position_0"]["mean"] == pytest.approx(
+        assert entry["sinks"]["fired"] == sum(bool(a[0] > 0) for a in acts)
+        assert entry["sinks"]["tokens"] == DIALOGUES
+        assert entry["sinks"]["mean"] == pytest.approx(
             torch.stack([a[0] for a in acts]).mean().item(), rel=1e-3, abs=1e-6
         )
 
@@ -594,7 +659,7 @@ def test_the_command(run: Path, together: Assembly) -> None:
     tokens = [entry["token"] for entry in report["saes"][NAMES[0]]["tokens"]]
     assert tokens == [entry["token"] for entry in same["saes"][NAMES[0]]["tokens"]]
     text = shown(*folders, *few).stdout
-    assert text.count("<|im_start|>") == 2 and "with pos. 0" in text and "paper" not in text
+    assert text.count("<|im_start|>") == 2 and "with sinks" in text and "paper" not in text
     text = shown(folders[0], "--text", "Where is\nit?").stdout
     assert "\\n" in text and "user" in text and "strongest" in text
     text = shown(folders[0], *few, "--token", "<|im_end|>").stdout
@@ -615,9 +680,9 @@ def test_tables_on_a_narrow_terminal(
     latents = [{"latent": k, "mean_max": 2 / 3, "dialogues": 9} for k in (28671, 1)]
     counted = {"dialogues": 10, "latents": latents}
     paper = [{"rank": 1, "latent": 13794, "mean_max": 0.5}]
-    start = {"token": "<|start_header_id|>", **counted, "with_position_0": None, "paper": paper}
-    silent = {"token": " ", "dialogues": 7, "latents": [], "with_position_0": None, "paper": None}
-    saes = {"a": {"tokens": [{**start, "with_position_0": counted}, silent]}}
+    start = {"token": "<|start_header_id|>", **counted, "with_sinks": None, "paper": paper}
+    silent = {"token": " ", "dialogues": 7, "latents": [], "with_sinks": None, "paper": None}
+    saes = {"a": {"tokens": [{**start, "with_sinks": counted}, silent]}}
     fired = [{"latent": 20000 + k, "activation": 100 / 3} for k in range(9)]
     entry = {"token": "\n", "position": 0, "role": "assistant", "firing": 9, "latents": fired}
 
@@ -632,7 +697,7 @@ def test_tables_on_a_narrow_terminal(
     text = narrow(print_tokens, {"split": {"used": 1}, "saes": saes})
     assert "maximum, 1 dialogue\n" in text
     assert text.count("28671") == 2 and text.count("<|start_header_id|>") == 3
-    assert text.index("pos. 0: latent") < text.index("paper: latent") < text.index("13794")
+    assert text.index("with sinks: latent") < text.index("paper: latent") < text.index("13794")
     assert "' '     " in text and "none" in text and "0 of 7" in text
     text = narrow(print_text, {"saes": {"a": {"tokens": [entry]}}})
     assert all(f"{x['latent']}[33.33]" in text for x in fired)

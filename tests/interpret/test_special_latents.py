@@ -53,13 +53,18 @@ def random_chats(count: int = 50) -> tuple[list[TokenSequence], list[np.ndarray]
 
 
 def slow_top(
-    dialogues: list[TokenSequence], activations: list[np.ndarray], token: int, first: int
+    dialogues: list[TokenSequence],
+    activations: list[np.ndarray],
+    token: int,
+    left_out: list[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The largest latents of a token that counts from position ``first`` on."""
+    """The largest latents of a token; the places ``left_out`` (bool, by dialogue) do not count."""
     totals, fired, containing = [0.0] * F, [0] * F, 0
-    for dialogue, acts in zip(dialogues, activations, strict=True):
+    for i, (dialogue, acts) in enumerate(zip(dialogues, activations, strict=True)):
         places = []
-        for j in range(first, len(dialogue)):
+        for j in range(len(dialogue)):
+            if left_out and left_out[i][j]:
+                continue
             counts = bool(dialogue.special[j])
             if j > 0 and (dialogue.ids[j - 1], dialogue.ids[j]) in TOKENS.headers:
                 counts = True
@@ -77,31 +82,43 @@ def slow_top(
     return {"dialogues": containing, "latents": latents}
 
 
-def slow_report(dialogues: list[TokenSequence], activations: list[np.ndarray]) -> dict[str, Any]:
+def slow_report(
+    dialogues: list[TokenSequence], activations: list[np.ndarray], sinks: list[np.ndarray]
+) -> dict[str, Any]:
     found = []
     for token in range(9):
-        complete = slow_top(dialogues, activations, token, 0)
-        later = slow_top(dialogues, activations, token, 1)
+        complete = slow_top(dialogues, activations, token)
+        later = slow_top(dialogues, activations, token, sinks)
         if not complete["dialogues"]:
             continue
-        begins = any(d.ids[0] == token and d.special[0] for d in dialogues)
+        begins = any(
+            (mask & (d.ids == token) & TOKENS.among(d.ids, d.position, d.special)).any()
+            for d, mask in zip(dialogues, sinks, strict=True)
+        )
         found.append(
             {
                 "token_id": token,
                 "token": f"t{token}",
                 **(later if later["dialogues"] else complete),
-                "with_position_0": complete if begins else None,
+                "with_sinks": complete if begins else None,
             }
         )
     return {"definition": DEFINITION, "tokens": found}
 
 
-def sums_of(dialogues: list[TokenSequence], activations: list[np.ndarray], budget: int) -> SpecialLatents:
+def sums_of(
+    dialogues: list[TokenSequence],
+    activations: list[np.ndarray],
+    budget: int,
+    sinks: list[np.ndarray] | None = None,
+) -> SpecialLatents:
     sums = SpecialLatents(F, CPU)
     rest = iter(activations)
+    marks = iter(sinks or ())
     for pack in packs(dialogues, budget):
         acts = np.concatenate([next(rest) for _ in pack])
-        sums.add(torch.from_numpy(acts).float(), Occurrences(pack, TOKENS, CPU))
+        sink_T = torch.from_numpy(np.concatenate([next(marks) for _ in pack])) if sinks else None
+        sums.add(torch.from_numpy(acts).float(), Occurrences(pack, TOKENS, CPU, sink_T))
     return sums
 
 
@@ -113,17 +130,24 @@ def test_equals_loops_in_plain_python(budget: int, elements: int, monkeypatch: p
     dialogues, activations = random_chats()
     sums = sums_of(dialogues, activations, budget)
     report = sums.report(TOKENS.text)
-    assert report == slow_report(dialogues, activations)
+    first = [d.position == 0 for d in dialogues]
+    assert report == slow_report(dialogues, activations, first)
+
+    rng = np.random.default_rng(4)
+    sinks = [mask | (rng.random(len(mask)) < 0.2) for mask in first]
+    marked = sums_of(dialogues, activations, budget, sinks).report(TOKENS.text)
+    assert marked == slow_report(dialogues, activations, sinks) and marked != report
+    assert all(entry["with_sinks"] for entry in marked["tokens"])
 
     # The data has what it is meant to have.
     by_token = {entry["token_id"]: entry for entry in report["tokens"]}
     assert list(by_token) == [START, END, BOS, USER, ASSISTANT]
     assert by_token[USER]["dialogues"] < sum(USER in d.ids for d in dialogues)
-    assert by_token[USER]["with_position_0"] is None
+    assert by_token[USER]["with_sinks"] is None
     sink = 2**20
-    assert by_token[START]["with_position_0"]["latents"][0]["mean_max"] > sink / 4
+    assert by_token[START]["with_sinks"]["latents"][0]["mean_max"] > sink / 4
     assert by_token[START]["latents"][0]["mean_max"] < 2
-    assert by_token[BOS] == {**by_token[BOS], **by_token[BOS]["with_position_0"]}
+    assert by_token[BOS] == {**by_token[BOS], **by_token[BOS]["with_sinks"]}
     assert by_token[BOS]["latents"][0]["mean_max"] > sink
     named = [x["latent"] for x in by_token[END]["latents"]]
     assert 10 not in named
@@ -148,7 +172,7 @@ def test_equal_latents_come_in_their_order_and_silent_ones_not_at_all() -> None:
         "token": str(END),
         "dialogues": 1,
         "latents": [{"latent": k, "mean_max": 2.0, "dialogues": 1} for k in (2, 4, 9)],
-        "with_position_0": None,
+        "with_sinks": None,
     }
 
 

@@ -14,7 +14,7 @@ from hub_server import LoopbackHub, run
 
 from fastzoo.hub.registry import parse_registry
 from fastzoo.publish.results_dataset import dataset_files
-from fastzoo.results.figures import DEFINITIONS, SUBSETS
+from fastzoo.results.figures import FIGURES
 from fastzoo.results.table import COLUMNS, MEASURED, PAPER, result_row
 from fastzoo.saes.names import zoo_names
 from fastzoo.saes.paper import paper_figures
@@ -26,10 +26,11 @@ def test_a_row_holds_what_the_record_and_figures_hold() -> None:
     row = result_row(record, figures)
     assert list(row) == [column.name for column in MEASURED]
     assert None not in row.values()
-    for metric in DEFINITIONS:
-        for subset in ["all"] if metric == "dead_latents" else SUBSETS:
-            value = row[metric if subset == "all" else f"{metric}_{subset}"]
-            assert value == figures["metrics"][metric][subset]["value"]
+    for figure in FIGURES:
+        for subset in figure.subsets:
+            value = row[figure.key if subset == "all" else f"{figure.key}_{subset}"]
+            assert value == figures["metrics"][figure.key][subset]["value"]
+    assert row["dead_latents_without_sinks"] == 4 and row["sinks"] == "skip"
     assert (row["d_in"], row["d_sae"], row["dead_latents"]) == (4, 32, 3)
     assert (row["evaluation_dialogues"], row["evaluation_tokens"]) == (7, 80)
     assert (row["training_tokens"], row["evaluation_tokens_special"]) == (50, 80)

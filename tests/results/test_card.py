@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from examples import HOSTILE, example
+from examples import HOSTILE, example, older
 
 from fastzoo import tiny
 from fastzoo.results.card import escape, render_card
 from fastzoo.results.card_merge import merge_cards
-from fastzoo.results.figures import DEFINITIONS, ROWS, SUBSETS
+from fastzoo.results.figures import DEFINITIONS, FIGURES, SUBSETS
 from fastzoo.results.licences import base_licence, notice
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +34,45 @@ def test_a_card_holds_its_figures_and_the_papers_beside_them() -> None:
     assert front["base_model"] == "org/Model-Instruct"
     assert front["base_model_relation"] == "adapter"
     (result,) = front["model-index"][0]["results"]
-    assert {"type": "fvu", "name": "FVU", "value": 0.25} in result["metrics"]
-    assert "log2 MSE -1.5" in body and "| FVU | 0.25 | 0.25 | 0.25 |" in body
+    assert {"type": "fvu", "name": "FVU (all tokens)", "value": 0.25} in result["metrics"]
+    assert result["metrics"][0]["name"] == "L0 (without sinks)"
+    assert "log2 MSE -1.5" in body and f"| FVU |{' 0.25 |' * len(SUBSETS)}\n" in body
     assert "empty: 2" in body and 'MODEL = "org/Model-Instruct"' in body
+
+
+def test_figures_without_sinks_lead_and_what_the_sae_does_with_sinks_is_said() -> None:
+    record, figures = example()
+    for key, without, all_tokens in (("l0", 31.5, 33.0), ("fvu", 0.4612, 0.0029)):
+        figures["metrics"][key]["without_sinks"]["value"] = without
+        figures["metrics"][key]["all"]["value"] = all_tokens
+    figures["metrics"]["mse"]["without_sinks"]["tokens"] = 73
+    trained = split(render_card(record, figures))[1]
+    lead = (
+        "**In short** (without attention sinks): 31.5 latents active per token (L0), 0.4612 of the variance"
+    )
+    assert lead in trained and "(FVU), 4 dead latents (12.5%)" in trained
+    assert "| | without sinks | all tokens | special" in trained and "| FVU | 0.4612 | 0.0029 |" in trained
+    assert "norm above 20, 10 times the median" in trained and "trained on them, too" in trained
+    assert "7 of these tokens are attention sinks" in trained and "| attention sinks | trained on;" in trained
+    assert "> **Warning:** FVU is 0.0029 with attention sinks and 0.4612 without" in trained
+    assert "skip_sinks" not in trained
+
+    record["sae"]["sinks"]["skipped"] = True
+    skipped = split(render_card(record, figures))[1]
+    assert lead in skipped and "not trained on them and passes them through" in skipped
+    assert "Warning" not in skipped and "skip_sinks=True" in skipped
+
+
+def test_a_card_of_an_older_record_says_that_sinks_are_included() -> None:
+    record, figures = older(*example())
+    front, body = split(render_card(record, figures))
+    assert "**In short** (attention sinks included): 0.25 latents" in body and "3 dead latents (9.4%)" in body
+    assert "| | all tokens | special tokens | without position 0 |\n|---|---:|---:|---:|\n" in body
+    assert "without sinks" not in body and "| FVU | 0.25 | 0.25 | 0.25 |\n" in body
+    assert 'Cross-entropy "without position 0"' in body
+    found = {m["type"]: m["name"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    assert found["l0"] == "L0 (all tokens)" and not [key for key in found if "sinks" in key]
+    assert found["dead_latents_share"] == "share of dead latents (all tokens)"
 
 
 def test_what_users_typed_is_shown_and_does_nothing() -> None:
@@ -70,7 +106,7 @@ def test_missing_values_are_dashes() -> None:
     record, figures = example()
     figures["metrics"]["ce_recovered"]["special"]["value"] = None
     front, body = split(render_card(record, figures))
-    assert "| CE recovered | 0.25 | — | 0.25 |" in body
+    assert "| CE recovered | 0.25 | 0.25 | 0.25 | — | — |" in body
     types = [m["type"] for m in front["model-index"][0]["results"][0]["metrics"]]
     assert "ce_recovered" in types and "ce_recovered_special" not in types
 
@@ -85,11 +121,11 @@ def test_the_model_index_has_every_figure_of_the_table() -> None:
     front, body = split(render_card(record, figures))
     (result,) = front["model-index"][0]["results"]
     found = {m["type"]: m["value"] for m in result["metrics"]}
-    suffixes = {"all": "", "special": "_special", "without_position_0": "_without_position_0"}
-    expected = {f"{key}{suffixes[s]}" for key, _ in ROWS for s in SUBSETS}
-    assert set(found) == expected | {"dead_latents", "dead_latents_share"}
-    assert (found["dead_latents"], found["dead_latents_share"]) == (3, 3 / 32)
-    assert "| dead latents | 3 of 32 (9.4%) |" in body
+    expected = {f.key if s == "all" else f"{f.key}_{s}" for f in FIGURES for s in f.subsets}
+    assert set(found) == expected | {"dead_latents_share"}
+    assert (found["dead_latents"], found["dead_latents_without_sinks"]) == (3, 4)
+    assert found["dead_latents_share"] == 4 / 32
+    assert "| dead latents of 32 | 4 (12.5%) | 3 (9.4%) |" in body
     assert all(f"({escape(key)}): {escape(text)}" in body for key, text in DEFINITIONS.items())
     assert "pipeline_tag" not in front and front["library_name"] == "saelens"
 

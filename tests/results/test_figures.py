@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from examples import example, older
+
 from fastzoo.cli.listing import KEYS, SHOWN
 from fastzoo.publish.namespace import headline
-from fastzoo.results.figures import DEFINITIONS, FIGURES, SUBSETS, shown
+from fastzoo.results.figures import (
+    DEFINITIONS,
+    FIGURES,
+    SUBSETS,
+    cell_shown,
+    column_shown,
+    flat,
+    is_older,
+    show,
+    shown,
+)
 from fastzoo.results.table import COLUMNS, MEASURED
 
 
@@ -12,7 +24,7 @@ def test_places_show_what_is_measured_and_begin_with_l0() -> None:
     for place in ("run", "page", "listed", "subsets"):
         pairs = shown(place)
         names = [figure.column(subset) for figure, subset in pairs]
-        assert names[0] == "l0" and len(set(names)) == len(names)
+        assert names[0] == "l0_without_sinks" and len(set(names)) == len(names)
         assert all(subset in figure.subsets for figure, subset in pairs)
     assert list(DEFINITIONS) == [figure.key for figure in FIGURES]
     names = [figure.column(subset) for figure in FIGURES for subset in figure.subsets]
@@ -20,7 +32,9 @@ def test_places_show_what_is_measured_and_begin_with_l0() -> None:
     for headings in ([f.heading(s) for f, s in shown("subsets")], [c.name for c in COLUMNS]):
         assert len(set(headings)) == len(headings)
     assert {s for figure in FIGURES for s in figure.subsets} == set(SUBSETS)
-    assert [figure.heading(s) for figure, s in shown("run")][-2:] == ["KL", "dead"]
+    assert [figure.heading(s) for figure, s in shown("run")] == [
+        *("L0", "MSE", "MSE special", "FVU", "FVU with sinks", "CE recovered", "Delta Loss", "KL", "dead")
+    ]
 
 
 def test_columns_of_the_list_have_ranks() -> None:
@@ -35,8 +49,26 @@ def test_columns_of_the_list_have_ranks() -> None:
 
 
 def test_note_of_an_sae_in_the_collection() -> None:
-    assert headline({"fvu": 0.0625, "l0": 31.25, "log2_mse_special": -8.51234, "kl": 1.0}) == (
-        "L0 31.25 · log2 MSE (special tokens) -8.512 · FVU 0.0625"
+    ours = {"l0": 33.5, "l0_without_sinks": 31.25, "log2_mse_special_without_sinks": -8.51234, "kl": 1.0}
+    assert headline(ours | {"fvu": 0.0029, "fvu_without_sinks": 0.46}) == (
+        "L0 31.25 · log2 MSE special -8.512 · FVU 0.46 · without attention sinks"
     )
-    assert headline({"dead_latents": 12, "l0": None}) == "dead latents 12"
+    assert headline({"fvu": 0.0625, "l0": 31.25, "log2_mse_special": -8.51234, "kl": 1.0}) == (
+        "L0 31.25 · log2 MSE special -8.512 · FVU 0.0625 · attention sinks included"
+    )
     assert headline({}) == ""
+
+
+def test_a_row_of_an_older_version_shows_its_figures_with_sinks_and_says_so() -> None:
+    row = flat(older(*example())[1]["metrics"])
+    assert is_older(row) and column_shown(row, "fvu_without_sinks") == "fvu"
+    assert column_shown(row, "mse_special_without_sinks") == "mse_special"
+    assert cell_shown(row, "fvu_without_sinks", show) == "0.25*"
+    assert cell_shown(row, "fvu", show) == "0.25"
+    row["fvu"] = None
+    assert cell_shown(row, "fvu_without_sinks", show) == "—"
+    row = flat(example()[1]["metrics"])
+    assert not is_older(row) and cell_shown(row, "fvu_without_sinks", show) == "0.25"
+    row["mse_special_without_sinks"] = None  # all of its special tokens are sinks
+    assert cell_shown(row, "mse_special_without_sinks", show) == "—"
+    assert not is_older({})

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.data.special_tokens import roles
 from fastzoo.saes import architecture
+from fastzoo.saes.base import Sinks
 from fastzoo.saes.formats import LoadedSAE
 from fastzoo.saes.topk import TopKSAE
 from fastzoo.steering.edits import make_edit
@@ -133,6 +134,30 @@ def test_other_modes_keep_the_error_of_the_reconstruction(kind: str) -> None:
             found = model(**inputs).logits
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=2e-4)
         assert not torch.allclose(found, plain, atol=1e-2), mode
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp", "scale", "ablate"])
+def test_only_add_touches_sinks_that_the_sae_skips(mode: str, sae: Any) -> None:
+    model, inputs = small_model("qwen2"), prompts()
+
+    def stream() -> Tensor:
+        return model(**inputs, output_hidden_states=True).hidden_states[3]  # after layer 2
+
+    def steered(sinks: Sinks | None) -> Tensor:
+        marked = copy.deepcopy(sae)
+        marked.sinks = sinks
+        with steer(model, marked, {7: 1.5, 3: 2.0}, layer=2, mode=mode):
+            return stream()
+
+    plain = stream()
+    limit = plain.norm(dim=-1).median().item()
+    sink_BT = plain.norm(dim=-1) > limit
+    everywhere = steered(None)
+    assert not torch.equal(everywhere[sink_BT], plain[sink_BT])
+    assert torch.equal(steered(Sinks(limit, limit / 10, False)), everywhere)
+    passed = steered(Sinks(limit, limit / 10, True))
+    assert torch.equal(passed[~sink_BT], everywhere[~sink_BT])
+    assert torch.equal(passed[sink_BT], (everywhere if mode == "add" else plain)[sink_BT])
 
 
 def test_units(sae: Any) -> None:

@@ -16,7 +16,7 @@ from fastzoo.lm.activations import Columns
 from fastzoo.saes.names import SAEName
 from fastzoo.training import trainer as trainer_module
 from fastzoo.training.learner import Learner
-from fastzoo.training.trainer import Trainer
+from fastzoo.training.trainer import Trainer, sink_share
 
 NAMES = [SAEName("m", layer, 4, a) for layer in (0, 2) for a in ("standard", "jumprelu")]
 BATCH = 64
@@ -113,6 +113,62 @@ def test_no_sae_is_left_in_the_middle_of_a_step_when_another_fails() -> None:
     with pytest.raises(TrainingError):
         trainer.step(bad)
     assert len(ended) == 1
+
+
+# --- attention sinks -----------------------------------------------------------------------------
+
+
+def with_sinks(count: int) -> list[Columns]:
+    """Batches in which three rows of layer 2 have a norm a hundred times that of the others."""
+    found = batches(count)
+    for i, batch in enumerate(found):
+        batch["L2"][[i % 5, 20, 40 + i % 7]] *= 100
+    return found
+
+
+@pytest.mark.parametrize("sinks", ["train", "skip"])
+def test_the_log_tells_sinks_apart_where_they_are_trained_on(sinks: str) -> None:
+    section = training("quick", batch_size=BATCH, tokens=BATCH * 40, sinks=sinks)
+    cpu, data = torch.device("cpu"), with_sinks(11)
+    trainer = Trainer(NAMES, 12, section, data[0], seed=0, device=cpu, log_every=5)
+    for batch in data[:10]:
+        trainer.step(batch)
+    before = [learner.sae.finished() for learner in trainer.learners]
+    trainer.log_every = 1
+    trainer.step(data[10])
+    for learner, sae in zip(trainer.learners, before, strict=True):
+        last = learner.log[-1]
+        if sinks == "skip" or learner.name.layer == 0:
+            assert last["l0_without_sinks"] == last["l0"]
+            assert last["fvu_without_sinks"] == pytest.approx(last["fvu"], rel=1e-5)
+            continue
+        x_BD = data[10]["L2"] * learner.scale
+        sink_B = data[10]["L2"].norm(dim=1) > learner.sinks.norm
+        assert sink_B.sum() == 3
+        acts_BF = sae.encode(x_BD)
+        error_B = (sae.decode(acts_BF) - x_BD).square().sum(1)
+
+        def fvu(rows_B: torch.Tensor, x_BD: torch.Tensor = x_BD, error_B: torch.Tensor = error_B) -> float:
+            usual_ND = x_BD[rows_B]
+            return float(error_B[rows_B].sum() / (usual_ND - usual_ND.mean(0)).square().sum())
+
+        assert last["l0_without_sinks"] == pytest.approx(float((acts_BF[~sink_B] > 0).sum(1).float().mean()))
+        assert last["l0"] == pytest.approx(float((acts_BF > 0).sum(1).float().mean()))
+        assert last["fvu_without_sinks"] == pytest.approx(fvu(~sink_B), rel=1e-3)
+        assert last["fvu"] == pytest.approx(fvu(sink_B | True), rel=1e-3)
+    assert ("with sinks" in trainer.note()) == (sinks == "train")
+
+
+def test_more_sinks_than_a_sixteenth_of_a_batch_count_as_usual() -> None:
+    sae = new_trainer().learners[0].sae
+    x_BD = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
+    x_BD[:3] *= torch.tensor([100.0, 300.0, 200.0])[:, None]
+    error, active, count, variance = sink_share(sae, x_BD, 50.0).tolist()
+    acts_BF = sae.encode(x_BD[1:3])  # the two largest of three
+    assert count == 2 and active == (acts_BF > 0).sum().item()
+    assert error == pytest.approx((sae.decode(acts_BF) - x_BD[1:3]).square().sum().item(), rel=1e-5)
+    usual_ND = torch.cat([x_BD[:1], x_BD[3:]])
+    assert variance == pytest.approx((usual_ND - usual_ND.mean(0)).square().sum().item(), rel=1e-4)
 
 
 # --- saving --------------------------------------------------------------------------------------
