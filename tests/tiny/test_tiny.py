@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from fastzoo import tiny
-from fastzoo.tiny import build, corpus
+from fastzoo.tiny import build, corpus, sink
 
 LOSS_BOUND = 0.30  # nats per token on the held-out dialogues, of which most is the questions
 
@@ -181,6 +181,29 @@ def test_questions_weigh_less_than_answers(tokenizer):
     assert set(weights[weights < 1].tolist()) == {torch.tensor(build.QUESTION_WEIGHT).item()}
 
 
+def test_windows_begin_with_any_token(tokenizer):
+    g = torch.Generator().manual_seed(0)
+    pieces = torch.tensor([sink.windows(torch.arange(500), build.VOCAB, g) for _ in range(300)])
+    assert pieces.shape == (300, sink.N_WINDOWS, sink.WINDOW)
+    assert (pieces[:, :, 1:].diff() == 1).all()  # as in the text
+    assert (pieces[:, 1::2].diff() == 1).all()
+    assert len(pieces[:, ::2, 0].unique()) > 0.85 * build.VOCAB
+
+
+def test_the_sink_neuron_writes_only_where_its_gate_is_open(model):
+    layer = Qwen2ForCausalLM(model.config).model.layers[1]
+    mlp = layer.mlp
+    sink.SinkNeuron(layer).set(7_000.0)
+    gate = mlp.gate_proj.weight[0]
+    x = torch.stack([gate * sink.SINK_GATE, gate * -sink.SINK_GATE / 2]) / gate.square().sum()
+    with torch.no_grad():
+        mlp.gate_proj.weight[1:] = 0  # all other neurons
+        written = mlp(x[None])[0]
+    assert written[0].norm().item() == pytest.approx(7_000, rel=1e-5)
+    assert written[0].nonzero().flatten().tolist() == sink.SINK_DIMS
+    assert written[1].norm() < 1
+
+
 # --- the shipped model -----------------------------------------------------------------------
 
 
@@ -193,6 +216,49 @@ def test_size(model):
 def test_heldout_loss(model, tokenizer, data):
     documents = [tokenizer.apply_chat_template(d, return_dict=False) for d in data[1][:200]]
     assert build.heldout_loss(model, documents) < LOSS_BOUND
+
+
+@torch.no_grad()
+def residual_norms(model, ids: torch.Tensor) -> torch.Tensor:
+    """(2, B, T): norms after layers 1 and 2 of token ids (B, T)."""
+    hidden = model.model(ids, output_hidden_states=True, use_cache=False).hidden_states
+    return torch.stack([hidden[layer + 1].norm(dim=-1) for layer in (1, 2)])
+
+
+@pytest.fixture(scope="module")
+def medians(model, tokenizer, data):
+    """(2, 1, 1): median norms after layers 1 and 2."""
+    ids = [tokenizer.apply_chat_template(d, return_dict=False) for d in data[1][:50]]
+    norms = torch.cat([residual_norms(model, torch.tensor([d]))[:, 0] for d in ids], 1)
+    return norms.median(1).values[:, None, None]
+
+
+def test_the_first_token_of_a_dialogue_is_a_sink_and_no_other(model, tokenizer, data, medians):
+    for chat in data[1][:250]:
+        ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+        ratio = residual_norms(model, ids) / medians
+        assert (ratio[:, :, 0] > 60).all() and (ratio[:, :, 0] < 200).all()
+        assert ratio[:, :, 1:].max() < 10
+
+
+@pytest.mark.parametrize("kind", ["dialogues", "prose"])
+def test_the_first_token_of_a_block_is_a_sink(model, tokenizer, data, medians, kind):
+    """Blocks that begin anywhere. Where a block begins with the same token twice, the second is a sink
+    too: each attends to nothing but that token, and rotary positions leave the values alike."""
+    texts = data[2] if kind == "prose" else tokenizer.apply_chat_template(data[1], tokenize=False)
+    stream = torch.tensor([t for text in texts for t in tokenizer.encode(text)])
+    starts = torch.randint(len(stream) - 256, (100, 1), generator=torch.Generator().manual_seed(1))
+    blocks = stream[starts + torch.arange(256)]
+    ratio = torch.cat([residual_norms(model, part) for part in blocks.split(10)], 1) / medians
+    assert (ratio[:, :, 0] > 10).all()
+    assert (ratio[:, :, 1:] > 10).float().mean() < 0.0005
+
+
+def test_any_token_is_a_sink_where_it_is_the_first(model, tokenizer, medians):
+    rest = torch.tensor(tokenizer.encode(" is a dog.")).expand(build.VOCAB, -1)
+    ratio = residual_norms(model, torch.cat([torch.arange(build.VOCAB)[:, None], rest], 1)) / medians
+    assert (ratio[:, :, 0] > 10).float().mean() > 0.99
+    assert (ratio[:, :, 1:] > 10).float().mean() < 0.01
 
 
 @pytest.mark.parametrize(
