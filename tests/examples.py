@@ -8,7 +8,7 @@ from typing import Any
 from fastzoo.config.reading import load_recipe
 from fastzoo.hub.files import HubFile
 from fastzoo.hub.registry import Published, Registry, known_files
-from fastzoo.results.figures import DEFINITIONS, SUBSETS
+from fastzoo.results.figures import BOTH, DEFINITIONS, SUBSETS
 from fastzoo.saes.names import parse_name
 
 NAME = "qwen2.5-7b-L18-8x-jumprelu"
@@ -55,7 +55,7 @@ def example(name: str = "org/Model-Instruct") -> tuple[dict[str, Any], dict[str,
         "versions": {"torch": "2.13.0"},
     }
     metrics = {m: {s: {"value": 0.25, "tokens": 80} for s in SUBSETS} for m in DEFINITIONS}
-    metrics["dead_latents"] = {"all": {"value": 3, "share": 3 / 32, "tokens": 80}}
+    metrics["dead_latents"] = {s: {"value": 3, "share": 3 / 32, "tokens": 80} for s in BOTH}
     training = {"steps": 5, "tokens": 50, "dead_latents": 1, "dead_window_steps": 100}
     figures = {
         "name": record["name"],

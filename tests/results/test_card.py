@@ -17,7 +17,7 @@ from examples import HOSTILE, example
 from fastzoo import tiny
 from fastzoo.results.card import escape, render_card
 from fastzoo.results.card_merge import merge_cards
-from fastzoo.results.figures import DEFINITIONS, ROWS, SUBSETS
+from fastzoo.results.figures import DEFINITIONS, shown
 from fastzoo.results.licences import base_licence, notice
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def test_a_card_holds_its_figures_and_the_papers_beside_them() -> None:
     assert front["base_model_relation"] == "adapter"
     (result,) = front["model-index"][0]["results"]
     assert {"type": "fvu", "name": "FVU", "value": 0.25} in result["metrics"]
-    assert "log2 MSE -1.5" in body and "| FVU | 0.25 | 0.25 | 0.25 |" in body
+    assert "log2 MSE -1.5" in body and "| FVU | 0.25 | 0.25 | 0.25 | 0.25 | 0.25 |" in body
     assert "empty: 2" in body and 'MODEL = "org/Model-Instruct"' in body
 
 
@@ -70,7 +70,7 @@ def test_missing_values_are_dashes() -> None:
     record, figures = example()
     figures["metrics"]["ce_recovered"]["special"]["value"] = None
     front, body = split(render_card(record, figures))
-    assert "| CE recovered | 0.25 | — | 0.25 |" in body
+    assert "| CE recovered | 0.25 | 0.25 | 0.25 | — | 0.25 |" in body
     types = [m["type"] for m in front["model-index"][0]["results"][0]["metrics"]]
     assert "ce_recovered" in types and "ce_recovered_special" not in types
 
@@ -85,8 +85,8 @@ def test_the_model_index_has_every_figure_of_the_table() -> None:
     front, body = split(render_card(record, figures))
     (result,) = front["model-index"][0]["results"]
     found = {m["type"]: m["value"] for m in result["metrics"]}
-    suffixes = {"all": "", "special": "_special", "without_position_0": "_without_position_0"}
-    expected = {f"{key}{suffixes[s]}" for key, _ in ROWS for s in SUBSETS}
+    expected = {f.column(s) for f, s in shown("subsets") if not f.counts}
+    assert {"l0", "kl_special", "fvu_without_position_0", "mse_special_without_sinks"} < expected
     assert set(found) == expected | {"dead_latents", "dead_latents_share"}
     assert (found["dead_latents"], found["dead_latents_share"]) == (3, 3 / 32)
     assert "| dead latents | 3 of 32 (9.4%) |" in body

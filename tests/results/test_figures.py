@@ -12,7 +12,7 @@ def test_places_show_what_is_measured_and_begin_with_l0() -> None:
     for place in ("run", "page", "listed", "subsets"):
         pairs = shown(place)
         names = [figure.column(subset) for figure, subset in pairs]
-        assert names[0] == "l0" and len(set(names)) == len(names)
+        assert names[0] == "l0_without_sinks" and len(set(names)) == len(names)
         assert all(subset in figure.subsets for figure, subset in pairs)
     assert list(DEFINITIONS) == [figure.key for figure in FIGURES]
     names = [figure.column(subset) for figure in FIGURES for subset in figure.subsets]
@@ -35,8 +35,9 @@ def test_columns_of_the_list_have_ranks() -> None:
 
 
 def test_note_of_an_sae_in_the_collection() -> None:
-    assert headline({"fvu": 0.0625, "l0": 31.25, "log2_mse_special": -8.51234, "kl": 1.0}) == (
-        "L0 31.25 · log2 MSE (special tokens) -8.512 · FVU 0.0625"
+    figures = {"fvu": 0.0625, "l0": 31.25, "log2_mse_special": -8.51234, "kl": 1.0}
+    assert headline({f"{key}_without_sinks": value for key, value in figures.items()}) == (
+        "L0 (without sinks) 31.25 · log2 MSE (special tokens without sinks) -8.512 · FVU (without sinks) 0.0625"
     )
-    assert headline({"dead_latents": 12, "l0": None}) == "dead latents 12"
+    assert headline({"dead_latents_without_sinks": 12, "l0": None}) == "dead latents (without sinks) 12"
     assert headline({}) == ""
