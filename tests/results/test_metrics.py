@@ -29,13 +29,14 @@ from fastzoo.lm import head as head_module
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.results.evaluate import evaluate
 from fastzoo.results.figures import DEFINITIONS, LOSS, SUBSETS
-from fastzoo.results.metrics import Reconstruction
+from fastzoo.results.metrics import Activations, Reconstruction, Tokens
 from fastzoo.saes.base import SAE, Sinks
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.saes.topk import TopKSAE
 
 D, F = 5, 11
+CPU = torch.device("cpu")
 
 
 def kept_tokens(subset: str, sink: np.ndarray, special: np.ndarray) -> np.ndarray:
@@ -64,19 +65,15 @@ class Dialogues:
             acts[~sink, 4] = 0  # one for sinks only
         self.special = [np.array([special(i, j) for j in range(n)]) for i, n in enumerate(lengths)]
 
-    def add_to(self, sums: Reconstruction, indices: list[int]) -> None:
+    def add_to(self, activations: Activations, sums: Reconstruction, indices: list[int]) -> None:
         def whole(parts: list[np.ndarray]) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([parts[i] for i in indices]))
 
-        sums.add(
-            whole(self.y),
-            whole(self.y_hat),
-            whole(self.acts),
-            lengths=[len(self.y[i]) for i in indices],
-            position_T=whole([np.arange(len(y)) for y in self.y]),
-            special_T=whole(self.special),
-            sink_T=whole(self.sink),
-        )
+        position_T = whole([np.arange(len(y)) for y in self.y])
+        lengths = [len(self.y[i]) for i in indices]
+        tokens = Tokens(lengths, position_T, whole(self.special), whole(self.sink))
+        activations.add(whole(self.y), tokens)
+        sums.add(whole(self.y), whole(self.y_hat), whole(self.acts), tokens)
 
     def kept(self, subset: str) -> list[np.ndarray]:
         """Per dialogue, the positions that a figure is about."""
@@ -106,10 +103,10 @@ def data(request: pytest.FixtureRequest) -> Dialogues:
 
 @pytest.fixture
 def figures(data: Dialogues) -> dict[str, Any]:
-    sums = Reconstruction(D, F, torch.device("cpu"))
+    activations, sums = Activations(D, CPU), Reconstruction(D, F, CPU)
     for start in range(0, len(data.y), 2):  # in several packs
-        data.add_to(sums, list(range(start, min(start + 2, len(data.y)))))
-    return sums.figures()
+        data.add_to(activations, sums, list(range(start, min(start + 2, len(data.y)))))
+    return sums.figures(activations)
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
@@ -126,19 +123,21 @@ def test_mse_is_the_paper_s_formula(data: Dialogues, figures: Any, subset: str) 
     assert value(figures, "log2_mse", subset) == pytest.approx(math.log2(expected), rel=1e-9)
 
 
+def plain_figures(x: torch.Tensor, x_hat: torch.Tensor, lengths: list[int]) -> dict[str, Any]:
+    """Figures of dialogues without sinks and special tokens, from an SAE that never fires."""
+    position = torch.cat([torch.arange(n) for n in lengths])
+    tokens = Tokens(lengths, position, position < 0, position < 0)
+    activations, sums = Activations(x.shape[1], CPU), Reconstruction(x.shape[1], F, CPU)
+    activations.add(x.double(), tokens)
+    sums.add(x.double(), x_hat, torch.zeros(len(x), F), tokens)
+    return sums.figures(activations)
+
+
 def test_mse_weighs_dialogues_not_tokens() -> None:
     """A short bad dialogue counts as much as a long good one."""
-    sums = Reconstruction(1, 1, torch.device("cpu"))
-    sums.add(
-        torch.zeros(101, 1),
-        torch.tensor([[2.0]] + [[0.0]] * 100),
-        torch.zeros(101, 1),
-        lengths=[1, 100],
-        position_T=torch.tensor([0, *range(100)]),
-        special_T=torch.zeros(101, dtype=torch.bool),
-        sink_T=torch.zeros(101, dtype=torch.bool),
-    )
-    assert value(sums.figures(), "mse") == pytest.approx((4 + 0) / 2)
+    x_hat = torch.tensor([[2.0]] + [[0.0]] * 100)
+    found = plain_figures(torch.zeros(101, 1), x_hat, [1, 100])
+    assert value(found, "mse") == pytest.approx((4 + 0) / 2)
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
@@ -171,17 +170,7 @@ def test_dead_latents_fire_on_no_token(data: Dialogues, figures: Any) -> None:
 
 def test_fvu_of_predicting_the_mean_is_one_whatever_the_offset() -> None:
     x = torch.randn(500, D, generator=torch.Generator().manual_seed(0)).double() + 1000
-    sums = Reconstruction(D, F, torch.device("cpu"))
-    sums.add(
-        x,
-        x.mean(0).expand_as(x),
-        torch.zeros(500, F),
-        lengths=[500],
-        position_T=torch.arange(500),
-        special_T=torch.zeros(500, dtype=torch.bool),
-        sink_T=torch.zeros(500, dtype=torch.bool),
-    )
-    assert value(sums.figures(), "fvu") == pytest.approx(1.0, rel=1e-6)
+    assert value(plain_figures(x, x.mean(0).expand_as(x), [500]), "fvu") == pytest.approx(1.0, rel=1e-6)
 
 
 # --- evaluate -----------------------------------------------------------------------------------
@@ -393,7 +382,7 @@ def test_dialogues_of_one_token_predict_nothing() -> None:
     reader = ResidualReader(small_model("qwen2"))
     dialogues = [sequence([3]), sequence([VOCABULARY - 1], 1)]
     figures = figures_of(reader, {"a": some_saes()["trained"]}, dialogues)["a"]
-    assert figures["ce_model"]["all"] == {"value": None, "tokens": 0}
+    assert figures["ce_model"]["all"] == {"value": None, "interval": None, "tokens": 0, "dialogues": 0}
     assert value(figures, "ce_recovered") is None
     assert value(figures, "mse") is not None
     assert value(figures, "mse", "without_position_0") is None
@@ -404,11 +393,3 @@ def test_saes_that_do_not_fit_the_model_are_refused(layer: int, width: int) -> N
     reader = ResidualReader(small_model("qwen2"))
     with pytest.raises(ModelError, match=f"mine \\(width {width}, layer {layer}\\) does not fit"):
         evaluate(reader, {"mine": (layer, StandardSAE(width, 4))}, random_dialogues([3]), SpecialTokens())
-
-
-def test_progress_counts_the_tokens() -> None:
-    seen: list[int] = []
-    reader = ResidualReader(small_model("qwen2"), pack_tokens=24)
-    evaluate(reader, {"a": some_saes()["trained"]}, random_dialogues(LENGTHS), SpecialTokens(), seen.append)
-    assert sum(seen) == sum(LENGTHS)
-    assert len(seen) > 1
