@@ -69,6 +69,10 @@ class Evaluation:
     frequency_F: Tensor
     """(d_sae,) float64, on the CPU: the share of tokens, without sinks, on which each latent fires."""
 
+    def log_sparsity(self) -> Tensor:
+        """(d_sae,) float32: its log10, at least -10. Its powers of ten sum to L0 without sinks."""
+        return torch.log10(self.frequency_F.clamp_min(1e-10)).float()
+
 
 @torch.inference_mode()
 def evaluate(
@@ -197,6 +201,7 @@ class _Work:
         for key, place in self.places.items():
             streams = here[key].streams(torch.zeros_like(acts[place.layer]))
             passes.add(place.layer, streams, here[key].tokens, place.zeros)
+            self._advance(self._pass_cost[place.layer] * len(streams) * len(here[key].x_TD))
         passes.finish()
         for key, place in self.places.items():
             passes.add_own(here[key].tokens, place.own, place.tokens)
