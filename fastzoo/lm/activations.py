@@ -99,7 +99,7 @@ class ResidualReader:
         self._outputs = 0  # length of the tuple that a layer returns; 0: it returns a tensor
         self._own_kind = model.config._attn_implementation
         self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
-        self._packed = True
+        self._packed, self._attention_kept = True, False
         self._checked: set[bool] = set()
         self._thread = threading.local()  # what the forward in this thread is to capture
         self.computed_tokens = 0
@@ -238,7 +238,19 @@ class ResidualReader:
                 input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
             )
 
+    @contextmanager
+    def attention_kept(self) -> Iterator[None]:
+        """Within, the model attends as the last pass had it, which spares changing that for every pass."""
+        self._attention_kept = True
+        try:
+            yield
+        finally:
+            self._attention_kept = False
+            self._reset_attention()
+
     def _reset_attention(self) -> None:
+        if self._attention_kept:
+            return
         with self._attention.of_kind(self.model, self._own_kind):
             pass
 

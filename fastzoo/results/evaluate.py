@@ -110,7 +110,7 @@ def evaluate(
     estimated = _estimate_sinks(reader, sequences, unknown) if unknown else {}
     work = _Work(reader, saes, estimated, special)
     total, done = sum(work.cost(to_end) * sum(map(len, part)) for to_end, part in parts), 0
-    with Progress("evaluating", total, shown=shown) as work.bar:
+    with reader.attention_kept(), Progress("evaluating", total, shown=shown) as work.bar:
         for to_end, part in parts:
             for pack in reader.packs(part):
                 work.measure(pack, to_end=to_end)
@@ -209,9 +209,10 @@ class _Work:
     def _measure_sae(
         self, m: _Measured, here: _Here, occurrences: Occurrences, passes: SplicedPasses | None
     ) -> None:
-        acts_TF = m.sae.encode(here.x_TD, skip_sinks=True)
+        passes_through = m.skips and here.has_sinks
+        acts_TF = m.sae.encode(here.x_TD, skip_sinks=passes_through)
         found_TD = m.sae.decode(acts_TF).float()
-        if m.skips:
+        if passes_through:
             found_TD = torch.where(here.sink_T[:, None], here.x_TD, found_TD)
         m.reconstruction.add(here.exact_TD, found_TD, acts_TF, here.tokens)
         m.special_latents.add(acts_TF, occurrences)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from fastzoo.results.figures import BOTH, LOSS, SUBSETS
 Figures = dict[str, dict[str, dict[str, Any]]]
 """``{figure: {subset: {"value", "tokens", ...}}}``, as ``metrics.json`` has them."""
 
-RESAMPLES, RESAMPLED_AT_ONCE = 1000, 1 << 20
-"""Of the bootstrap behind intervals; and how many (resamples x dialogues) are held at once."""
+RESAMPLES = 1000
+"""Of the bootstrap behind intervals."""
 
 
 class Tokens:
@@ -77,8 +78,7 @@ class Reconstruction:
         zeros_S = torch.zeros(len(SUBSETS), dtype=torch.float64, device=device)
         # ``per_dialogue``: sum over dialogues of the squared error's mean over the dialogue's tokens.
         self._per_dialogue_S, self._squared_error_S = zeros_S, zeros_S.clone()
-        self._active_S = zeros_S.clone()
-        self._fired_SF = zeros_S.new_zeros(len(BOTH), d_sae)
+        self._fired_SF = zeros_S.new_zeros(len(SUBSETS), d_sae)
 
     def add(self, x_TD: Tensor, reconstruction_TD: Tensor, acts_TF: Tensor, tokens: Tokens) -> None:
         """Add whole dialogues; ``x_TD`` is float64."""
@@ -88,14 +88,12 @@ class Reconstruction:
         self._per_dialogue_S += (error_SN / tokens.count_SN.clamp_min(1)).sum(1)
         self._squared_error_S += error_SN.sum(1)
         # Whole numbers far below 2**24, which products in float32 (and TF32) count exactly.
-        active_TF = (acts_TF > 0).float()
-        self._active_S += tokens.weight_ST @ active_TF.sum(1).double()
-        self._fired_SF += tokens.weight_ST[: len(BOTH)].float() @ active_TF
+        self._fired_SF += tokens.weight_ST.float() @ torch.sign(acts_TF.float())
 
     def figures(self, activations: Activations) -> Figures:
         """Squared error, L0, FVU and dead latents; a subset without tokens has the value None."""
         found: Figures = {"mse": {}, "log2_mse": {}, "l0": {}, "fvu": {}, "dead_latents": {}}
-        sums = (self._per_dialogue_S.tolist(), self._squared_error_S.tolist(), self._active_S.tolist())
+        sums = (self._per_dialogue_S.tolist(), self._squared_error_S.tolist(), self._fired_SF.sum(1).tolist())
         totals = activations.totals()
         for (subset, total), per_dialogue, squared_error, active in zip(totals.items(), *sums, strict=True):
             tokens, dialogues, variance = total
@@ -107,7 +105,7 @@ class Reconstruction:
             values = (mse, math.log2(mse) if mse else None, l0, fvu)
             for figure, value in zip(found, values, strict=False):
                 found[figure][subset] = {"value": value, "tokens": tokens, "dialogues": dialogues}
-        for subset, fired_F in zip(BOTH, self._fired_SF, strict=True):
+        for subset, fired_F in zip(BOTH, self._fired_SF, strict=False):
             dead = int((fired_F == 0).sum().item())
             tokens, dialogues, _ = totals[subset]
             size = {"tokens": tokens, "dialogues": dialogues}
@@ -141,7 +139,7 @@ def loss_figures(
     with the SAE and with zeros spliced in) and of KL."""
     each = (tokens, own, spliced, zeros, kl)
     sums_S5N = np.stack([sums.by_subset() for sums in each], 1)
-    resampled_S5R = _resampled(sums_S5N)
+    resampled_S5R = sums_S5N @ _draws(sums_S5N.shape[2])  # the same draws for every figure
     found: Figures = {name: {} for name in RATIOS}
     for subset, sums_5N, resampled_5R in zip(LOSS, sums_S5N, resampled_S5R, strict=True):
         size = {"tokens": int(sums_5N[0].sum()), "dialogues": int((sums_5N[0] > 0).sum())}
@@ -167,12 +165,7 @@ RATIOS: Mapping[str, Callable[..., tuple[Any, Any]]] = {
 """Each figure as a numerator and a denominator, of sums over the same tokens."""
 
 
-def _resampled(sums_SKN: np.ndarray) -> np.ndarray:
-    """(S, K, RESAMPLES): the sums over dialogues drawn again, as many as there are, the same for all."""
-    generator, count = np.random.default_rng(0), sums_SKN.shape[2]
-    at_once = max(1, RESAMPLED_AT_ONCE // count)
-    parts = []
-    for start in range(0, RESAMPLES, at_once):
-        draws = min(at_once, RESAMPLES - start)
-        parts.append(sums_SKN @ generator.multinomial(count, np.full(count, 1 / count), draws).T)
-    return np.concatenate(parts, 2)
+@lru_cache(maxsize=1)
+def _draws(count: int) -> np.ndarray:
+    """(count, RESAMPLES): how often each dialogue is drawn when as many are drawn as there are."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).T.astype(float)
