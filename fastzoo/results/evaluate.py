@@ -25,7 +25,7 @@ from fastzoo.results.metrics import Activations, DialogueSums, Reconstruction, T
 from fastzoo.results.splicing import SplicedPasses
 from fastzoo.saes.base import SAE, Sinks
 
-SINK_FACTOR, SINK_DIALOGUES = 10.0, 64
+SINK_FACTOR, SINK_DIALOGUES = 10.0, 16
 """Where an SAE does not say what counts as a sink: above so many times the median norm in so many dialogues."""
 
 

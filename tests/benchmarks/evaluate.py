@@ -158,4 +158,4 @@ if __name__ == "__main__":
     parser.add_argument("--loss-dialogues", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0)
     for key, value in measure(quick=False, **vars(parser.parse_args())).items():
-        print(key, value)
+        print(key, value, flush=True)

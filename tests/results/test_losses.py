@@ -182,6 +182,14 @@ def test_progress_ends_where_it_should(
     assert capsys.readouterr().err == ""
 
 
+def test_a_run_measures_losses_where_its_recipe_says(model_run: Path) -> None:
+    (path,) = model_run.glob("tiny-chat-*/metrics.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert metrics["mse"]["all"]["dialogues"] == 8 and metrics["kl"]["all"]["dialogues"] == 4
+    low, high = metrics["delta_loss"]["without_sinks"]["interval"]
+    assert low < value(metrics, "delta_loss", "without_sinks") < high
+
+
 def test_sparsity_is_of_the_finished_sae_on_held_out_dialogues(model_run: Path) -> None:
     (folder,) = model_run.glob("tiny-chat-*")
     (path,) = folder.glob("*/sparsity.safetensors")
