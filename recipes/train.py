@@ -255,7 +255,6 @@ def finish(this: Run) -> None:
     """Held-out figures of all SAEs in one pass, one complete folder per SAE, and the summary."""
     from accelerate.utils import gather_object
 
-    from fastzoo.core.progress import Progress
     from fastzoo.data.special_tokens import SpecialTokens
     from fastzoo.results.evaluate import evaluate
     from fastzoo.results.folder import save_result
@@ -270,10 +269,8 @@ def finish(this: Run) -> None:
     found = {}
     if saes:  # with more processes than SAEs some own none
         special = SpecialTokens.of(data.chat)
-        with Progress("evaluating", data.held_out_counts.tokens, shown=main_process) as bar:
-            found = evaluate(
-                reader, saes, data.held_out, special, lambda n: bar.advance(n, "held-out tokens")
-            )
+        losses = recipe.evaluation.loss_dialogues
+        found = evaluate(reader, saes, data.held_out, special, loss_dialogues=losses, shown=main_process)
     results = []
     for learner in trainer.learners:
         name = str(learner.name)

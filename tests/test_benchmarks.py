@@ -35,7 +35,7 @@ def positive(value: Any) -> bool:
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
     """What one run of all these benchmarks reports."""
-    names = ("forward", "step", "many", "memory", "processes")
+    names = ("forward", "step", "many", "memory", "processes", "evaluate")
     done = run("--quick", "--json", *(f"--only={name}" for name in names))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -87,6 +87,10 @@ def test_memory_adds_up(figures: dict[str, Any]) -> None:
         assert all(map(positive, parts.values()))
         assert parts["beyond"] == pytest.approx(figures[key], abs=1e-3)
         assert parts.pop("peak") == pytest.approx(sum(parts.values()), abs=1e-3)
+
+
+def test_evaluate_reports_its_figure(figures: dict[str, Any]) -> None:
+    assert positive(figures["evaluate_over_floor"]) and positive(figures["evaluate_seconds"])
 
 
 def test_processes_reports_its_figure(figures: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from fastzoo.saes.names import SAEName
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     *("layers=[1]", "architectures=[jumprelu]", "expansions=[2]", "evaluation.dialogues=8"),
+    "evaluation.loss_dialogues=4",
     *("training.tokens=8192", "training.batch_size=512", "training.buffer_tokens=4096"),
 )
 WIDTH, LATENTS = 4, 8

@@ -13,6 +13,10 @@ def evaluate_saes(
     sources: Sources,
     data: Data = None,
     dialogues: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 200,
+    loss_dialogues: Annotated[
+        int,
+        typer.Option(min=1, help="In how many of them to measure cross-entropies and KL, which take long."),
+    ] = 50,
     model: ModelName = None,
     revision: Revision = None,
     max_tokens: MaxTokens = None,
@@ -24,7 +28,7 @@ def evaluate_saes(
     from fastzoo.results.summary import print_results, print_warnings
 
     together = assemble(sources, model_name=model, revision=revision, data=data, max_tokens=max_tokens)
-    report = evaluate_together(together, dialogues)
+    report = evaluate_together(together, dialogues, loss_dialogues)
     rows = [(k, figures, None, together.saes[k][1].skips_sinks) for k, figures in report["metrics"].items()]
     if as_json:
         print_json(report)

@@ -198,6 +198,9 @@ class EvaluationSection(Section):
     """The figures at the end, on dialogues that were not trained on."""
 
     dialogues: int = Field(200, ge=1)
+    loss_dialogues: int | None = Field(50, ge=1)
+    """In how many of them, spread evenly, cross-entropies and KL are measured, which take most of the
+    time; null: in all."""
     source: str | None = None
     """Another file or dataset; by default dialogues are held out from ``data``."""
 

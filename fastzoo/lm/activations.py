@@ -6,6 +6,7 @@ final norm and so is not the residual stream after the last layer.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,10 @@ from fastzoo.core.errors import ModelError, TrainingError
 from fastzoo.core.threads import workers
 from fastzoo.data.sequences import TokenSequence, column
 from fastzoo.lm.attention import IMPLEMENTATION, register
-from fastzoo.lm.packing import Pack, is_exact, packs, to_device
+from fastzoo.lm.packing import Pack, difference, is_exact, packs, to_device
+from fastzoo.lm.restart import Restarts
+
+logger = logging.getLogger(__name__)
 
 PACK_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens per forward pass: on a CPU as many as its cache takes, on a GPU enough to keep it busy."""
@@ -74,7 +78,9 @@ class _Attention:
                 self._changed.notify_all()
 
 
+# Readers of a model share these.
 _ATTENTION: WeakKeyDictionary[nn.Module, _Attention] = WeakKeyDictionary()
+_RESTARTS: WeakKeyDictionary[nn.Module, Restarts] = WeakKeyDictionary()
 
 
 class ResidualReader:
@@ -88,9 +94,12 @@ class ResidualReader:
         self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
         self.dtype = next(model.parameters()).dtype
         self._attention = _ATTENTION.setdefault(model, _Attention())
+        self._restarts = _RESTARTS.setdefault(model, Restarts(list(self.layers)))
+        self._restartable: dict[int, bool] = {}
+        self._outputs = 0  # length of the tuple that a layer returns; 0: it returns a tensor
         self._own_kind = model.config._attn_implementation
         self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
-        self._packed = True
+        self._packed, self._attention_kept = True, False
         self._checked: set[bool] = set()
         self._thread = threading.local()  # what the forward in this thread is to capture
         self.computed_tokens = 0
@@ -111,6 +120,51 @@ class ResidualReader:
         with self._hooks(wanted):
             return self._read(pack, wanted)
 
+    def read_to_end(self, pack: Pack, layers: Iterable[int]) -> tuple[dict[int, Tensor], Tensor]:
+        """As ``read``, and the normalised final states (T, D) that the LM head reads, from one forward.
+
+        For each of ``layers`` the first one also finds out whether ``restarted`` can leave layers out.
+        """
+        wanted = set(layers)
+        self.computed_tokens += pack.input_ids.shape[1]
+        with self._hooks(wanted):
+            acts, final_TD = self._run(pack, wanted, to_end=True)
+            assert final_TD is not None
+            for layer in wanted - self._restartable.keys():
+                self._restartable[layer] = self._restart_is_exact(pack, layer, acts[layer], final_TD)
+        return acts, final_TD
+
+    def restarted(self, pack: Pack, layer: int, states_TD: Tensor) -> Tensor:
+        """Normalised final states (T, D) with ``states_TD`` as the residual stream after ``layer``; once
+        ``read_to_end`` found that exact, the layers up to it are not computed again."""
+        states_TD = states_TD.to(self.dtype)
+        if not self._restartable.get(layer):
+            return self.final_states(pack, (layer, lambda x_TD: states_TD))
+        try:
+            return self._restart(pack, layer, states_TD)
+        finally:
+            self._reset_attention()
+
+    def _restart(self, pack: Pack, layer: int, states_TD: Tensor) -> Tensor:
+        states: Any = states_TD[None]
+        if self._outputs:  # layers return a tuple; what else is in it (attention weights) nobody reads
+            states = (states, *[None] * (self._outputs - 1))
+        with self._restarts.after(layer, states):
+            return self._forward(pack).last_hidden_state[0]
+
+    def _restart_is_exact(self, pack: Pack, layer: int, acts_TD: Tensor, final_TD: Tensor) -> bool:
+        """Whether a forward restarted from its own states ends as it did; if not, a warning says so."""
+        said = f"the model cannot go on from layer {layer}, and is computed whole for every SAE there"
+        try:
+            found_TD = self._restart(pack, layer, acts_TD)
+        except Exception as error:  # whatever a model does that keeps more than states
+            logger.warning("%s: %s", said, error)
+            return False
+        share, allowed = difference(final_TD, found_TD)
+        if not share <= allowed and torch.isfinite(final_TD).all():
+            logger.warning("%s: restarted, states differ by a share of %.2g", said, share)
+        return share <= allowed
+
     @contextmanager
     def _hooks(self, layers: Iterable[int]) -> Iterator[None]:
         """Inside, ``_read`` finds the layers' outputs; other forwards of the model are not affected.
@@ -122,7 +176,8 @@ class ResidualReader:
                 if found is None or layer not in self._thread.wanted:
                     return
                 found[layer] = hidden_of(output)[0]
-                if len(found) == len(self._thread.wanted):
+                self._outputs = len(output) if isinstance(output, tuple) else 0
+                if len(found) == len(self._thread.wanted) and not self._thread.to_end:
                     raise _Stop
 
             return hook
@@ -136,15 +191,19 @@ class ResidualReader:
             self._reset_attention()
 
     def _read(self, pack: Pack, layers: set[int]) -> dict[int, Tensor]:
+        return self._run(pack, layers, to_end=False)[0]
+
+    def _run(self, pack: Pack, layers: set[int], *, to_end: bool) -> tuple[dict[int, Tensor], Tensor | None]:
         found: dict[int, Tensor] = {}
-        self._thread.found, self._thread.wanted = found, layers
+        final_TD = None
+        self._thread.found, self._thread.wanted, self._thread.to_end = found, layers, to_end
         try:
-            self._forward(pack)
+            final_TD = self._forward(pack).last_hidden_state[0]
         except _Stop:
             pass
         finally:
             self._thread.found = None
-        return found
+        return found, final_TD
 
     def final_states(self, pack: Pack, edit: tuple[int, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Normalised hidden states (T, D) that the LM head reads.
@@ -179,7 +238,19 @@ class ResidualReader:
                 input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
             )
 
+    @contextmanager
+    def attention_kept(self) -> Iterator[None]:
+        """Within, the model attends as the last pass had it, which spares changing that for every pass."""
+        self._attention_kept = True
+        try:
+            yield
+        finally:
+            self._attention_kept = False
+            self._reset_attention()
+
     def _reset_attention(self) -> None:
+        if self._attention_kept:
+            return
         with self._attention.of_kind(self.model, self._own_kind):
             pass
 

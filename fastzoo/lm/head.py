@@ -1,8 +1,11 @@
-"""The language model's head: next-token log-probabilities from final states, in bounded memory."""
+"""The language model's head: next-token log-probabilities from final states, in bounded memory.
+
+Shape suffixes: R rows (predicting tokens), P passes of the same rows, V vocabulary, D residual width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +17,9 @@ from fastzoo.lm.activations import ResidualReader
 
 HEAD_ELEMENTS = 1 << 25
 """Logits computed at once (tokens or directions x vocabulary)."""
+
+EXACT_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Logits that are made float64 at once: on a CPU what its cache takes, which is much faster."""
 
 
 def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
@@ -40,9 +46,59 @@ def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, l
         yield part, [_log_probabilities(model, states[part]) for states in states_TD]
 
 
+def losses(
+    model: Any, own_RD: Tensor, changed: Sequence[Tensor], targets_R: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies, and KL divergences from the model's own predictions, in nats.
+
+    Logits are in the model's dtype, as its own are; everything after them is float64.
+
+    Args:
+        own_RD: final states of the rows in the undisturbed model.
+        changed: the same of other passes.
+        targets_R: the token that follows each row.
+
+    Returns:
+        the model's own cross-entropies (R,), those of the passes (P, R) and their KL (P, R); float64.
+    """
+    states_RPD = torch.stack([own_RD, *changed], 1)
+    rows, passes = states_RPD.shape[:2]
+    ce_PR = own_RD.new_empty(passes, rows, dtype=torch.float64)
+    kl_PR = own_RD.new_empty(passes - 1, rows, dtype=torch.float64)
+    width = passes * model.get_output_embeddings().weight.shape[0]
+    exact = max(1, EXACT_ELEMENTS.get(own_RD.device.type, 1 << 22) // width)
+    done = 0
+    for part_RPD in states_RPD.split(max(1, HEAD_ELEMENTS // width)):
+        # One product for the passes of many rows.
+        logits_RPV = logits(model, part_RPD.flatten(0, 1)).unflatten(0, (-1, passes))
+        for part_RPV in logits_RPV.split(exact):
+            part = slice(done, done := done + len(part_RPV))
+            ce_PR[:, part], kl_PR[:, part] = _losses(part_RPV.double(), targets_R[part])
+    return ce_PR[0], ce_PR[1:], kl_PR
+
+
+def _losses(logits_RPV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """``losses`` of some rows, from float64 logits, which it may change."""
+    exp_RPV = logits_RPV.exp()
+    sum_RP = exp_RPV.sum(2)
+    if not ((sum_RP > 1e-200) & (sum_RP < 1e200)).all():  # logits in the hundreds
+        logits_RPV -= logits_RPV.amax(2, keepdim=True)
+        exp_RPV = logits_RPV.exp()
+        sum_RP = exp_RPV.sum(2)
+    target_RP = logits_RPV[torch.arange(len(targets_R), device=targets_R.device), :, targets_R]
+    lse_RP = sum_RP.log()
+    # Σ p (a - b) - (lse a - lse b), with p the model's own probabilities and a its logits.
+    mean_RP = torch.matmul(logits_RPV, exp_RPV[:, 0, :, None])[..., 0] / sum_RP[:, :1]
+    kl_RP = (mean_RP[:, :1] - lse_RP[:, :1]) - (mean_RP - lse_RP)[:, 1:]
+    return (lse_RP - target_RP).t(), kl_RP.t()
+
+
 def _log_probabilities(model: Any, states_TD: Tensor) -> Tensor:
-    logits = model.get_output_embeddings()(states_TD).float()
+    return logits(model, states_TD).float().log_softmax(-1)
+
+
+def logits(model: Any, states_TD: Tensor) -> Tensor:
+    """Logits (T, V) from final states, in the model's dtype."""
+    found = model.get_output_embeddings()(states_TD)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits.log_softmax(-1)
+    return found if cap is None else torch.tanh(found / cap) * cap

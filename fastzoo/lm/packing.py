@@ -81,10 +81,16 @@ def is_exact(group: list[TokenSequence], read: Callable[[list[TokenSequence], bo
         return False
     for sequence, part in zip(group, together.split([len(s) for s in group]), strict=True):
         alone = read([sequence], False)
-        largest_T1 = alone.abs().amax(1, keepdim=True).clamp_min(1e-6)
-        difference = ((alone - part).abs() / largest_T1).max().item()
-        if not difference <= TOLERANCE.get(alone.dtype, 1e-4):
+        share, allowed = difference(alone, part)
+        if not share <= allowed:
             if torch.isfinite(alone).all():
-                logger.warning("%s: packed, they differ by a share of %.2g", said, difference)
+                logger.warning("%s: packed, they differ by a share of %.2g", said, share)
             return False
     return True
+
+
+def difference(expected_TD: Tensor, found_TD: Tensor) -> tuple[float, float]:
+    """By how much states differ, relative to the same token's largest; and how much is rounding."""
+    largest_T1 = expected_TD.abs().amax(1, keepdim=True).clamp_min(1e-6)
+    share = ((expected_TD - found_TD).abs() / largest_T1).max().item()
+    return share, TOLERANCE.get(expected_TD.dtype, 1e-4)

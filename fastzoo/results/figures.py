@@ -88,6 +88,9 @@ class Figure:
         return f"{self.label} ({SUBSETS[subset].title})"
 
 
+SAMPLED = "; over so many dialogues, spread evenly over the split, with an interval of 95% (bootstrap over dialogues)"
+"""What is so of all cross-entropy figures."""
+
 # One entry after the other, as a table.
 # fmt: off
 FIGURES = (
@@ -106,20 +109,20 @@ FIGURES = (
            "the mean activation of the same tokens",
            run=BOTH, page=BOTH, listed={"without_sinks": 6}),
     Figure("ce_model", "CE of the model",
-           "the model's own cross-entropy in nats per predicted token", subsets=LOSS),
+           "the model's own cross-entropy in nats per predicted token" + SAMPLED, subsets=LOSS),
     Figure("ce_reconstruction", "CE with the reconstruction",
-           "cross-entropy with the reconstruction spliced in at the SAE's layer", subsets=LOSS),
+           "cross-entropy with the reconstruction spliced in at the SAE's layer" + SAMPLED, subsets=LOSS),
     Figure("ce_zero", "CE with zeros",
-           "cross-entropy with zeros spliced in at the SAE's layer", subsets=LOSS),
+           "cross-entropy with zeros spliced in at the SAE's layer" + SAMPLED, subsets=LOSS),
     Figure("ce_recovered", "CE recovered",
-           "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)",
+           "(ce_zero - ce_reconstruction) / (ce_zero - ce_model)" + SAMPLED,
            subsets=LOSS, run=LEAD, page=LEAD, listed={"without_sinks": 7}),
     Figure("delta_loss", "Delta Loss",
-           "(ce_reconstruction - ce_model) / ce_model",
+           "(ce_reconstruction - ce_model) / ce_model" + SAMPLED,
            subsets=LOSS, run=LEAD),
     Figure("kl", "KL",
            "mean KL divergence in nats from the model's next-token distribution to the one with the "
-           "reconstruction spliced in",
+           "reconstruction spliced in" + SAMPLED,
            subsets=LOSS, run=LEAD),
     Figure("dead_latents", "dead latents",
            "latents that fire on no token of the split",

@@ -74,7 +74,7 @@ def save_result(
     record, figures = _record(learner, sae, facts), _figures(learner, evaluation, facts, batch_size)
 
     def fill(target: Path) -> None:
-        write_weights(target, learner, sae, facts, batch_size)
+        write_weights(target, learner, sae, facts, evaluation.log_sparsity())
         write_json(target / RECORD, record)
         write_json(target / "metrics.json", figures)
         write_log(target / "training_log.csv", learner.log)
@@ -86,8 +86,11 @@ def save_result(
     write_folder(run_folder / str(learner.name), fill)
 
 
-def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, batch_size: int) -> None:
-    """Write the SAE in SAELens' format into the folder that is named after its hook."""
+def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, log_sparsity: Tensor) -> None:
+    """Write the SAE in SAELens' format into the folder that is named after its hook.
+
+    ``log_sparsity``: (d_sae,) log10 of each latent's firing frequency.
+    """
     data = facts.recipe.data
     save_sae(
         sae,
@@ -101,7 +104,7 @@ def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, bat
             "training_tokens": learner.log[-1]["tokens"] if learner.log else 0,
             "fastzoo_version": __version__,
         },
-        log_sparsity=learner.log_sparsity(batch_size),
+        log_sparsity=log_sparsity,
     )
 
 
@@ -135,7 +138,7 @@ def _record(learner: Learner, sae: SAE, facts: RunFacts) -> dict[str, Any]:
 def _figures(learner: Learner, evaluation: Evaluation, facts: RunFacts, batch_size: int) -> dict[str, Any]:
     paper = paper_figures().get(learner.name)
     last = learner.log[-1]
-    # Over the last window in which firing was counted.
+    # Over the last window of training in which firing was counted.
     rare_F = 10.0 ** learner.log_sparsity(batch_size) - 1e-10 < facts.recipe.training.dead_threshold
     return {
         "name": str(learner.name),

@@ -48,7 +48,7 @@ class Learner:
         return sae.eval().requires_grad_(False)
 
     def log_sparsity(self, batch_size: int) -> Tensor:
-        """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last window."""
+        """(d_sae,) log10 of the firing frequency (floor 1e-10) over the last complete window of training."""
         frequency = self.frequency_F
         if frequency is None:
             frequency = self.window_F / max(1, self.window_steps * batch_size)

@@ -168,7 +168,8 @@ def keep_interrupted(learners: Sequence[Learner], facts: RunFacts) -> None:
         for learner in unsaved:
 
             def fill(target: Path, learner: Learner = learner) -> None:
-                write_weights(target, learner, learner.finished(), facts, recipe.training.batch_size)
+                sparsity = learner.log_sparsity(recipe.training.batch_size)
+                write_weights(target, learner, learner.finished(), facts, sparsity)
                 write_log(target / "training_log.csv", learner.log)
 
             write_folder(folder / str(learner.name), fill)

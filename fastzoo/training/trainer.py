@@ -165,7 +165,9 @@ class Trainer:
         learner.since_fired_F.add_(1).masked_fill_(stats.fired_F > 0, 0)
         learner.window_F.add_(stats.fired_F)
         learner.window_steps += 1
-        if learner.window_steps == self.training.feature_sampling_window:
+        # The last window ends with the run, so the first one may be longer.
+        left, window = self.schedule.steps - self.step_number - 1, self.training.feature_sampling_window
+        if left % window == 0 and learner.window_steps >= window:
             learner.frequency_F = learner.window_F / (learner.window_steps * batch)
             learner.window_F = torch.zeros_like(learner.window_F)
             learner.window_steps = 0

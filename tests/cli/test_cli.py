@@ -145,6 +145,19 @@ def test_eval_warns_of_an_sae_that_collapsed(tmp_path: Path, more: list[str]) ->
         assert "FVU with sinks" in result.stdout
 
 
+def test_eval_measures_losses_on_some_of_the_dialogues(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    command = ["eval", NAME, "--dialogues", "6", "--loss-dialogues", "2", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["metrics"][NAME]
+    assert (found["mse"]["all"]["dialogues"], found["kl"]["all"]["dialogues"]) == (6, 2)
+    low, high = found["kl"]["all"]["interval"]
+    assert low <= found["kl"]["all"]["value"] <= high
+
+
 NAME = "tiny-chat-L1-8x-jumprelu"
 
 

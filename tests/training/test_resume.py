@@ -303,7 +303,7 @@ def test_stopped_in_the_midst_of_a_refill(
 def test_stopped_after_training_evaluates_when_it_goes_on(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(*arguments: Any) -> Any:
+    def evaluate(*arguments: Any, **options: Any) -> Any:
         ask_to_stop()
         raise AssertionError("the signal did not interrupt it")
 

@@ -249,3 +249,24 @@ def test_a_trainer_goes_on_from_its_state_as_if_nothing_had_been(step: str, pres
             assert same(learner, next(x for x in whole.learners if x.name == learner.name))
             rows = learner.log
             assert [r["seconds"] for r in rows] == sorted(r["seconds"] for r in rows)
+
+
+@pytest.mark.parametrize(("window", "last"), [(7, 7), (12, 12), (24, 24), (20, 24), (50, 24)])
+def test_the_last_window_ends_with_the_run(window: int, last: int) -> None:
+    """A window that does not fit as a whole is part of the first one; a run may be shorter than one."""
+    section = training("quick", batch_size=BATCH, tokens=BATCH * 24, feature_sampling_window=window)
+    trainer = Trainer(NAMES[:1], 12, section, batches(1)[0], seed=0, device=torch.device("cpu"))
+    (learner,) = trainer.learners
+    take, fired = learner.step, []
+
+    def step(*arguments: Any) -> Any:
+        stats = take(*arguments)
+        fired.append(stats.fired_F.clone())
+        return stats
+
+    step.side_by_side = True  # type: ignore[attr-defined]
+    learner.step = step  # type: ignore[assignment]
+    for batch in batches(24):
+        trainer.step(batch)
+    expected = torch.stack(fired[-last:]).sum(0) / (last * BATCH)
+    assert torch.equal(learner.log_sparsity(BATCH), torch.log10(expected + 1e-10))
