@@ -184,6 +184,7 @@ class _Work:
         final_TD = passes = None
         if to_end:
             acts, final_TD = self.reader.read_to_end(pack, self._layers)
+            self._advance(self._cost[False] * pack.input_ids.shape[1])
         else:
             acts = self.reader.read(pack, self._layers)
         for layer, acts_TD in acts.items():
