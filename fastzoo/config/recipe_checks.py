@@ -104,7 +104,7 @@ def check_sizes(recipe: Recipe, width: int, memory: int) -> None:
         memory: bytes of the device that holds the buffer.
     """
     for expansion in recipe.expansions:
-        l0, most = recipe.training.l0, expansion * width // 4
+        l0, most = recipe.training.l0, expansion * width // 2
         if l0 is not None and l0 > most:
             latents = f"{expansion * width} latents at expansion {expansion}"
             raise InputError(f"training.l0: {l0:g} is too much for {latents}; at most {most}")

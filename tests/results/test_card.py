@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import TOYS_FILES
 from examples import HOSTILE, example, older
 
 from fastzoo import tiny
@@ -205,8 +206,10 @@ def test_the_notice_is_saved_beside_the_card(tmp_path: Path) -> None:
                 "evaluation.dialogues=2",
                 "threads=1",
                 "compute.step=reference",
+                "training.l0=16",
                 f"output.folder={tmp_path / 'out'}",
             ),
+            *TOYS_FILES,
         ]
     )
     folder = tmp_path / "out" / "llama-3.2-toy-L0-1x-standard"
