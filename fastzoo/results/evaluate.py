@@ -277,7 +277,9 @@ def _refuse_unless_finite(pack: Pack, states_TD: Tensor, what: str) -> None:
         raise TrainingError(f"evaluation: {what} hold NaN or infinity in the held-out dialogue of row {row}")
 
 
-def evaluate_together(together: Assembly, dialogues: int, loss_dialogues: int | None = None) -> dict[str, Any]:
+def evaluate_together(
+    together: Assembly, dialogues: int, loss_dialogues: int | None = None
+) -> dict[str, Any]:
     """Measure SAEs of one model on so many dialogues; a report in the form of ``metrics.json``."""
     sequences, split = together.dialogues(dialogues)
     special = SpecialTokens.of(together.chat)

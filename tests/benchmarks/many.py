@@ -20,10 +20,13 @@ about as many latents are active), the buffer's size and how much of it is serve
 the hooked layer too, its activations' scale is estimated from one batch instead of the default thousand,
 its biases start at zero (fastzoo computes a geometric median per layer), and its context size and
 store batch are among the fastest of those tried (``CONTEXT``, ``STORE_BATCH``).
+
+With ``--model`` and ``--data`` on its own (not by ``run.py``): the same on a real model, at layers 4, 12 and 20.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
@@ -43,11 +46,12 @@ from rounds import interleave, median_seconds, ratio
 
 from fastzoo import tiny
 from fastzoo.config.reading import resolve
-from fastzoo.config.recipe import ModelSection, Recipe
-from fastzoo.data.split import open_data
+from fastzoo.config.recipe import EMBEDDED_MODEL, Recipe
+from fastzoo.data.split import Data, open_data
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.load import find_model, load_model, load_tokenizer
+from fastzoo.lm.packing import packs
 from fastzoo.saes.names import SAEName
 from fastzoo.training.buffer import MixingBuffer
 from fastzoo.training.columns import TrainingColumns
@@ -71,14 +75,38 @@ def measure(*, quick: bool) -> dict[str, Any]:
         return compare(recipe_of(Path(folder), quick))
 
 
-def recipe_of(folder: Path, quick: bool) -> Recipe:
-    """The shared settings, with no more dialogues than the tokens need (about 90 each)."""
-    tokens = 1024 if quick else 262_144
+def measure_real(model: str, data: Path, tokens: int, rounds: int) -> dict[str, Any]:
+    """``twelve_saes_ratio_real``, and ``train_over_forward``: of four SAEs of two layers."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        recipe = recipe_of(Path(folder), False, model, data, tokens)
+        ours = Fastzoo(recipe.model_copy(update={"layers": recipe.layers[:2], "expansions": [8]}))
+        times = interleave({"train": ours.run, "forward": ours.forward}, seconds=0, least=3, warm_up=False)
+        found: dict[str, Any] = {"train_over_forward": ratio(times["forward"], times["train"])}
+        del ours
+        twelve, theirs = Fastzoo(recipe), SAELens(recipe)
+        runs = {"fastzoo": twelve.run, "sae_lens": theirs.singles}
+        times = interleave(runs, seconds=0, least=rounds, warm_up=False)
+    found["twelve_saes_ratio_real"] = ratio(times["sae_lens"], times["fastzoo"])
+    found["twelve_saes_real"] = {
+        "tokens": recipe.training.steps * recipe.training.batch_size,
+        "seconds": {name: round(median_seconds(t), 1) for name, t in times.items()},
+        "fastzoo_seconds": {name: round(s, 1) for name, s in twelve.split.items()},
+        "l0": {"fastzoo": twelve.l0, "sae_lens": theirs.l0},
+    }
+    return found
+
+
+def recipe_of(
+    folder: Path, quick: bool, model: str | None = None, data: Path | None = None, tokens: int = 262_144
+) -> Recipe:
+    """The shared settings, with no more dialogues than the tokens need (about 90 each, or more)."""
+    tokens = 1024 if quick else tokens
     dialogues = folder / "dialogues.jsonl"
-    with tiny.DIALOGUES.open(encoding="utf-8") as lines:
+    with (data or tiny.DIALOGUES).open(encoding="utf-8") as lines:
         dialogues.write_text("".join(islice(lines, tokens // 64)), encoding="utf-8")
     values = {
-        "layers": [0, 1, 2],
+        "model": {"name": model or EMBEDDED_MODEL},
+        "layers": [4, 12, 20] if model else [0, 1, 2],
         "expansions": [1, 2] if quick else [8, 16],
         "architectures": ["standard", "jumprelu"],
         "data": {"source": str(dialogues), "max_tokens": 512},
@@ -89,7 +117,9 @@ def recipe_of(folder: Path, quick: bool) -> Recipe:
             # About the share of the run that it is in recipes/tiny.yaml: what a store holds beyond
             # the last batch was read for nothing, and must not weigh more here.
             "buffer_tokens": 512 if quick else 8192,
-            "jumprelu_threshold": "log",  # as in sae-lens
+            "jumprelu_threshold": "log",  # as in sae-lens, and the next two lines, too
+            "l0": None,
+            "sinks": "train",
         },
         "evaluation": {"dialogues": 1},
         "output": {"log_every": 4},
@@ -132,11 +162,26 @@ class Fastzoo:
         self.l0 = 0.0
         """Active latents per token, over the latest run and all SAEs."""
 
+    def forward(self) -> None:
+        """What no run can do without: one forward of as many tokens to the last layer that is read."""
+        training = self.recipe.training
+        left, reader = training.steps * training.batch_size, ResidualReader(self.model)
+        for columns in reader.columns(
+            packs(self._open().stream, reader.pack_tokens), [max(self.recipe.layers)]
+        ):
+            left -= len(columns["position"])
+            if left <= 0:
+                return
+
+    def _open(self) -> Data:
+        recipe = self.recipe
+        chat = ChatTokenizer(self.tokenizer, recipe.data, self.source.name)
+        return open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
+
     def run(self) -> list[Any]:
         recipe, training = self.recipe, self.recipe.training
         started = time.perf_counter()
-        chat = ChatTokenizer(self.tokenizer, recipe.data, self.source.name)
-        data = open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
+        data = self._open()
         reader = ResidualReader(self.model, pack_tokens=recipe.model.pack_tokens)
         buffer = MixingBuffer(
             TrainingColumns(
@@ -183,7 +228,7 @@ class SAELens:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.source = find_model(ModelSection())
+        self.source = find_model(recipe.model)
         self.tokenizer = load_tokenizer(self.source)
         self.hooks = {layer: f"model.layers.{layer}" for layer in recipe.layers}
         self.models = {hook: self._model([hook]) for hook in self.hooks.values()}
@@ -325,3 +370,17 @@ def quiet() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from run import as_json, machine
+
+    parser = argparse.ArgumentParser(
+        description="SAEs of a real model: one run beside sae-lens, and the forward."
+    )
+    parser.add_argument("--model", required=True, help="folder")
+    parser.add_argument("--data", required=True, type=Path, help="dialogues, .jsonl")
+    parser.add_argument("--tokens", type=int, default=32_768, help="for each SAE")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    print(json.dumps(as_json(measure_real(**vars(options)), machine()), indent=1))
