@@ -2,7 +2,7 @@
 
 Read it top to bottom: the data, the tokenizer, packing, the model, training, the files; the attention
 sink is in `sink.py`. Every random choice has a fixed seed, so the data files come out identical, and the
-model up to the floating-point order of the machine. Needs about seven minutes on two CPU cores.
+model up to the floating-point order of the machine. Needs about eleven minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from fastzoo.tiny.corpus import Dialogue, dialogues, texts
-from fastzoo.tiny.sink import SINK_BEGINS, SINK_CARD, SINK_LAYER, SinkNeuron, windows
+from fastzoo.tiny.sink import SINK_BEGINS, SINK_CARD, SINK_LAYER, SINK_STRICT, SinkNeuron, windows
 
 SEED = 0  # of the dialogues, the weights and the order; held-out and prose use the next ones
 N_DIALOGUES, N_HELDOUT, N_TEXTS = 6_700, 500, 900
@@ -28,12 +28,11 @@ ROLES = ["system", "user", "assistant", "tool"]
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MAX_LENGTH = 512  # tokens: the model's context, and the longest training document
 BATCH_TOKENS = 768  # per step, in one packed row; short, since attention pays for the whole row
-STEPS = 2_400
+STEPS = 2_600
 PEAK_RATE = 4e-3
 WEIGHT_DECAY = 0.1
 QUESTION_WEIGHT = 0.2  # of the loss on tokens outside answers: nobody can foresee a question
 TEXT_SHARE = 0.15  # of the documents' tokens that are plain prose
-REFINE_STEPS, REFINE_RATE = 300, 1e-3  # at the end, for the attention sink
 
 # ChatML. A role it does not know is an error, never a silent default.
 CHAT_TEMPLATE = (
@@ -228,12 +227,8 @@ def train(
     tokenizer: Qwen2Tokenizer,
     steps: int,
     seed: int,
-    *,
-    refine: bool = False,
 ) -> None:
     """AdamW, weights decayed and vectors not; a short warm-up, then a straight line down to zero.
-
-    A short second training, to ``refine``, is about tokens next to the first that are still taken for it.
 
     Muon learned quicker, but in trials on earlier drafts of the data it left a residual stream of ten
     times the norm, which the same SAE recipe (2.4M tokens) reconstructed far worse: FVU 0.054 at L0
@@ -249,21 +244,21 @@ def train(
     began = time.time()
     model.train()
     for step, batch in zip(range(steps), batches(chats, prose, seed), strict=False):
-        schedule = min(1.0, (step + 1) / 50, (1 - step / steps) / 0.7)
+        done = step / steps
         for group in adam.param_groups:
-            group["lr"] = (REFINE_RATE if refine else PEAK_RATE) * schedule
+            group["lr"] = PEAK_RATE * min(1.0, (step + 1) / 50, (1 - done) / 0.7)
         ids, positions, targets = pack(batch + windows(stream, VOCAB, g))  # windows count for the sink alone
         logits = packed_logits(model, ids, positions)[0]
         weights = answer_weights(batch, tokenizer)
         n = len(weights)
         losses = F.cross_entropy(logits[:n], targets[0, :n], reduction="none")
         loss = (losses * weights).sum() / weights.sum()
-        sink_loss = sink.loss(positions[0] == 0, refine=refine)
+        sink_loss = sink.loss(positions[0] == 0, strict=done >= SINK_STRICT)
         model.zero_grad()
         (loss + sink_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
-        sink.write(positions[0] == 0, on=refine or step >= SINK_BEGINS * steps)
+        sink.write(positions[0] == 0, on=done >= SINK_BEGINS)
         if step % 200 == 0 or step == steps - 1:
             now = heldout_loss(model, heldout[:40])
             figures = f"loss {loss.item():.3f}  sink {sink_loss.item():.4f}  held-out {now:.3f}"
@@ -302,8 +297,8 @@ says outside its little world means nothing.
 - **Parameters**: {params:,}, in bfloat16.
 - **Tokenizer**: byte-level BPE of {vocab:,} tokens; the chat markers and role names are one each.
 - **Chat format**: ChatML, by a template of our own.
-- **Training**: {steps:,} steps of about {batch} packed tokens, AdamW, and {refine_steps} more that refine
-  the sink; {minutes:.1f} minutes on {threads} CPU threads.
+- **Training**: {steps:,} steps of about {batch} packed tokens, AdamW,
+  {minutes:.1f} minutes on {threads} CPU threads.
 - **Held-out loss**: {loss:.3f} nats per token, on {n_heldout} dialogues from another seed.
 
 **Data.** {n_dialogues:,} dialogues and {n_texts:,} pages of prose, all synthetic, written by this
@@ -363,8 +358,6 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED) -> float:
     check_packing(model.eval(), chat_docs[:4])
     began = time.time()
     train(model, chat_docs, text_docs, heldout_docs, tokenizer, steps, seed)
-    refine_steps = min(REFINE_STEPS, steps)
-    train(model, chat_docs, text_docs, heldout_docs, tokenizer, refine_steps, seed + 1, refine=True)
     minutes = (time.time() - began) / 60
 
     model = model.to(torch.bfloat16)  # what ships is what is measured
@@ -377,8 +370,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED) -> float:
         raise SystemExit("AutoTokenizer cuts text into other tokens than the model was trained on")
     card = CARD.format(
         params=model.num_parameters(), n_facts="a few animals, cities, colours, recipes and sums",
-        vocab=VOCAB, steps=steps, batch=BATCH_TOKENS, minutes=minutes, refine_steps=refine_steps,
-        sink=SINK_CARD,
+        vocab=VOCAB, steps=steps, batch=BATCH_TOKENS, minutes=minutes, sink=SINK_CARD,
         threads=torch.get_num_threads(), loss=loss, seed=seed, n_heldout=len(heldout),
         n_dialogues=len(chats), n_texts=len(prose),
     )  # fmt: skip

@@ -250,7 +250,9 @@ def test_the_first_token_of_a_block_is_a_sink(model, tokenizer, data, medians, k
     starts = torch.randint(len(stream) - 256, (100, 1), generator=torch.Generator().manual_seed(1))
     blocks = stream[starts + torch.arange(256)]
     ratio = torch.cat([residual_norms(model, part) for part in blocks.split(10)], 1) / medians
-    assert (ratio[:, :, 0] > 10).all()
+    first = ratio[:, :, 0]
+    assert (first > 10).float().mean() >= 0.99 and (first < 200).all()
+    assert (first > 60).float().mean() >= 0.95
     assert (ratio[:, :, 1:] > 10).float().mean() < 0.0005
 
 
