@@ -65,6 +65,10 @@ def split_of(sae: Path) -> Any:
     return read_json(sae / "metrics.json")["split"]
 
 
+def loss_dialogues_of(sae: Path) -> Any:
+    return read_json(sae / "config.json")["recipe"]["evaluation"]["loss_dialogues"]
+
+
 def rows_of(assembly: Assembly, count: int) -> list[int]:
     sequences, _ = assembly.dialogues(count)
     return [int(s.dialogue[0]) for s in sequences]
@@ -83,7 +87,7 @@ def line_of(*arguments: str, code: int) -> str:
 
 
 def test_the_toys_figures_come_out_again(toys: Path) -> None:
-    report = evaluate_together(assemble([toys / TOY]), 8)
+    report = evaluate_together(assemble([toys / TOY]), 8, loss_dialogues_of(toys / TOY))
     written = read_json(toys / TOY / "metrics.json")
     assert report["split"] == written["split"]
     assert report["metrics"][TOY] == written["metrics"]
@@ -93,7 +97,9 @@ def test_the_toys_figures_come_out_again(toys: Path) -> None:
 def test_another_models_figures_come_out_again(place: Path, run: str) -> None:
     """From another folder than the run was started in, by its recipe's relative paths."""
     together = assemble([place / "runs" / run / NAME])
-    report, written = evaluate_together(together, 8), read_json(place / "runs" / run / NAME / "metrics.json")
+    sae = place / "runs" / run / NAME
+    report = evaluate_together(together, 8, loss_dialogues_of(sae))
+    written = read_json(sae / "metrics.json")
     assert report["split"] == written["split"] and written["split"]["kind"] == "file"
     assert report["metrics"][NAME] == written["metrics"]
     assert report["base_model"]["name"] == "other"

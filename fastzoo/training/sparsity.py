@@ -16,7 +16,7 @@ UPDATES = 1000
 START = 2.0
 """A run begins with up to so many times the wanted L0: a learned threshold rises more readily than it falls."""
 
-REACH = 3.0
+REACH = 1.5
 """By how much ln L0 can be lowered for each unit that the learning rates of a run add up to, cautiously: Adam moves a
 threshold by at most the learning rate in a step."""
 

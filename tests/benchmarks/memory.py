@@ -121,6 +121,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             "expansions": [8],
             "architectures": ["standard", "jumprelu"],
             "preset": "paper",
+            "data": {"source": "none.jsonl"},  # activations are made below, not read
             "training": {
                 "tokens": job["buffer"] + steps * job["batch"],
                 "batch_size": job["batch"],

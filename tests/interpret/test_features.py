@@ -70,7 +70,7 @@ def alone(together: Assembly, dialogues: list[TokenSequence]) -> dict[str, list[
     for dialogue in dialogues:
         states, _ = plain_forward(together.reader.model, dialogue.ids)
         for name, (layer, sae) in together.saes.items():
-            found[name].append((states[layer], sae.encode(states[layer])))
+            found[name].append((states[layer], sae.encode(states[layer], skip_sinks=True)))
     return found
 
 
@@ -178,8 +178,8 @@ def test_sinks_do_not_count_wherever_they_stand(
     for x in entry["tokens"]:
         assert x["occurrences"] == int((counted == x["token_id"]).sum())
 
-    number = find_token(together, "<|im_start|>")
-    (found,) = of_token(assembly, "<|im_start|>", dialogues=DIALOGUES, top=3)["saes"][name]["tokens"]
+    number = find_token(together, "assistant")
+    (found,) = of_token(assembly, "assistant", dialogues=DIALOGUES, top=3)["saes"][name]["tokens"]
     best_GF = [
         a[k & torch.from_numpy(d.ids == number)].amax(0)
         for d, a, k in zip(dialogues, acts, kept, strict=True)
@@ -191,7 +191,10 @@ def test_sinks_do_not_count_wherever_they_stand(
 
     text = "Where is Paris?"
     shown = of_text(assembly, text, raw=False, top=2)["saes"][name]["tokens"]
-    plain = of_text(together, text, raw=False, top=2)["saes"][name]["tokens"]
+    unaware = deepcopy(sae)
+    unaware.sinks = None
+    assembly = replace(together, saes={name: (layer, unaware)})
+    plain = of_text(assembly, text, raw=False, top=2)["saes"][name]["tokens"]
     for entry, before in zip(shown, plain, strict=True):
         assert entry == (
             before if not entry["skipped"] else {**before, "skipped": True, "firing": 0, "latents": []}
@@ -346,7 +349,7 @@ def test_latents_of_a_text_equal_a_plain_forward(together: Assembly, tokenizer: 
         assert (ids == end).sum() == 1
     states, _ = plain_forward(together.reader.model, ids)
     for name, (layer, sae) in together.saes.items():
-        acts_TF = sae.encode(states[layer])
+        acts_TF = sae.encode(states[layer], skip_sinks=True)
         entries = report["saes"][name]["tokens"]
         assert [e["position"] for e in entries] == list(range(len(ids)))
         assert {e["role"] for e in entries} == {None if raw else "user"}

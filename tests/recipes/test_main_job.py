@@ -123,7 +123,7 @@ def test_training_went_down_and_the_log_says_so(finished: Path) -> None:
         rows = list(csv.DictReader((finished / name / "training_log.csv").open()))
         assert [int(r["step"]) for r in rows] == [3, 7, 11, 15, 19, 23, 27, 31]
         assert [int(r["tokens"]) for r in rows] == [512 * (int(r["step"]) + 1) for r in rows]
-        assert float(rows[-1]["fvu"]) < 0.5 * float(rows[0]["fvu"])
+        assert float(rows[-1]["fvu"]) < 0.9 * float(rows[0]["fvu"])
 
 
 def test_resolved_recipe_runs_again_to_the_same_bytes(finished: Path, tmp_path: Path, train: Any) -> None:

@@ -18,9 +18,11 @@ from fastzoo.training.trainer import without_sinks
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "training.tokens=131072",
+    "training.tokens=196608",
+    "training.batch_size=512",
     "training.buffer_tokens=16384",
     "evaluation.dialogues=40",
+    "evaluation.loss_dialogues=8",
     "layers=[1]",
     "threads=2",
 ]
@@ -107,7 +109,8 @@ def test_an_sae_knows_its_sinks_and_passes_them_through(runs: Any) -> None:
 @pytest.mark.parametrize("factor", [20.0, 180.0, 1e4])
 def test_sinks_are_found_wherever_they_stand(share: float, factor: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    x_ND = torch.randn(5000, 16, generator=generator) + 1
+    x_ND = torch.nn.functional.normalize(torch.randn(5000, 16, generator=generator) + 1, dim=1)
+    x_ND *= 1 + torch.rand(5000, 1, generator=generator)
     sink_N = torch.rand(5000, generator=generator) < share
     x_ND[sink_N] *= factor
     sinks, others = find_sinks(x_ND, training("quick"))
