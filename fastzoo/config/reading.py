@@ -59,11 +59,12 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         _override(given, override)
     if value_at(given, "model", "name") not in (None, EMBEDDED_MODEL) and path.samefile(embedded):
         raw = {key: value for key, value in raw.items() if key in FOR_ANY_MODEL}
-    own, recipe_own = given.get("training"), raw.get("training")
-    if isinstance(recipe_own, dict) and (
-        "preset" in given or (isinstance(own, dict) and "sparsity_coefficient" in own)
-    ):
-        recipe_own.pop("l0", None)  # a preset, or who gives coefficients, has a way to sparsity of its own
+    own, preset = raw.get("training"), raw.get("preset")
+    another = given.get("preset", preset) != preset or value_at(given, "training", "sparsity_coefficient")
+    if isinstance(own, dict) and another:
+        own.pop(
+            "l0", None
+        )  # another preset, and whoever gives coefficients, has a way to sparsity of its own
     for override in overrides:
         _override(raw, override)
     return resolve(raw, where)

@@ -507,3 +507,33 @@ def test_the_grid_recipe_is_the_papers_row() -> None:
             {"layers": [0], "expansions": [8], "architectures": ["standard"], "preset": "paper"}, "x"
         ).training.model_dump()
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "l0"),
+    [
+        ([], 24),
+        (["preset=quick"], 24),
+        (["preset=paper", "training.tokens=4e7"], None),
+        (["training.sparsity_coefficient.standard=0.5"], None),
+        (["training.sparsity_coefficient.standard=0.5", "training.l0=7"], 7),
+        (["training.l0=null"], None),
+    ],
+)
+def test_the_embedded_recipes_l0_gives_way_to_another_way_to_sparsity(
+    overrides: list[str], l0: float | None
+) -> None:
+    assert load_recipe(None, overrides).training.l0 == l0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mentions"),
+    [
+        (["training.sparsity_coefficient.jumprelu=0", "training.l0=7"], ["jumprelu", "training.l0"]),
+        (["training.l0=0"], ["training.l0", "greater than 0"]),
+        (["training.sinks=drop"], ["training.sinks", "train, skip"]),
+        (["training.sink_factor=1"], ["training.sink_factor", "greater than 1"]),
+    ],
+)
+def test_impossible_ways_to_sparsity(overrides: list[str], mentions: list[str]) -> None:
+    refused(lambda: load_recipe(None, overrides), *mentions)
