@@ -41,7 +41,7 @@ class Assembly:
     section: ModelSection
     chat: ChatTokenizer
     held_out: HeldOut | InputError
-    """The dialogues; or why there are none, which is raised once they are needed."""
+    """The dialogues; where they cannot be had, the error to raise once they are needed."""
 
     @property
     def base_model(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _given_data(data: str, source: ModelSource, max_tokens: int | None) -> HeldO
 def _recorded_data(
     loaded: dict[str, LoadedSAE], source: ModelSource, max_tokens: int | None
 ) -> HeldOut | InputError:
-    """Dialogues that the SAEs' figures were measured on; or why there are none."""
+    """Dialogues that the SAEs' figures were measured on; where they cannot be had, the error that says why."""
     if source.name == EMBEDDED_MODEL and not any(x.record for x in loaded.values()):
         return HeldOut(DataSection(max_tokens=max_tokens, shuffle=False))
     found = {n: recorded_held_out(x.record, run_folder_of(x), max_tokens) for n, x in loaded.items()}

@@ -52,11 +52,6 @@ class _Measured:
     spliced: DialogueSums = field(default_factory=DialogueSums)
     kl: DialogueSums = field(default_factory=DialogueSums)
 
-    @property
-    def skips(self) -> bool:
-        """Whether it passes sinks through, so that sparing them changes nothing."""
-        return self.place.sinks.skipped
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -214,7 +209,7 @@ class _Work:
     def _measure_sae(
         self, m: _Measured, here: _Here, occurrences: Occurrences, passes: SplicedPasses | None
     ) -> None:
-        passes_through = m.skips and here.has_sinks
+        passes_through = m.sae.skips_sinks and here.has_sinks
         acts_TF = m.sae.encode(here.x_TD, skip_sinks=passes_through)
         found_TD = m.sae.decode(acts_TF).float()
         if passes_through:
@@ -222,7 +217,7 @@ class _Work:
         m.reconstruction.add(here.exact_TD, found_TD, acts_TF, here.tokens)
         m.special_latents.add(acts_TF, occurrences)
         if passes is not None:
-            streams = here.streams(found_TD, spares=m.skips)
+            streams = here.streams(found_TD, spares=m.sae.skips_sinks)
             passes.add(m.place.layer, streams, here.tokens, m.spliced, m.kl)
             self._advance(self._pass_cost[m.place.layer] * len(streams) * len(here.x_TD))
 
@@ -247,7 +242,7 @@ class _Work:
         saes = sum(2 * m.sae.W_enc.numel() for m in self.measured.values())
         self._pass_cost = {i: layer * (layers - 1 - i) + head for i in self._layers}
         # Whether a pack has sinks is not known yet: nearly every one has, except with toy models.
-        each = [(m.place.layer, 1 if m.skips else 2) for m in self.measured.values()]
+        each = [(m.place.layer, 1 if m.sae.skips_sinks else 2) for m in self.measured.values()]
         each += [(place.layer, 2) for place in self.places.values()]
         spliced = sum(self._pass_cost[i] * count for i, count in each)
         self._cost = {

@@ -53,7 +53,7 @@ class Points:
 
 @torch.no_grad()
 def find_sinks(points_ND: Tensor, training: TrainingSection) -> tuple[Sinks, Points]:
-    """What counts as an attention sink among a layer's activations, and those of a sample that are none."""
+    """What counts as an attention sink among a layer's activations, and the others of them."""
     norm_N = torch.cat([torch.linalg.vector_norm(c.float(), dim=1) for c in points_ND.split(CHUNK)])
     sinks = Sinks.of(norm_N, training.sink_factor, skipped=training.sinks == "skip")
     return sinks, Points(points_ND, norm_N <= sinks.norm)

@@ -39,21 +39,19 @@ class Sparsity:
     """L0 to begin with; None: whatever the starting weights give."""
 
     def __init__(self, coefficient: float, schedule: Schedule) -> None:
-        self._given, self._schedule, self._step = coefficient, schedule, 0
+        self._given, self._schedule = coefficient, schedule
 
-    @property
-    def coefficient(self) -> float:
-        """λ of the next step."""
-        return self._given * self._schedule.sparsity_share(self._step)
+    def coefficient(self, step: int) -> float:
+        """λ of ``step`` (from 0), the next one."""
+        return self._given * self._schedule.sparsity_share(step)
 
-    def after_step(self, active: Tensor) -> None:
-        """Take note of a step, (2,): how many latents were active on all its tokens (but sinks), and how many these
-        are."""
-        self._step += 1
+    def after_step(self, step: int, active: Tensor) -> None:
+        """Take note of ``step``. ``active`` (2,): how many latents were active on all its tokens (but sinks), and
+        how many tokens these are."""
 
     def plain_state(self) -> dict[str, Any]:
         """What a checkpoint has to keep, but for ``active``."""
-        return {"_step": self._step}
+        return {}
 
     def restore(self, plain: Mapping[str, Any], active: Tensor | None) -> None:
         """Go on from ``plain_state`` and ``active``."""
@@ -65,8 +63,9 @@ class SparsityControl(Sparsity):
     """Moves λ after every ``every`` steps, by what L0 was in them.
 
     With progress t from 0 to 1, the L0 to have by then, target · s^max(0, 1 − t/UNTIL), where s is START or what
-    so short a run can make up for, and e = ln(L0 / that): a proportional-integral controller, ln λ = ln λ₀ + PROPORTIONAL · e + INTEGRAL · ∫ e dt, with e kept within ±1
-    and the integral (and the whole) within ln RANGE. It knows nothing but its own counts, so runs repeat exactly.
+    so short a run can make up for, and e = ln(L0 / that), it is a proportional-integral controller:
+    ln λ = ln λ₀ + PROPORTIONAL · e + INTEGRAL · ∫ e dt, with e kept within ±1, and the integral and the whole
+    within ±ln RANGE. It knows nothing but its own counts, so runs repeat exactly.
 
     Args:
         target: L0 at the end of the run.
@@ -83,18 +82,16 @@ class SparsityControl(Sparsity):
         self.first_l0 = target * math.exp(self._start)
         self._change = self._integral = 0.0
 
-    @property
-    def coefficient(self) -> float:
+    def coefficient(self, step: int) -> float:
         return self._given * math.exp(self._change)
 
-    def after_step(self, active: Tensor) -> None:
-        super().after_step(active)
+    def after_step(self, step: int, active: Tensor) -> None:
         self.active = active if self.active is None else self.active + active
-        if self._step % self.every:
+        if (step + 1) % self.every:
             return
         latents, tokens = self.active.tolist()
         l0 = max(latents, 1.0) / max(tokens, 1.0)
-        left = max(0.0, 1.0 - self._step / (UNTIL * self.steps))
+        left = max(0.0, 1.0 - (step + 1) / (UNTIL * self.steps))
         error = _within(math.log(l0 / self.target) - self._start * left, 1.0)
         most = math.log(RANGE)
         self._integral = _within(self._integral + INTEGRAL * error * self.every / self.steps, most)
@@ -102,7 +99,7 @@ class SparsityControl(Sparsity):
         self.active = None
 
     def plain_state(self) -> dict[str, Any]:
-        return {key: vars(self)[key] for key in ("_step", "_change", "_integral")}
+        return {key: vars(self)[key] for key in ("_change", "_integral")}
 
 
 def _within(value: float, bound: float) -> float:

@@ -132,7 +132,7 @@ class Trainer:
             x_BD, variance = scaled[learner.name.layer]
             limit = learner.sinks.norm * learner.scale
             at_sinks = None if learner.sinks.skipped else sink_share(learner.sae, x_BD, limit)
-            learner.coefficient = learner.sparsity.coefficient
+            learner.coefficient = learner.sparsity.coefficient(self.step_number)
             stats = learner.step(x_BD, rate, learner.coefficient)
             if not x_BD.is_cuda and not math.isfinite(stats.grad_norm.item()):
                 raise self._not_finite(learner)
@@ -177,7 +177,7 @@ class Trainer:
         if at_sinks is not None:
             active -= at_sinks[1:3]
             sums = torch.cat([sums, at_sinks])
-        learner.sparsity.after_step(active)
+        learner.sparsity.after_step(self.step_number, active)
         learner.sums = sums if learner.sums is None else learner.sums + sums
         learner.sums_steps += 1
 
@@ -316,8 +316,8 @@ def sink_share(sae: TrainableSAE, x_BD: Tensor, limit: float) -> Tensor:
 
 
 def without_sinks(x_BD: Tensor, sinks: Sinks) -> Tensor:
-    """A batch in which each sink is replaced by the token before it that is none (the first ones by the
-    one after), so that the batch keeps its size and nothing waits for a GPU."""
+    """A batch in which the nearest usual token before each sink takes its place (where none comes before, the
+    first of the batch), so that the batch keeps its size and nothing waits for a GPU."""
     sink_B = sinks.mask(x_BD)
     places_B = torch.arange(len(x_BD), device=x_BD.device)
     before_B = torch.where(sink_B, -1, places_B).cummax(0).values

@@ -184,7 +184,7 @@ def text_of(row: Row, column: str) -> str:
 
 
 def legend(rows: Iterable[Row]) -> str:
-    """What marks in the table mean; empty where there are none."""
+    """What marks in the table mean; empty for a table without marks."""
     return MARKED if any(map(is_older, rows)) else ""
 
 

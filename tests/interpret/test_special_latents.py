@@ -258,7 +258,7 @@ def test_role_words_of_several_tokens_are_named_part_by_part(tokenizer: Any) -> 
     counted = found.among(dialogue.ids, dialogue.position, dialogue.special)
     words = tokenizer.convert_ids_to_tokens(dialogue.ids[counted & ~dialogue.special].tolist())
     assert words == ["user", *texts, "user"]
-    # A truncated word is none, whatever the next dialogue begins with.
+    # A truncated word does not count, whatever the next dialogue begins with.
     place = int(np.flatnonzero(dialogue.ids == parts[0])[-1])
     before = int(np.flatnonzero(counted & (dialogue.ids == parts[0]))[0])
     assert place >= before

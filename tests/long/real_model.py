@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,45 @@ def train(
 def at_width(width: int, l0: float) -> Iterator[dict[str, Any]]:
     """Both architectures on activations of a random-weight model of this width."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from fastzoo.config.reading import load_recipe
     from fastzoo.saes.names import SAEName
     from fastzoo.training.trainer import Trainer
+
+    overrides = [f"training.tokens={STEPS * BATCH}", f"training.batch_size={BATCH}", f"training.l0={l0}"]
+    recipe = load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", overrides)
+    activations = random_activations(width)
+    sample, held_out = activations(64), activations(32)
+    for architecture in ("standard", "jumprelu"):  # one after the other: the largest takes 3 GB
+        began, device = time.perf_counter(), torch.device("cpu")
+        names = [SAEName(f"random-{width}", 0, 8, architecture)]
+        trainer = Trainer(names, width, recipe.training, {"L0": sample}, seed=0, device=device)
+        for step in range(STEPS):
+            if step % 32 == 0:
+                pool = activations(256)
+            rows = torch.randint(len(pool), (BATCH,), generator=torch.Generator().manual_seed(step))
+            trainer.step({"L0": pool[rows], "position": rows})
+        sae = trainer.learners[0].finished()
+        usual = held_out[~sae.sinks.mask(held_out)]
+        latents = sae.encode(usual)
+        error = (usual - sae.decode(latents)).square().sum()
+        yield {
+            "run": f"width {width}",
+            "method": "random weights",
+            "architecture": architecture,
+            "layer": 0,
+            "l0": (latents > 0).sum().item() / len(usual),
+            "fvu": (error / (usual - usual.mean(0)).square().sum()).item(),
+            "dead_share": ((latents > 0).sum(0) == 0).float().mean().item(),
+            "run_seconds": round(time.perf_counter() - began),
+        }
+
+
+def random_activations(width: int) -> Callable[[int], Any]:
+    """Makes the residual stream after the first layer of a random-weight Qwen2 of this width, for so many
+    sequences of 64 tokens: (tokens, width). The first token of each is a sink."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     inner, heads, kv_heads = SHAPES[width]
@@ -180,52 +214,18 @@ def at_width(width: int, l0: float) -> Iterator[dict[str, Any]]:
         initializer_range=0.05,
     )
     model = Qwen2ForCausalLM(config).eval().base_model
-    overrides = [f"training.tokens={STEPS * BATCH}", f"training.batch_size={BATCH}", f"training.l0={l0}"]
-    recipe = load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", overrides)
     generator = torch.Generator().manual_seed(0)
     # Words come as often as in texts: few often, most seldom.
     chances = 1.0 / torch.arange(1, 4097)
 
     @torch.no_grad()
-    def activations(sequences: int, length: int = 64) -> torch.Tensor:
-        ids = chances.expand(sequences, -1).multinomial(length, replacement=True, generator=generator)
-        states = model(input_ids=ids, use_cache=False).last_hidden_state
+    def activations(sequences: int) -> Any:
+        ids = chances.expand(sequences, -1).multinomial(64, replacement=True, generator=generator)
+        states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1]
         states[:, 0] *= SINK
         return states.flatten(0, 1)
 
-    sample, held_out = activations(64), activations(32)
-    names = [SAEName(f"random-{width}", 1, 8, a) for a in ("standard", "jumprelu")]
-    for name in names:  # one after the other: the largest takes 3 GB
-        trainer = Trainer(
-            [name],
-            width,
-            recipe.training,
-            {"L1": sample, "position": torch.arange(len(sample))},
-            seed=0,
-            device=torch.device("cpu"),
-            log_every=50,
-        )
-        began = time.perf_counter()
-        pool = activations(256)
-        for step in range(STEPS):
-            if step % 32 == 0 and step:
-                pool = activations(256)
-            rows = torch.randint(len(pool), (BATCH,), generator=generator)
-            trainer.step({"L1": pool[rows], "position": rows})
-        sae = trainer.learners[0].finished()
-        usual = held_out[~sae.sinks.mask(held_out)]
-        latents = sae.encode(usual)
-        error = (usual - sae.decode(latents)).square().sum()
-        yield {
-            "run": f"width {width}",
-            "method": "random weights",
-            "architecture": name.architecture,
-            "layer": 1,
-            "l0": (latents > 0).sum().item() / len(usual),
-            "fvu": (error / (usual - usual.mean(0)).square().sum()).item(),
-            "dead_share": ((latents > 0).sum(0) == 0).float().mean().item(),
-            "run_seconds": round(time.perf_counter() - began),
-        }
+    return activations
 
 
 def summary(rows: list[dict[str, Any]], l0: float) -> dict[str, float]:

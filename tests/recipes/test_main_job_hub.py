@@ -30,31 +30,26 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
             *("training.tokens=16384", "training.batch_size=512", "training.buffer_tokens=4096"),
             *("evaluation.dialogues=10", "data.shuffle_rows=32"),
         ]
-        result = subprocess.run(
-            [sys.executable, str(SCRIPT), *recipe],
-            cwd=tmp_path,
-            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=tmp_path,
+                env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        run(str(SCRIPT), *recipe)
         # The held-out dialogues are those of that commit, which is not the newest.
-        again = subprocess.run(
-            [
-                *(sys.executable, "-m", "fastzoo.cli.main", "eval", "out/tiny-L1-8x-jumprelu"),
-                *("--dialogues", "1000", "--json"),
-            ],
-            cwd=tmp_path,
-            env=hub.env(tmp_path / "home", PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert again.returncode == 0, again.stderr
+        sae = "out/tiny-L1-8x-jumprelu"
+        again = run("-m", "fastzoo.cli.main", "eval", sae, "--dialogues", "1000", "--json")
         assert not hub.foreign
     figures = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "metrics.json").read_text())
-    assert json.loads(again.stdout)["split"] == figures["split"]
+    assert json.loads(again)["split"] == figures["split"]
     record = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "config.json").read_text())
     assert record["base_model"]["name"] == "lab/Tiny-Instruct"
     assert record["base_model"]["sha"] == model_sha
