@@ -29,7 +29,7 @@ from fastzoo.cli.feature_tables import print_text, print_tokens, visible
 from fastzoo.cli.main import app
 from fastzoo.core.errors import DataError, InputError, ModelError, TrainingError
 from fastzoo.data.sequences import TokenSequence
-from fastzoo.data.special_tokens import TurnTexts, answer_starts
+from fastzoo.data.special_tokens import SpecialTokens, TurnTexts, answer_starts
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.interpret.by_latent import of_latents, rank_by_activation, rank_by_output
 from fastzoo.interpret.by_token import _add_paper, find_token, of_special_tokens, of_text, of_token
@@ -39,6 +39,7 @@ from fastzoo.interpret.statistics import statistics
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.logit_lens import lens_tokens, logit_lens
 from fastzoo.loading import Assembly, assemble
+from fastzoo.results.evaluate import evaluate
 from fastzoo.saes.base import Sinks
 from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.paper import paper_special_latents
@@ -200,6 +201,34 @@ def test_sinks_do_not_count_wherever_they_stand(
             before if not entry["skipped"] else {**before, "skipped": True, "firing": 0, "latents": []}
         )
     assert any(entry["skipped"] for entry in shown) == skipped
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_record_leaves_out_the_same_sinks(
+    together: Assembly,
+    dialogues: list[TokenSequence],
+    alone: dict[str, list[tuple[Tensor, Tensor]]],
+    skipped: bool,
+) -> None:
+    """``metrics.json`` names the latents of special tokens that ``fastzoo features`` shows."""
+    name = NAMES[0]
+    layer, sae = together.saes[name]
+    limit = torch.cat([x_TD.norm(dim=1) for x_TD, _ in alone[name]]).quantile(0.875).item()
+    marked = deepcopy(sae)
+    marked.sinks = Sinks(limit, limit / 2, skipped)
+    assembly = replace(together, saes={name: (layer, marked)})
+    shown = of_special_tokens(assembly, dialogues=DIALOGUES, top=5)["saes"][name]["tokens"]
+    special = SpecialTokens.of(together.chat)
+    evaluation = evaluate(together.reader, assembly.saes, dialogues, special, loss_dialogues=1)[name]
+    kept = evaluation.special_latents["tokens"]
+    unmarked = evaluate(together.reader, {name: (layer, sae)}, dialogues, special, loss_dialogues=1)[name]
+    assert kept != unmarked.special_latents["tokens"]
+    assert [x["token_id"] for x in kept] == [x["token_id"] for x in shown] != []
+    for one, other in zip(kept, shown, strict=True):
+        assert one["dialogues"] == other["dialogues"]
+        assert (one["with_sinks"] is None) == (other["with_sinks"] is None)
+        values = [[x["mean_max"] for x in entry["latents"]] for entry in (one, other)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 # --- tokens ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -127,13 +128,21 @@ def with_sinks(count: int) -> list[Columns]:
 
 
 @pytest.mark.parametrize("sinks", ["train", "skip"])
-def test_the_log_tells_sinks_apart_where_they_are_trained_on(sinks: str) -> None:
+def test_the_log_tells_sinks_apart_where_they_are_trained_on(
+    sinks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     section = training("quick", batch_size=BATCH, tokens=BATCH * 40, sinks=sinks)
     cpu, data = torch.device("cpu"), with_sinks(11)
     trainer = Trainer(NAMES, 12, section, data[0], seed=0, device=cpu, log_every=5)
     for batch in data[:10]:
         trainer.step(batch)
     before = [learner.sae.finished() for learner in trainer.learners]
+    told: dict[SAEName, list[float]] = {}
+    for learner in trainer.learners:
+        told_here = partial(told.__setitem__, learner.name)
+        monkeypatch.setattr(
+            learner.sparsity, "after_step", lambda _, active, to=told_here: to(active.tolist())
+        )
     trainer.log_every = 1
     trainer.step(data[10])
     for learner, sae in zip(trainer.learners, before, strict=True):
@@ -153,6 +162,8 @@ def test_the_log_tells_sinks_apart_where_they_are_trained_on(sinks: str) -> None
             return float(error_B[rows_B].sum() / (usual_ND - usual_ND.mean(0)).square().sum())
 
         assert last["l0_without_sinks"] == pytest.approx(float((acts_BF[~sink_B] > 0).sum(1).float().mean()))
+        # And what moves the coefficient is the L0 without sinks.
+        assert told[learner.name] == [(acts_BF[~sink_B] > 0).sum().item(), BATCH - 3]
         assert last["l0"] == pytest.approx(float((acts_BF > 0).sum(1).float().mean()))
         assert last["fvu_without_sinks"] == pytest.approx(fvu(~sink_B), rel=1e-3)
         assert last["fvu"] == pytest.approx(fvu(sink_B | True), rel=1e-3)
