@@ -171,7 +171,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     if this.start.complete:
         this.say(f"{recipe.folder} is complete; --fresh moves it aside and starts over")
         if accelerator.is_main_process:
-            print_results(read_results(recipe.folder, recipe.names()))
+            print_results(read_results(recipe.folder, recipe.names()), recipe.training.l0)
     else:
         for line in data.summary():
             this.say(line)
@@ -186,7 +186,7 @@ def stream(this: Run) -> None:
     from fastzoo.training.buffer import MixingBuffer
     from fastzoo.training.checkpoint_schedule import CheckpointSchedule
     from fastzoo.training.checkpoints import InTraining
-    from fastzoo.training.columns import TrainingColumns
+    from fastzoo.training.columns import TrainingColumns, held_out_columns
     from fastzoo.training.run_record import machine
     from fastzoo.training.sharding import SharedForward, assign
     from fastzoo.training.trainer import Trainer, derived_seed
@@ -207,6 +207,8 @@ def stream(this: Run) -> None:
     sizes, seed = (training.buffer_tokens, training.batch_size), derived_seed(recipe.seed, "buffer")
     buffer = MixingBuffer(columns, *sizes, seed, position=lambda: columns.position, idle=idle)
     sample = None if checkpoint else buffer.fill()
+    layers = {name.layer for name in owners[rank]}
+    held_out = held_out_columns(reader, this.data.held_out, layers) if training.l0 and layers else None
     log_every, compute = recipe.output.log_every, recipe.compute
     trainer = Trainer(
         owners[rank],
@@ -217,6 +219,7 @@ def stream(this: Run) -> None:
         device=device,
         log_every=log_every,
         compute=compute,
+        held_out=held_out,
     )
     this.parts = InTraining(trainer, buffer, reader)
     if checkpoint:
@@ -281,7 +284,7 @@ def finish(this: Run) -> None:
         results = sorted(gather_object(results))
         shares = gather_object([this.forward.tokens])
     if main_process:
-        print_results(results)
+        print_results(results, recipe.training.l0)
         if accelerator.num_processes > 1:
             this.say(f"tokens through the language model, by rank: {shares}")
         this.say(f"{len(results)} SAEs in {recipe.folder}")

@@ -46,7 +46,9 @@ def render_card(record: Mapping[str, Any], figures: Mapping[str, Any], repo_id: 
             lead=leading_subset(flat(metrics)),
             sinks=sinks,
             skips_sinks=skips_sinks,
-            warnings=warnings_of(metrics, skips_sinks=skips_sinks),
+            warnings=warnings_of(
+                metrics, skips_sinks=skips_sinks, wanted_l0=value_at(record, "recipe", "training", "l0")
+            ),
             architecture=ARCHITECTURES[record["sae"]["architecture"]],
             embedded=base["name"] == EMBEDDED_MODEL,
             on_hub=on_hub,

@@ -35,10 +35,10 @@ RECORD, CARD = "config.json", "README.md"
 LOG_COLUMNS = (
     *("step", "tokens", "lr", "sparsity_coefficient"),
     *("loss", "squared_error", "penalty", "l0", "fvu", "l0_without_sinks", "fvu_without_sinks"),
-    *("grad_norm", "dead_latents", "seconds", "tokens_per_second"),
+    *("l0_held_out", "grad_norm", "dead_latents", "seconds", "tokens_per_second"),
 )
 """Columns of training_log.csv; from loss to grad_norm means since the row before, in the scaled units that
-training sees."""
+training sees, but for l0_held_out: as last counted, for ``training.l0``, on tokens that are not trained on."""
 
 
 class Learner(Protocol):

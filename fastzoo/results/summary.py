@@ -19,8 +19,11 @@ Results = Sequence[tuple[Any, Mapping[str, Any], float | None, bool]]
 SAE passes attention sinks through."""
 
 
-def print_results(rows: Results) -> None:
-    """Print the figures: one line per SAE, or on a narrow terminal one column per SAE; warnings to stderr."""
+def print_results(rows: Results, wanted_l0: float | None = None) -> None:
+    """Print the figures: one line per SAE, or on a narrow terminal one column per SAE; warnings to stderr.
+
+    ``wanted_l0`` is the ``training.l0`` of the run that ends.
+    """
     headings = ["SAE", *(figure.heading(subset) for figure, subset in shown("run"))]
     cells = [flat(found) for _, found, *_ in rows]
     columns = [figure.column(subset) for figure, subset in shown("run")]
@@ -39,13 +42,13 @@ def print_results(rows: Results) -> None:
         )
     if any(map(is_older, cells)):
         print(MARKED, file=sys.stderr)
-    print_warnings(rows)
+    print_warnings(rows, wanted_l0)
 
 
-def print_warnings(rows: Results) -> None:
+def print_warnings(rows: Results, wanted_l0: float | None = None) -> None:
     """Print, to stderr, what the figures of each SAE warn of."""
     for name, found, _, skips_sinks in rows:
-        for warning in warnings_of(found, skips_sinks=skips_sinks):
+        for warning in warnings_of(found, skips_sinks=skips_sinks, wanted_l0=wanted_l0):
             print(f"warning: {name}: {warning}", file=sys.stderr)
 
 

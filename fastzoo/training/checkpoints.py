@@ -32,7 +32,7 @@ from fastzoo.lm.activations import Columns, ResidualReader
 from fastzoo.training.buffer import BufferState, MixingBuffer
 from fastzoo.training.trainer import Trainer
 
-FORMAT = 2
+FORMAT = 3
 
 CHECKPOINT_FOLDER = "checkpoints"
 

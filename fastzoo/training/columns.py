@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
 
 from fastzoo.data.sequences import ResumePoint, TokenSequence
 from fastzoo.data.streams import TokenStream
-from fastzoo.lm.activations import Columns
+from fastzoo.lm.activations import Columns, ResidualReader
 from fastzoo.lm.packing import packs
+from fastzoo.results.evaluate import spread
 from fastzoo.training.sharding import SharedForward
+
+HELD_OUT_TOKENS = 4096
+"""About how many held-out tokens are read for ``training.l0``."""
+
+
+@torch.inference_mode()
+def held_out_columns(
+    reader: ResidualReader, sequences: Sequence[TokenSequence], layers: Iterable[int]
+) -> Columns:
+    """Activations (N, D) of ``layers``, as columns ``L<layer>``, for about ``HELD_OUT_TOKENS`` tokens of dialogues
+    spread evenly over ``sequences``."""
+    wanted = set(layers)
+    mean = max(1, sum(map(len, sequences)) // len(sequences))
+    chosen = spread(len(sequences), max(1, HELD_OUT_TOKENS // mean))
+    read = [reader.read(pack, wanted) for pack in reader.packs([sequences[i] for i in chosen])]
+    return {f"L{layer}": torch.cat([acts[layer] for acts in read]) for layer in wanted}
 
 
 class TrainingColumns:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ SIDE_BY_SIDE_UP_TO = 1 << 22
 """Pre-activations per batch up to which SAEs step at the same time on a CPU. Larger ones keep all
 threads busy by themselves, and each thread would need its own working memory."""
 
+HELD_OUT_CHUNK = 512
+"""Held-out tokens that are encoded at once."""
+
 
 def derived_seed(seed: int, *salt: object) -> int:
     """A separate 63-bit seed for every purpose, from the recipe's seed."""
@@ -49,6 +53,8 @@ class Trainer:
     Args:
         sample: columns ``L<layer>`` of the first activations, for what counts as a sink, the starting
             biases and the scale; None where ``restore`` follows.
+        held_out: columns ``L<layer>`` of tokens that are not trained on, on which ``training.l0`` is to hold; None:
+            it holds on the batches.
     """
 
     def __init__(
@@ -62,9 +68,11 @@ class Trainer:
         device: torch.device,
         log_every: int = 10,
         compute: ComputeSection | None = None,
+        held_out: Columns | None = None,
     ) -> None:
         self.compute = compute or ComputeSection()
         self.training, self.device, self.log_every = training, device, log_every
+        self._held_out = held_out
         self.schedule = Schedule.of(training)
         self.step_number = 0
         self._started = time.perf_counter()
@@ -92,6 +100,11 @@ class Trainer:
             sparsity = SparsityControl(training.l0, coefficient, self.schedule)
         if sparsity.first_l0 is not None and start.others is not None:
             start_sparse(sae, start.others, start.scale, sparsity.first_l0)
+            if self._held_out is not None:
+                found = self._held_out_l0(name.layer, sae, start.sinks, start.scale)
+                start_sparse(
+                    sae, start.others, start.scale, sparsity.first_l0 * sparsity.first_l0 / max(found, 1.0)
+                )
         return Learner(
             name,
             sae,
@@ -177,9 +190,25 @@ class Trainer:
         if at_sinks is not None:
             active -= at_sinks[1:3]
             sums = torch.cat([sums, at_sinks])
-        learner.sparsity.after_step(self.step_number, active)
+        held_out = (
+            None
+            if self._held_out is None
+            else partial(self._held_out_l0, learner.name.layer, learner.sae, learner.sinks, learner.scale)
+        )
+        learner.sparsity.after_step(self.step_number, active, held_out)
         learner.sums = sums if learner.sums is None else learner.sums + sums
         learner.sums_steps += 1
+
+    @torch.no_grad()
+    def _held_out_l0(self, layer: int, sae: TrainableSAE, sinks: Sinks, scale: float) -> float:
+        """L0 of an SAE in training on held-out tokens but sinks."""
+        assert self._held_out is not None
+        active = tokens = 0.0
+        for x_CD in self._held_out[f"L{layer}"].split(HELD_OUT_CHUNK):
+            usual_CD = x_CD[~sinks.mask(x_CD)].to(self.device, torch.float32)
+            active += (sae.encode(usual_CD * scale) > 0).sum().item()
+            tokens += len(usual_CD)
+        return active / max(tokens, 1.0)
 
     def _write_rows(self, batch: int) -> None:
         step = self.step_number - 1
@@ -214,6 +243,8 @@ class Trainer:
                     "tokens_per_second": round(speed, 1),
                 }
             )
+            if learner.sparsity.held_out_l0 is not None:
+                learner.log[-1]["l0_held_out"] = learner.sparsity.held_out_l0
             learner.sums, learner.sums_steps = None, 0
 
     def dead_latents(self, learner: Learner) -> int:
@@ -243,7 +274,7 @@ class Trainer:
             fvu += f" ({with_sinks} with sinks)"
         return (
             f"{mean['tokens_per_second']:.0f} tokens/s  loss {mean['loss']:.3g}  "
-            f"L0 {mean['l0_without_sinks']:.1f}  FVU {fvu}  dead {mean['dead_latents']:.0f}"
+            f"L0 {mean.get('l0_held_out', mean['l0_without_sinks']):.1f}  FVU {fvu}  dead {mean['dead_latents']:.0f}"
         )
 
     def tracked(self) -> dict[str, float]:

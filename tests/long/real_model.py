@@ -169,18 +169,20 @@ def at_width(width: int, l0: float) -> Iterator[dict[str, Any]]:
     overrides = [f"training.tokens={STEPS * BATCH}", f"training.batch_size={BATCH}", f"training.l0={l0}"]
     recipe = load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", overrides)
     activations = random_activations(width)
-    sample, held_out = activations(64), activations(32)
+    sample, held_out, measured = activations(64), {"L0": activations(64)}, activations(64)
     for architecture in ("standard", "jumprelu"):  # one after the other: the largest takes 3 GB
         began, device = time.perf_counter(), torch.device("cpu")
         names = [SAEName(f"random-{width}", 0, 8, architecture)]
-        trainer = Trainer(names, width, recipe.training, {"L0": sample}, seed=0, device=device)
+        trainer = Trainer(
+            names, width, recipe.training, {"L0": sample}, seed=0, device=device, held_out=held_out
+        )
         for step in range(STEPS):
             if step % 32 == 0:
                 pool = activations(256)
             rows = torch.randint(len(pool), (BATCH,), generator=torch.Generator().manual_seed(step))
             trainer.step({"L0": pool[rows], "position": rows})
         sae = trainer.learners[0].finished()
-        usual = held_out[~sae.sinks.mask(held_out)]
+        usual = measured[~sae.sinks.mask(measured)]
         latents = sae.encode(usual)
         error = (usual - sae.decode(latents)).square().sum()
         yield {

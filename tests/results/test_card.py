@@ -58,7 +58,10 @@ def test_figures_without_sinks_lead_and_what_the_sae_does_with_sinks_is_said() -
     assert "> **Warning:** FVU is 0.0029 with attention sinks and 0.4612 without" in trained
     assert "skip_sinks" not in trained
 
+    assert "> **Warning:** L0 is 31.5, not 24 as training.l0 asked for" in trained
+
     record["sae"]["sinks"]["skipped"] = True
+    record["recipe"]["training"]["l0"] = 30.0
     skipped = split(render_card(record, figures))[1]
     assert lead in skipped and "not trained on them and passes them through" in skipped
     assert "Warning" not in skipped and "skip_sinks=True" in skipped

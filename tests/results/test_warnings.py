@@ -48,6 +48,17 @@ def test_what_is_warned_of(figures: dict[str, Any], skips_sinks: bool, said: lis
     assert warnings_of(figures, skips_sinks=skips_sinks) == said
 
 
+@pytest.mark.parametrize(
+    ("wanted", "missed"), [(None, False), (18.0, True), (19.0, False), (21.9, False), (23.0, True)]
+)
+def test_an_l0_that_was_missed_is_told(wanted: float | None, missed: bool) -> None:
+    for figures in (metrics(0.2, 0.2), older(*example())[1]["metrics"]):
+        l0 = figures["l0"]
+        l0[max(l0, key=lambda subset: subset == "without_sinks")]["value"] = 20.0
+        said = [f"L0 is 20, not {wanted:g} as training.l0 asked for"] if missed else []
+        assert warnings_of(figures, skips_sinks=True, wanted_l0=wanted) == said
+
+
 def test_the_table_of_figures_is_followed_by_its_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     old = older(*example())[1]["metrics"]
     print_results([("a", metrics(0.46, 0.0029), None, False), ("b", metrics(0.2, 0.2), None, False)])

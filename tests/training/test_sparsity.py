@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -22,22 +23,25 @@ ARCHITECTURES = ["standard", "jumprelu"]
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-def points(count: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """Sums of a few of 96 directions, about a mean that is not 0."""
+def points(count: int, seed: int = 0, scale: float = 1.0, summed: float = 6.0) -> Tensor:
+    """Sums of so many of 96 directions, about a mean that is not 0."""
     generator = torch.Generator().manual_seed(99)
     directions = torch.nn.functional.normalize(torch.randn(96, WIDTH, generator=generator), dim=1)
     mean = torch.randn(WIDTH, generator=generator)
     generator.manual_seed(seed)
-    chosen = torch.rand(count, 96, generator=generator) < 6 / 96
+    chosen = torch.rand(count, 96, generator=generator) < summed / 96
     strengths = chosen * (1 + torch.rand(count, 96, generator=generator))
     return scale * (strengths @ directions + mean + 0.05 * torch.randn(count, WIDTH, generator=generator))
 
 
-def trained(l0: float | None, steps: int, scale: float = 1.0, **changes: object) -> Trainer:
+def trained(
+    l0: float | None, steps: int, scale: float = 1.0, held_out: Tensor | None = None, **changes: object
+) -> Trainer:
     section = training("quick", l0=l0, tokens=steps * BATCH, batch_size=BATCH, **changes)
     names = [SAEName("m", 0, EXPANSION, a) for a in ARCHITECTURES]
-    sample = {"L0": points(4096, 1, scale)}
-    trainer = Trainer(names, WIDTH, section, sample, seed=0, device=torch.device("cpu"), log_every=10)
+    sample, cpu = {"L0": points(4096, 1, scale)}, torch.device("cpu")
+    unseen = None if held_out is None else {"L0": held_out}
+    trainer = Trainer(names, WIDTH, section, sample, seed=0, device=cpu, log_every=10, held_out=unseen)
     for step in range(steps):
         trainer.step({"L0": points(BATCH, 100 + step, scale), "position": torch.arange(BATCH)})
     return trainer
@@ -51,6 +55,18 @@ def test_a_run_ends_with_the_l0_that_was_wanted(l0: float, scale: float) -> None
         assert found == pytest.approx(l0, rel=0.1), learner.name
         moved = [row["sparsity_coefficient"] for row in learner.log]
         assert len(set(moved)) > 10, "the log shows λ as it was moved"
+
+
+@pytest.mark.parametrize(("summed", "l0"), [(4.0, 3.0), (9.0, 10.0)])
+def test_l0_is_as_wanted_where_it_is_measured(summed: float, l0: float) -> None:
+    """On tokens of another kind than those that are trained on."""
+    unseen, same = points(4096, 7, summed=summed), points(4096, 8)
+    for learner in trained(l0, 300, held_out=points(2048, 9, summed=summed)).learners:
+        sae = learner.finished()
+        found, trained_on = ((sae.encode(x) > 0).sum(1).float().mean().item() for x in (unseen, same))
+        assert found == pytest.approx(l0, rel=0.1), learner.name
+        assert not 0.8 < trained_on / l0 < 1.25, "the same on both kinds: nothing is shown"
+        assert learner.log[-1]["l0_held_out"] == pytest.approx(found, rel=0.1)
 
 
 def test_without_l0_the_coefficient_is_as_given() -> None:
@@ -77,14 +93,18 @@ def test_the_control_goes_on_from_what_a_checkpoint_keeps(
     def told(step: int) -> Tensor:
         return torch.tensor([900.0 * (1 + 0.3 * math.sin(step)), 64.0])
 
+    def held_out(step: int) -> float:
+        return 12.0 + math.cos(step)
+
     whole, first, second = (SparsityControl(10.0, 0.5, schedule) for _ in range(3))
     assert whole.every == every
     for step in range(50):
-        whole.after_step(step, told(step))
-        (first if step < 20 else second).after_step(step, told(step))
+        whole.after_step(step, told(step), partial(held_out, step))
+        (first if step < 20 else second).after_step(step, told(step), partial(held_out, step))
         if step == 19:
             second.restore(first.plain_state(), None if first.active is None else first.active.clone())
     assert second.coefficient(50) == whole.coefficient(50) != 0.5
+    assert second.held_out_l0 == whole.held_out_l0 is not None
 
 
 def test_the_control_raises_and_lowers_the_coefficient_within_bounds() -> None:

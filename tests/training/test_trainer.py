@@ -141,7 +141,7 @@ def test_the_log_tells_sinks_apart_where_they_are_trained_on(
     for learner in trainer.learners:
         told_here = partial(told.__setitem__, learner.name)
         monkeypatch.setattr(
-            learner.sparsity, "after_step", lambda _, active, to=told_here: to(active.tolist())
+            learner.sparsity, "after_step", lambda _, active, __, to=told_here: to(active.tolist())
         )
     trainer.log_every = 1
     trainer.step(data[10])
@@ -170,6 +170,25 @@ def test_the_log_tells_sinks_apart_where_they_are_trained_on(
     assert ("with sinks" in trainer.note()) == (sinks == "train")
 
 
+@pytest.mark.parametrize("sinks", ["train", "skip"])
+def test_l0_on_held_out_tokens_leaves_sinks_out(sinks: str) -> None:
+    section = training("quick", batch_size=BATCH, tokens=BATCH * 40, sinks=sinks)
+    data = with_sinks(4)
+    unseen = {name: torch.cat([column] * 12) for name, column in data[3].items()}  # more than a chunk
+    trainer = Trainer(
+        NAMES, 12, section, data[0], seed=0, device=torch.device("cpu"), log_every=1, held_out=unseen
+    )
+    for batch in data[:3]:
+        trainer.step(batch)
+    for learner in trainer.learners:
+        x_ND = data[3][f"L{learner.name.layer}"]
+        usual_ND = x_ND[x_ND.norm(dim=1) <= learner.sinks.norm]
+        assert len(usual_ND) == BATCH - (3 if learner.name.layer == 2 else 0)
+        l0 = (learner.finished().encode(usual_ND) > 0).sum(1).float().mean().item()
+        assert learner.log[-1]["l0_held_out"] == pytest.approx(l0, abs=0.05)
+        assert learner.log[-1]["l0_held_out"] != pytest.approx(learner.log[-1]["l0_without_sinks"], abs=0.05)
+
+
 def test_more_sinks_than_a_sixteenth_of_a_batch_count_as_usual() -> None:
     sae = new_trainer().learners[0].sae
     x_BD = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
@@ -194,8 +213,10 @@ def made(step: str, preset: str, names: list[SAEName] = NAMES, sample: Columns |
         more |= {"lr_warmup": 3, "lr_decay": 5, "sparsity_warmup": 8, "lr": 1e-3}
     section = training(preset, batch_size=BATCH, tokens=BATCH * 24, **more)
     compute = ComputeSection.model_validate({"step": step})
-    cpu = torch.device("cpu")
-    return Trainer(names, 12, section, sample, seed=0, device=cpu, log_every=5, compute=compute)
+    cpu, unseen = torch.device("cpu"), batches(2)[1]
+    return Trainer(
+        names, 12, section, sample, seed=0, device=cpu, log_every=5, compute=compute, held_out=unseen
+    )
 
 
 def all_of(trainer: Trainer) -> tuple[Any, dict[str, torch.Tensor]]:
