@@ -8,11 +8,11 @@ from pathlib import Path
 
 PANELS = (
     (("fvu_without_sinks", "fvu"), "FVU on training batches", "log"),
-    (("l0_without_sinks", "l0"), "L0 (active latents per token)", "log"),
+    (("l0_without_sinks", "l0", "l0_held_out"), "L0 (active latents per token)", "log"),
     (("dead_latents",), "dead latents", "linear"),
     (("lr",), "learning rate", "linear"),
 )
-"""Columns, what leads first; the second is drawn, with a legend, where it differs."""
+"""Columns, what leads first; the others are drawn, with a legend, where they are there and differ."""
 
 SAME = 1e-3
 """Relative difference up to which two curves are one."""
@@ -20,6 +20,7 @@ SAME = 1e-3
 STYLES = (
     {"color": "#2f5d8a", "linewidth": 1.6, "label": "without attention sinks", "zorder": 3},
     {"color": "#b9b9b9", "linewidth": 1.2, "label": "with them"},
+    {"color": "#c0672b", "linewidth": 1.2, "label": "the same on held-out dialogues", "zorder": 4},
 )
 
 
@@ -34,14 +35,14 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
     FigureCanvasAgg(figure)
     tokens = [row["tokens"] for row in log]
     for axes, (columns, label, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        curves = [[row[column] for row in log] for column in columns]
-        if all(math.isclose(a, b, rel_tol=SAME) for a, b in zip(curves[0], curves[-1], strict=True)):
-            del curves[1:]
+        curves = [[row.get(column, math.nan) for row in log] for column in columns]
+        drawn = [c for c in curves[1:] if not _same(curves[0], c)]
         for curve, style in zip(curves, STYLES, strict=False):
-            axes.plot(tokens, curve, marker="." if len(log) < 3 else "", **style)
-        if len(curves) > 1:
+            if curve is curves[0] or curve in drawn:
+                axes.plot(tokens, curve, marker="." if len(log) < 3 else "", **style)
+        if drawn:
             axes.legend(fontsize=8)
-        values = [value for curve in curves for value in curve]
+        values = [value for curve in curves for value in curve if not math.isnan(value)]
         if scale == "log" and all(value > 0 for value in values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -58,3 +59,7 @@ def plot_training(log: Sequence[Mapping[str, float]], title: str, path: Path) ->
     figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     # Fixed metadata: the same log gives the same bytes.
     figure.savefig(path, dpi=110, metadata={"Software": "fastzoo"})
+
+
+def _same(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(math.isnan(b) or math.isclose(a, b, rel_tol=SAME) for a, b in zip(one, other, strict=True))

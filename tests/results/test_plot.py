@@ -32,3 +32,20 @@ def test_both_curves_are_drawn_where_sinks_make_a_difference(apart: bool, tmp_pa
     blue = abs(panel - [0x2F / 255, 0x5D / 255, 0x8A / 255]).max(2) < 0.02
     assert blue.sum() > 200
     assert (grey.sum() > 200) == apart
+
+
+@pytest.mark.parametrize("held_out", [None, 20.001, 30.0])
+def test_l0_on_held_out_dialogues_is_drawn_once_it_was_counted(
+    held_out: float | None, tmp_path: Path
+) -> None:
+    from matplotlib.image import imread
+
+    usual = {"dead_latents": 3.0, "lr": 1e-3, "l0": 20.0, "l0_without_sinks": 20.0}
+    log = [usual | {"tokens": 1000.0 * i, "fvu": 0.5, "fvu_without_sinks": 0.5} for i in range(1, 20)]
+    if held_out:
+        for i, row in enumerate(log[5:]):
+            row["l0_held_out"] = held_out if held_out < 21 else held_out + i
+    plot_training(log, "an SAE", tmp_path / "a.png")
+    panel = imread(tmp_path / "a.png")[40:280, 560:, :3]
+    orange = abs(panel - [0xC0 / 255, 0x67 / 255, 0x2B / 255]).max(2) < 0.02
+    assert (orange.sum() > 100) == (held_out == 30.0)
