@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="dialogues")
     parser.add_argument("--heldout", type=Path, help="other dialogues, to measure on")
     parser.add_argument("--text", type=Path, help="plain text, for bt-p")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument(
+        "--methods", type=lambda text: list(filter(None, text.split(","))), default=list(METHODS)
+    )
     parser.add_argument("--layer", type=int, default=12)
     parser.add_argument("--layers", type=lambda text: [*map(int, text.split(","))], default=[])
     parser.add_argument("--widths", type=lambda text: [*map(int, text.split(","))], default=[])
