@@ -14,6 +14,17 @@ import pytest
 import sae_lens
 import torch
 from conftest import randomise
+from sae_files import (
+    FLAT,
+    D,
+    F,
+    inputs,
+    saelens_folder,
+    saelens_weights,
+    scope_folder,
+    sparsify_folder,
+    write,
+)
 from safetensors.torch import load_file, save_file
 
 from fastzoo.core.errors import InputError, NotFoundError, OutputError
@@ -24,43 +35,11 @@ from fastzoo.saes.jumprelu import JumpReLUSAE
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.saes.topk import TopKSAE
 
-D, F = 12, 30
 HOOK = "blocks.5.hook_resid_post"
-
-
-def inputs(count: int = 64) -> torch.Tensor:
-    return torch.randn(count, D, generator=torch.Generator().manual_seed(9)) * 2
 
 
 def make(kind: str) -> Any:
     return randomise({"standard": StandardSAE, "jumprelu": JumpReLUSAE}[kind](D, F), 1)
-
-
-def weights(seed: int = 2, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    made = {n: torch.randn(s, generator=generator) * 0.4 for n, s in shapes.items()}
-    if "threshold" in made:
-        made["threshold"] = made["threshold"].abs() + 0.05
-    return made
-
-
-def saelens_weights(kind: str = "standard") -> dict[str, torch.Tensor]:
-    shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
-    return weights(**shapes, **({"threshold": (F,)} if kind == "jumprelu" else {}))
-
-
-def write(folder: Path, config: Any, tensors: dict[str, torch.Tensor], name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cfg.json").write_text(json.dumps(config))
-    save_file(tensors, folder / name)
-    return folder
-
-
-def saelens_folder(folder: Path, kind: str = "standard", **config: Any) -> Path:
-    """A valid folder in our own form, with changes to its configuration."""
-    base = {"architecture": kind, "d_in": D, "d_sae": F, "dtype": "float32"}
-    base |= {"apply_b_dec_to_input": False}
-    return write(folder, base | config, saelens_weights(kind), "sae_weights.safetensors")
 
 
 def naive(w: dict[str, torch.Tensor], x: torch.Tensor, subtract: bool) -> tuple[Any, Any]:
@@ -194,27 +173,6 @@ def test_topk_with_activations_rescaled_by_decoder_norms(tmp_path: Path) -> None
         assert_same(load_sae(tmp_path / "x"), latents, theirs(inputs()), inputs())
 
 
-FLAT = {
-    # SAELens v3-v5: the whole runner configuration, flat.
-    "model_name": "qwen2.5-7b",
-    "hook_name": "blocks.18.hook_resid_post",
-    "hook_layer": 18,
-    "hook_head_index": None,
-    "activation_fn_str": "relu",
-    "activation_fn_kwargs": {},
-    "d_in": D,
-    "d_sae": F,
-    "dtype": "torch.float32",
-    "device": "cuda",
-    "context_size": 2048,
-    "normalize_activations": "none",
-    "finetuning_scaling_factor": False,
-    "sae_lens_training_version": "5.6.0",
-    "prepend_bos": True,
-    "dataset_path": "org/data",
-}
-
-
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
 @pytest.mark.parametrize("subtract", [True, False, None])
 def test_flat_configurations_of_sae_lens_3_to_5(tmp_path: Path, kind: str, subtract: bool | None) -> None:
@@ -241,16 +199,6 @@ def test_an_unused_scaling_factor_is_ignored_and_a_used_one_refused(tmp_path: Pa
     write(tmp_path / "x", config, tensors, "sae_weights.safetensors")
     with pytest.raises(InputError, match="finetuning_scaling_factor"):
         load_sae(folder)
-
-
-def sparsify_folder(root: Path, **config: Any) -> tuple[Path, dict[str, torch.Tensor]]:
-    tensors = weights(**{"encoder.weight": (F, D), "encoder.bias": (F,)})
-    tensors |= weights(3, W_dec=(F, D), b_dec=(D,))
-    base = {"activation": "topk", "expansion_factor": 32, "num_latents": F, "k": 4, "d_in": D}
-    base |= {"normalize_decoder": True, "multi_topk": False, "skip_connection": False}
-    base |= {"transcode": False}
-    folder = root / "layers.11"
-    return write(folder, base | config, tensors, "sae.safetensors"), tensors
 
 
 @pytest.mark.parametrize("d_sae_said", [True, False])
@@ -288,15 +236,6 @@ def test_sparsify_variants_that_are_not_read(tmp_path: Path, config: dict[str, A
     folder, _ = sparsify_folder(tmp_path, **config)
     with pytest.raises(InputError, match=message):
         load_sae(folder)
-
-
-def scope_folder(root: Path, **changes: Any) -> Path:
-    """Gemma Scope's layout, with some arrays changed or (None) left out."""
-    folder = root / "layer_20" / "width_16k" / "average_l0_71"
-    folder.mkdir(parents=True)
-    arrays = {n: t.numpy() for n, t in saelens_weights("jumprelu").items()} | changes
-    np.savez(folder / "params.npz", **{n: a for n, a in arrays.items() if a is not None})
-    return folder
 
 
 def test_gemma_scope_parameters(tmp_path: Path) -> None:
@@ -472,8 +411,11 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(tmp_pa
 def test_compressed_parameters_are_read(tmp_path: Path) -> None:
     folder = scope_folder(tmp_path)
     arrays = {n: t.numpy() for n, t in saelens_weights("jumprelu").items()}
-    np.savez_compressed(folder / "params.npz", more=np.zeros(3), **arrays)
+    np.savez_compressed(folder / "params.npz", **arrays)
     assert torch.equal(load_sae(folder).W_enc, saelens_weights("jumprelu")["W_enc"])
+    for name in ("scaling_factor", "W_skip", "more"):  # it may change what the SAE computes
+        np.savez(folder / "params.npz", **arrays, **{name: np.zeros(3)})
+        refused(folder, f"unexpected {name}")
 
 
 @pytest.mark.parametrize(
@@ -561,14 +503,12 @@ def test_a_configuration_that_is_a_pipe_or_huge_is_not_read(tmp_path: Path) -> N
     [
         ({"hook_name": "blocks.18.hook_resid_post"}, 18),
         ({"hook_name": "model/layers/7"}, 7),
-        ({"hook_name": "blocks.²"}, None),
-        ({"hook_name": "blocks.٣"}, None),
-        ({"hook_name": "blocks." + "9" * 5000}, None),
-        ({"hook_name": ["blocks.1"]}, None),
+        ({"hook_name": ""}, None),
         ({"hook_layer": True}, None),
         ({"hook_layer": -1}, None),
         ({"hook_layer": 10**30}, None),
-        ({"hook_point": "blocks.3.hook", "hook_point_layer": 4}, 4),
+        ({"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 3}, 3),
+        ({"hook_name": "blocks.4.hook_resid_pre", "hook_layer": 4}, 3),
     ],
 )
 def test_the_layer_is_a_number_of_four_digits_or_unknown(
