@@ -84,8 +84,8 @@ def read(folder: Path) -> LoadedSAE:
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: metadata is {one_line(metadata, 40)}, not an object")
     about = config | {k: v for k, v in metadata.items() if v is not None}
-    model_arguments = _refuse_keys(config, metadata, about, path)
     name, k = _architecture(config, path)
+    model_arguments = _refuse_keys(config, metadata, about, path)
     kind = architecture(name)
     d_in, d_sae = size_at(config, "d_in", path), size_at(config, "d_sae", path)
     layer = _layer(about, path)
