@@ -151,9 +151,7 @@ def _find_model(
         revisions = {x.model_revision for x in loaded.values()}
         if len(revisions) > 1:
             listed = ", ".join(sorted(map(str, revisions)))
-            raise InputError(
-                f"these SAEs name {listed} as their model's revision; choose it with --model-revision"
-            )
+            raise InputError(f"these SAEs name {listed} as their model's revision; choose it with --revision")
         revision = revisions.pop()
     model_name = model_name or next(iter(said))
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
