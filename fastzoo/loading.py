@@ -142,11 +142,17 @@ def assemble(
 def _find_model(
     loaded: dict[str, LoadedSAE], model_name: str | None, revision: str | None
 ) -> tuple[ModelSource, ModelSection]:
-    """The model that is given, or else the one that the SAEs name."""
+    """The model that is given, or else the one that the SAEs name, of the revision that they name."""
     said = set() if model_name else {_model_of(name, x) for name, x in loaded.items()} - {""}
     if not model_name and len(said) != 1:
         listed = ", ".join(sorted(said)) or "no model"
         raise InputError(f"these SAEs name {listed} as theirs; choose the model with --model")
+    if not model_name and not revision:
+        revisions = {x.model_revision for x in loaded.values()}
+        if len(revisions) > 1:
+            listed = ", ".join(sorted(map(str, revisions)))
+            raise InputError(f"these SAEs name {listed} as their model's revision; choose it with --revision")
+        revision = revisions.pop()
     model_name = model_name or next(iter(said))
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
@@ -210,6 +216,7 @@ def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
     if loaded.layer is None:
         raise InputError(f"{name}: its files do not say which layer it is for")
     refuse_unfit(source.config, name, loaded.layer, loaded.sae.d_in)
+    loaded.refuse_centred(source.config)
     trained_on = text_at(loaded.record, "base_model", "sha")
     if trained_on and source.sha and trained_on != source.sha:
         print(

@@ -93,6 +93,75 @@ def test_the_toys_figures_come_out_again(toys: Path) -> None:
     assert report["metrics"][TOY] == written["metrics"]
 
 
+def renamed(toys: Path, folder: Path, **about: Any) -> Path:
+    """The toy's SAE with these keys in the metadata of its file, and no record beside it."""
+    (source,) = (toys / TOY).glob("blocks.*")
+    shutil.copytree(source, folder)
+    config = read_json(folder / "cfg.json")
+    config["metadata"] = {"model_name": "tiny-chat", "sinks": config["metadata"]["sinks"], **about}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_stream_before_a_layer_is_that_after_the_one_before(toys: Path, tmp_path: Path) -> None:
+    reports = []
+    for hook in ("blocks.1.hook_resid_post", "blocks.2.hook_resid_pre", "model.layers.2.input"):
+        together = assemble([renamed(toys, tmp_path / hook, hook_name=hook)])
+        assert together.saes[hook][0] == 1
+        reports.append(evaluate_together(together, 8, loss_dialogues_of(toys / TOY))["metrics"][hook])
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["fvu"] == read_json(toys / TOY / "metrics.json")["metrics"]["fvu"]
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        (
+            {"hook_name": "blocks.1.hook_mlp_out"},
+            "hook_name 'blocks.1.hook_mlp_out' is not the residual stream",
+        ),
+        ({"hook_name": "blocks.0.hook_resid_pre"}, "before the first layer"),
+        (
+            {"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"},
+            "transcoder",
+        ),
+        ({"hook_name": "blocks.1.hook_resid_post", "hook_head_index": 0}, "one attention head"),
+        (
+            {
+                "hook_name": "blocks.1.hook_resid_post",
+                "model_from_pretrained_kwargs": {"center_writing_weights": True},
+            },
+            "center_writing_weights is True",
+        ),
+    ],
+)
+def test_an_sae_of_another_place_is_refused_in_one_line(
+    toys: Path, tmp_path: Path, about: dict[str, Any], says: str
+) -> None:
+    folder = str(renamed(toys, tmp_path / "x", **about))
+    for command in (("eval", folder), ("features", folder), ("info", folder)):
+        assert says in line_of(*command, code=2)
+
+
+def test_the_revision_of_the_model_is_the_one_that_the_files_name(toys: Path, tmp_path: Path) -> None:
+    def folder(name: str, **arguments: str) -> Path:
+        about = {"hook_name": "model.layers.1", "model_from_pretrained_kwargs": arguments}
+        return renamed(toys, tmp_path / name, **about)
+
+    old, new, none = folder("old", revision="v1"), folder("new", revision="v2"), folder("none")
+    assert assemble([old]).section.revision == "v1"
+    assert assemble([old], revision="v3").section.revision == "v3"
+    assert assemble([none]).section.revision is None
+    with pytest.raises(InputError, match="name v1, v2 as their model's revision; choose it with --revision"):
+        assemble([old, new])
+
+
+def test_the_files_say_in_which_type_the_model_ran(toys: Path) -> None:
+    (folder,) = (toys / TOY).glob("blocks.*")
+    dtype = read_json(toys / TOY / "config.json")["base_model"]["dtype"]
+    assert read_json(folder / "cfg.json")["metadata"]["model_from_pretrained_kwargs"] == {"dtype": dtype}
+
+
 @pytest.mark.parametrize("run", ["own", "apart"])
 def test_another_models_figures_come_out_again(place: Path, run: str) -> None:
     """From another folder than the run was started in, by its recipe's relative paths."""

@@ -24,6 +24,7 @@ from fastzoo.hub.retries import with_retries
 from fastzoo.hub.verified_files import SAEFiles
 from fastzoo.saes.layouts import LAYOUTS, PICKLES, sae_folders
 from fastzoo.saes.names import SAEName, parse_name, zoo_names
+from fastzoo.saes.places import layer_named
 from fastzoo.saes.references import COLLECTION, FORM, Reference, collection_slug, is_pattern, parse_reference
 
 _HOOK_FOLDER = re.compile(r"blocks\.\d{1,4}\.hook_resid_post", re.ASCII)
@@ -210,7 +211,7 @@ def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> lis
             raise NotFoundError(f"none of the {len(saes)} SAEs in {ref.repo_id} {where}")
     repo = ref.repo_id.partition("/")[2]
     found = []
-    for folder in folders:
+    for folder in _of_residual_streams(repo, folders, saes):
         ours = known_files(folder)
         alone = list(saes) == [folder] and _HOOK_FOLDER.fullmatch(folder)
         if alone and listing.files.keys() >= set(ours[:NEEDED]):
@@ -218,6 +219,24 @@ def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> lis
         else:
             found.append(_sae_files(f"{repo}/{folder}".rstrip("/"), listing, saes[folder], folder))
     return found
+
+
+def _of_residual_streams(repo: str, folders: list[str], saes: Mapping[str, list[str]]) -> list[str]:
+    """Those of the SAE ``folders`` whose names say no other place. Raises InputError: there are none."""
+    kept: list[str] = []
+    refusals: list[InputError] = []
+    for folder in folders:
+        try:
+            for path in saes[folder]:
+                layer_named(f"{repo}/{path}")
+            kept.append(folder)
+        except InputError as error:
+            refusals.append(error)
+    if not kept:
+        raise refusals[0]
+    for refusal in refusals:
+        print(f"note: left out: {refusal}", file=sys.stderr)
+    return kept
 
 
 def from_registry(published: Published) -> SAEFiles:

@@ -99,6 +99,8 @@ def write_weights(target: Path, learner: Learner, sae: SAE, facts: RunFacts, log
         metadata={
             "model_name": facts.base_model["name"],
             "model_revision": facts.base_model["sha"],
+            # Without it sae-lens loads the model in the type that its own files have.
+            "model_from_pretrained_kwargs": {"dtype": facts.base_model["dtype"]},
             "context_size": data.max_tokens if learner.name.method == "fast" else data.block_tokens,
             "dataset_path": facts.training_data["name"],
             "training_tokens": learner.log[-1]["tokens"] if learner.log else 0,

@@ -83,6 +83,8 @@ class SAE(nn.Module):
     """
 
     sinks: Sinks | None = None
+    subtracts_b_dec: bool = False
+    """Whether b_dec is taken from x first, as some libraries do; ours train without."""
 
     architecture: ClassVar[str]
     writable: ClassVar[bool] = True
@@ -116,7 +118,10 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
         """x (..., d_in) to x @ W_enc + b_enc, (..., d_sae), or those of some ``latents``."""
-        return x.to(self.W_enc.dtype) @ self.W_enc[:, latents] + self.b_enc[latents]
+        x = x.to(self.W_enc.dtype)
+        if self.subtracts_b_dec:
+            x = x - self.b_dec
+        return x @ self.W_enc[:, latents] + self.b_enc[latents]
 
     def activate(self, pre: Tensor) -> Tensor:
         """Pre-activations (..., d_sae) to latents (..., d_sae), non-negative."""

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from fastzoo.core.errors import InputError
-from fastzoo.core.text import one_line
-from fastzoo.saes.base import SAE, CudaForm, TrainableSAE
+from fastzoo.saes.base import CudaForm, TrainableSAE
 
 
 class StandardSAE(TrainableSAE):
     architecture = "standard"
     width_power = 0.5  # latents grow like the norm of x
-
-    @classmethod
-    def from_config(cls, d_in: int, d_sae: int, config: Mapping[str, Any]) -> SAE:
-        function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
-        if function != "relu":
-            raise InputError(f"activation '{one_line(function, 40)}' is not read")
-        return cls(d_in, d_sae)
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

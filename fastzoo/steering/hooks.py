@@ -219,7 +219,8 @@ def check_fits(model: Any, sae: SAE, layer: int) -> None:
 
 
 def check_base_model(model: Any, loaded: LoadedSAE) -> None:
-    """Raise InputError where an SAE says that it was trained on another model than this."""
+    """Raise InputError where an SAE says that it was trained on another model than this, or another stream of it."""
+    loaded.refuse_centred(model.config)
     said = text_at(loaded.record, "base_model", "name") or loaded.model_name
     here = str(getattr(model, "name_or_path", "") or "")
     if said and here and _called(said) != _called(here):

@@ -155,6 +155,23 @@ def test_fetch_other_layouts(hub: LoopbackHub, tmp_path: Path) -> None:
     assert (Path(found[3]) / "params.npz").read_bytes() == b"b"
 
 
+def test_saes_of_other_places_are_refused_before_a_download(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Gemma Scope's files do not say where they belong; its repositories' names do, and sparsify's folders."""
+    scope = {"layer_3/width_16k/average_l0_71/params.npz": b"p"}
+    for name in ("res", "mlp", "att", "transcoders"):
+        hub.add("model", f"org/gemma-scope-2b-pt-{name}", scope)
+    names = ("layers.3", "layers.3.mlp", "embed_tokens")
+    files = {f"{n}/{file}": b"{}" for n in names for file in ("cfg.json", "sae.safetensors")}
+    hub.add("model", "org/sparsify", files)
+    refused = [f"hf:org/gemma-scope-2b-pt-{name}" for name in ("mlp", "att", "transcoders")]
+    refused += [f"hf:org/sparsify/{name}" for name in names[1:]]
+    for source, message in zip(refused, fetch(hub, tmp_path, *refused), strict=True):
+        assert message.startswith("InputError: ") and "residual" in message and "\n" not in message, source
+    assert hub.asked("/resolve/") == []
+    read = fetch(hub, tmp_path, "hf:org/gemma-scope-2b-pt-res", "hf:org/sparsify/layers.3")
+    assert [files_in(path) for path in read] == [{"params.npz"}, {"cfg.json", "sae.safetensors"}]
+
+
 def test_fetch_refuses_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     def several(count: int) -> dict[str, bytes]:
         names = ("cfg.json", "sae.safetensors")

@@ -419,6 +419,16 @@ HfApi().upload_file(path_or_fileobj=sys.argv[1].encode(), path_in_repo="a.bin", 
     assert gone[0] == 3 and "no collection org/gone" in gone[2]
 
 
+def test_a_wildcard_leaves_out_saes_of_other_places(hub: LoopbackHub, tmp_path: Path) -> None:
+    names = ("layers.3", "layers.4", "layers.3.mlp", "embed_tokens")
+    files = {f"{n}/{file}": b"{}" for n in names for file in ("cfg.json", "sae.safetensors")}
+    hub.add("model", "org/sparsify", files)
+    some, none = cli(hub, tmp_path, "pull hf:org/sparsify/*", "pull hf:org/sparsify/*.mlp")
+    assert some[0] == 0 and [Path(line).name for line in some[1].splitlines()] == ["layers.3", "layers.4"]
+    assert some[2].count("note: left out: ") == 2 and "'layers.3.mlp' is not the residual" in some[2]
+    assert none[0] == 2 and "'layers.3.mlp' is not the residual" in none[2] and none[1] == ""
+
+
 # --- without a network -------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ from fastzoo.data.streams import TokenStream
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.hub.find import find_local
 from fastzoo.loading import load_sae
+from fastzoo.saes.formats import keys
 from fastzoo.saes.names import SAEName, model_part, parse_name
 from fastzoo.saes.references import parse_reference
 
@@ -640,7 +641,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "metadata": {"model_name": "tiny-chat", "hook_name": "model.layers.1", "hook_layer": 1},
+        "metadata": {
+            "model_name": "tiny-chat",
+            "hook_name": "model.layers.1",
+            "hook_layer": 1,
+            "model_from_pretrained_kwargs": {"dtype": "float32"},
+        },
     },
     "saelens-topk": {
         "architecture": "topk",
@@ -656,6 +662,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hook_point": "blocks.3.hook_resid_post",
         "model_name": "gpt2",
         "activation_fn_str": "relu",
+        "activation_fn_kwargs": {"k": 2},
         "finetuning_scaling_factor": False,
     },
     "sparsify": {
@@ -685,7 +692,12 @@ FIGURES: dict[str, Any] = {
     },
     "paper": {"log2_mse": -3.0, "log2_mse_special": 0.5},
 }
-CONFIG_KEYS = sorted({key for config in CONFIGS.values() for key in config} | {"scaling_factor"})
+TABLES = (keys.SAELENS, keys.SPARSIFY, keys.MODEL_ARGUMENTS, keys.ACTIVATION_ARGUMENTS)
+CONFIG_KEYS = sorted(
+    {key for config in CONFIGS.values() for key in config}
+    | {name for table in TABLES for row in table for name in row.names}
+    | {"scaling_factor", "hook_side", "signed_k", ""}
+)
 ARRAY_NAMES = (*SHAPES, "encoder.weight", "encoder.bias", "scaling_factor", "../x", "a\nb")
 
 sizes = st.sampled_from([0, 1, D, F, D + 1, 1 << 20, 1 << 24, 1 << 31, 1 << 40, 1 << 62, -1])
@@ -707,6 +719,9 @@ foreign_values = st.one_of(
     values,
     nested(),
     st.sampled_from(["blocks.²", "9" * 5000, "layer_٣", "blocks.18.hook", "relu", "topk", "gated"]),
+    st.sampled_from(
+        ["blocks.2.hook_resid_pre", "model.layers.1", "h.0.input", "transformer/h/3", "layer_norm"]
+    ),
     st.sampled_from([True, -1, 10**4000, float("nan"), float("inf"), "\ud800", "\x1b]0;x\x07", "a\nb"]),
 )
 

@@ -545,6 +545,11 @@ def test_what_is_refused_before_anything_is_generated(sae: Any) -> None:
     with pytest.raises(InputError, match=r"trained on meta-llama.*force=True"):
         steer(model, loaded, {1: 1.0})
     steer(model, loaded, {1: 1.0}, force=True)
+    # TransformerLens takes the mean out of what a LayerNorm reads, and leaves what an RMSNorm reads.
+    loaded.model_name, loaded.centred = None, True
+    steer(model, loaded, {1: 1.0})
+    with pytest.raises(InputError, match="centred by TransformerLens"):
+        steer(small_model("opt"), loaded, {1: 1.0})
     assert hooks_of(model) == 0
     # Gemma 3n's layers pass on several streams side by side.
     with pytest.raises(ModelError, match="not one residual"), steer(model, sae, {1: 1.0}, layer=0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from torch import Tensor
 from fastzoo.core.errors import InputError
 from fastzoo.core.text import one_line
 from fastzoo.saes import MOST_LATENTS
-from fastzoo.saes.formats.loaded import LoadedSAE, build, check_memory, layer_number
+from fastzoo.saes.formats.loaded import LoadedSAE, build, check_memory, layer_of_folder
 from fastzoo.saes.jumprelu import JumpReLUSAE
 
 
 def read(folder: Path) -> LoadedSAE:
     """The SAE in ``folder``. Raises InputError."""
     path = folder / "params.npz"
+    layer = layer_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             weights = _read_arrays(archive, path)
@@ -29,14 +31,15 @@ def read(folder: Path) -> LoadedSAE:
         raise InputError(f"{path}: not a readable params.npz ({one_line(error, 100)})") from None
     d_in, d_sae = weights["W_enc"].shape
     sae = build(JumpReLUSAE, d_in, d_sae, weights, {}, path)
-    # layer_20/width_16k/average_l0_71: other parts have numbers too
-    layers = [part.removeprefix("layer_") for part in folder.resolve().parts if part.startswith("layer_")]
-    return LoadedSAE(sae, folder, "gemma-scope", layer_number(layers[-1]) if layers else None)
+    return LoadedSAE(sae, folder, "gemma-scope", layer)
 
 
 def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
     """The arrays of a JumpReLU SAE, after all their headers were found to be as expected."""
-    entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    # Some files call the matrices w_enc and w_dec.
+    entries = {re.sub("^w_", "W_", e.filename.removesuffix(".npy")): e for e in archive.infolist()}
+    if more := set(entries) - set(JumpReLUSAE.shapes(1, 1)):
+        raise InputError(f"{path}: unexpected {one_line(', '.join(sorted(more)), 100)}")
     found: dict[str, tuple[int, ...]] = {}
     for name in JumpReLUSAE.shapes(1, 1):
         if name not in entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from fastzoo.core.files import machine_memory
 from fastzoo.core.text import one_line
 from fastzoo.saes import MOST_LATENTS
 from fastzoo.saes.base import SAE
+from fastzoo.saes.places import layer_named
 
 
 @dataclass
@@ -36,6 +38,18 @@ class LoadedSAE:
     """Its cfg.json, or {}."""
     record: dict[str, Any] = field(default_factory=dict)
     """fastzoo's own config.json, or {}."""
+    model_revision: str | None = None
+    """Of the model on the Hub, where the files say one."""
+    centred: bool = False
+    """Whether TransformerLens took the mean out of the residual stream, which it does where a LayerNorm reads it."""
+
+    def refuse_centred(self, config: Any) -> None:
+        """Raise InputError where the model of a transformers configuration has the mean that the SAE never saw."""
+        if self.centred and not hasattr(config.get_text_config(), "rms_norm_eps"):
+            how = "of weights centred by TransformerLens, as sae-lens before 3.20 had them"
+            raise InputError(
+                f"{self.folder}: trained on a residual stream {how}; use it with TransformerLens"
+            )
 
 
 def size_at(config: Mapping[str, Any], key: str, path: Path) -> int:
@@ -108,12 +122,19 @@ def build(
     return sae
 
 
-@torch.no_grad()
-def fold_input_bias_(sae: SAE) -> None:
-    """For files that subtract b_dec from x: the same with b_enc − b_dec @ W_enc as ``b_enc``."""
-    sae.b_enc.sub_((sae.b_dec.double() @ sae.W_enc.double()).to(sae.b_enc.dtype))
-
-
 def layer_number(text: str) -> int | None:
     """The number of a layer as names have it: up to four plain digits."""
     return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else None
+
+
+def layer_of_folder(weights: Path) -> int | None:
+    """The layer that the folders of a weights file are named after; None: after none.
+
+    Raises InputError: they are named after another place than a residual stream.
+    """
+    # As it is called, and as what a link leads to is called.
+    layers = [
+        layer_named(os.path.abspath(weights)),
+        layer_named(str(weights.parent.resolve() / weights.name)),
+    ]
+    return next((layer for layer in layers if layer is not None), None)

@@ -16,14 +16,10 @@ from fastzoo.core.text import one_line
 from fastzoo.core.values import number_at, text_at, value_at
 from fastzoo.saes import ARCHITECTURES, architecture
 from fastzoo.saes.base import SAE, Sinks
-from fastzoo.saes.formats.loaded import (
-    LoadedSAE,
-    build,
-    fold_input_bias_,
-    layer_number,
-    read_tensors,
-    size_at,
-)
+from fastzoo.saes.formats import keys
+from fastzoo.saes.formats.keys import refuse_keys
+from fastzoo.saes.formats.loaded import LoadedSAE, build, layer_number, read_tensors, size_at
+from fastzoo.saes.places import Place, hook_place
 
 SAELENS_VERSION = "6.54.12"
 """The sae-lens whose format is written; without a version >= 6 it drops all metadata."""
@@ -56,7 +52,7 @@ def save_sae(
         "d_sae": sae.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": False,  # missing would mean true
+        "apply_b_dec_to_input": sae.subtracts_b_dec,  # missing would mean true
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -83,29 +79,91 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read(folder: Path) -> LoadedSAE:
     """The SAE in ``folder``. Raises InputError."""
     config = read_json(path := folder / "cfg.json")
-    name = config.get("architecture", "standard")  # early releases did not say
+    # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
+    metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: metadata is {one_line(metadata, 40)}, not an object")
+    about = config | {k: v for k, v in metadata.items() if v is not None}
+    name, k = _architecture(config, path)
+    model_arguments = _refuse_keys(config, metadata, about, path)
+    kind = architecture(name)
     d_in, d_sae = size_at(config, "d_in", path), size_at(config, "d_sae", path)
+    layer = _layer(about, path)
+    subtract = config.get("apply_b_dec_to_input", True)
+    if not isinstance(subtract, bool):
+        raise InputError(f"{path}: apply_b_dec_to_input is {one_line(subtract, 40)}, not true or false")
+    optional = {"scaling_factor": (d_sae,)}  # written by v3-v5 even when unused
+    weights = read_tensors(folder / "sae_weights.safetensors", kind.shapes(d_in, d_sae), optional)
+    sae = build(kind, d_in, d_sae, weights, config | {"k": k}, path)
+    sae.subtracts_b_dec = subtract
+    sae.apply_config_(config)
+    sae.sinks = _sinks(about, path)
+    return LoadedSAE(
+        sae,
+        folder,
+        "saelens",
+        layer,
+        text_at(about, "model_name"),
+        config,
+        model_revision=text_at(model_arguments, "revision"),
+        centred=_centred(about, model_arguments),
+    )
+
+
+def _refuse_keys(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], about: Mapping[str, Any], path: Path
+) -> Mapping[str, Any]:
+    """The arguments that the model was loaded with, once no key asks for what is not done here. Raises
+    InputError."""
+    described = [row for row in keys.SAELENS if row.described]
+    moved = {name for row in described for name in row.names if metadata.get(name) is not None}
+    flat = {key: value for key, value in config.items() if key not in moved}
+    refuse_keys(flat, keys.SAELENS, f"{path}:", keys.SAELENS_NOTES)
+    refuse_keys(metadata, described, f"{path}: metadata", unknown=("hook", "hf_hook"))
+    nested = {"model_from_pretrained_kwargs": about, "activation_fn_kwargs": config}
+    for (name, holder), rows in zip(
+        nested.items(), (keys.MODEL_ARGUMENTS, keys.ACTIVATION_ARGUMENTS), strict=True
+    ):
+        arguments = holder.get(name) or {}
+        if not isinstance(arguments, dict):
+            raise InputError(f"{path}: {name} is {one_line(arguments, 40)}, not an object")
+        refuse_keys(arguments, rows, f"{path}: {name}")
+    return about.get("model_from_pretrained_kwargs") or {}
+
+
+def _architecture(config: Mapping[str, Any], path: Path) -> tuple[str, Any]:
+    """The architecture and, of topk, k. Raises InputError: none that is read, or they contradict each other."""
+    name = config.get("architecture", "standard")  # early releases did not say
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{path}: architecture '{one_line(name, 40)}' is not read; {known} are")
-    kind = architecture(name)
-    optional = {"scaling_factor": (d_sae,)}  # written by v3-v5 even when unused
-    weights = read_tensors(folder / "sae_weights.safetensors", kind.shapes(d_in, d_sae), optional)
-    sae = build(kind, d_in, d_sae, weights, config, path)
-    normalize = config.get("normalize_activations", "none")
-    if normalize not in ("none", None):
-        reason = "fold the normalisation into the weights first (fold_activation_norm_scaling_factor)"
-        raise InputError(f"{path}: normalize_activations '{one_line(normalize, 40)}' is not read; {reason}")
-    if config.get("apply_b_dec_to_input", True):
-        fold_input_bias_(sae)
-    sae.apply_config_(config)
-    if config.get("finetuning_scaling_factor") and "scaling_factor" in weights:
-        raise InputError(f"{path}: finetuning_scaling_factor is not read")
-    # v6 keeps what the model is under "metadata"; before, the whole runner configuration was flat.
-    metadata = config.get("metadata")
-    about = metadata if isinstance(metadata, dict) else config
-    sae.sinks = _sinks(about, path)
-    return LoadedSAE(sae, folder, "saelens", _layer(about), text_at(about, "model_name"), config)
+    # v3 to v5 had topk as an activation function, at first of a standard SAE.
+    functions = [config[key] for key in ("activation_fn_str", "activation_fn") if config.get(key) is not None]
+    allowed = {"standard": ("relu", "topk"), "topk": ("topk",)}.get(name, ("relu",))
+    for function in functions:
+        if function not in allowed or function != functions[0]:
+            raise InputError(f"{path}: activation '{one_line(function, 40)}' of {name} is not read")
+    if "topk" in functions:
+        name = "topk"
+    if name != "topk":
+        if config.get("rescale_acts_by_decoder_norm"):
+            raise InputError(f"{path}: rescale_acts_by_decoder_norm of {name} is not read, only of topk")
+        return name, None
+    given = [config.get("k"), value_at(config, "activation_fn_kwargs", "k")]
+    counts = [k for k in given if k is not None] or [None]
+    if counts[0] != counts[-1]:
+        raise InputError(
+            f"{path}: k is {one_line(counts[0], 40)}, but {one_line(counts[-1], 40)} in activation_fn_kwargs"
+        )
+    return name, counts[0]
+
+
+def _centred(about: Mapping[str, Any], model_arguments: Mapping[str, Any]) -> bool:
+    """Whether it was trained by TransformerLens with weights that take the mean out of the residual stream, as
+    sae-lens did by default before 3.20."""
+    version = re.match(r"([0-9]{1,3})\.([0-9]{1,3})\.", text_at(about, "sae_lens_training_version") or "")
+    early = version is not None and (int(version[1]), int(version[2])) < (3, 20)
+    return early and "center_writing_weights" not in model_arguments
 
 
 def _sinks(about: Mapping[str, Any], path: Path) -> Sinks | None:
@@ -120,11 +178,19 @@ def _sinks(about: Mapping[str, Any], path: Path) -> Sinks | None:
     return Sinks(float(norm), float(median), skipped)
 
 
-def _layer(about: Mapping[str, Any]) -> int | None:
-    layer = about.get("hook_layer", about.get("hook_point_layer"))
-    if isinstance(layer, int):
-        return layer_number(str(layer))
-    hook = text_at(about, "hook_name") or text_at(about, "hook_point") or ""
-    # blocks.18.hook_resid_post, model.layers.18 or layer_18
-    parts = map(layer_number, re.split(r"[/._]", hook))
-    return next((number for number in parts if number is not None), None)
+def _layer(about: Mapping[str, Any], path: Path) -> int | None:
+    """The layer after which the SAE sits. Raises InputError: it sits elsewhere, or the keys disagree."""
+    said: dict[str, Place] = {}
+    for key in ("hook_name", "hook_point", "hf_hook_name"):
+        if about.get(key) not in (None, ""):
+            try:
+                said[key] = hook_place(about[key])
+            except InputError as error:
+                raise InputError(f"{path}: {key} {error}") from None
+    number = about.get("hook_layer", about.get("hook_point_layer"))
+    number = layer_number(str(number)) if isinstance(number, int) else None
+    layers = {place.layer for place in said.values()}
+    if len(layers) > 1 or (said and number not in (None, *(place.block for place in said.values()))):
+        shown = ", ".join(f"{key} {one_line(about[key], 40)}" for key in said)
+        raise InputError(f"{path}: {shown} and hook_layer {number} are different places")
+    return layers.pop() if layers else number
