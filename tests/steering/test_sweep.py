@@ -336,7 +336,7 @@ def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
         make(model, sae, questions=[QUESTIONS[0], long]).cells()
     chat = ChatTokenizer(tokenizer, DataSection(), "tiny-chat")
     refused = [Dialogue([{"role": "nobody"}])]
-    with pytest.raises(DataError, match="question 1: refused by the chat template: .*unknown role"):
+    with pytest.raises(DataError, match=r"question 1: refused by the chat template: .*unknown role"):
         make(model, sae, questions=refused, chat=chat).cells()
 
 
