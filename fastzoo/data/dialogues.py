@@ -146,10 +146,11 @@ def _read_turn(given: Any) -> Turn:
         raise Unusable("malformed: a turn without role")
     if role.lower() not in ROLES:
         raise Unusable("unknown role")
-    if "tool_calls" in turn:
-        turn["tool_calls"] = _objects(turn["tool_calls"], "tool_calls")
-        if any(not isinstance(call.get("function", {}), dict) for call in turn["tool_calls"]):
+    calls = _objects(turn.pop("tool_calls", None), "tool_calls")
+    if calls is not None:
+        if not all(isinstance(call.get("function", {}), dict) for call in calls):
             raise Unusable("malformed: a tool call's function is not an object")
+        turn["tool_calls"] = calls
     if not all(isinstance(turn.get(name, ""), str) for name in REASONING):
         raise Unusable("malformed: reasoning is not text")
     turn["role"] = ROLES[role.lower()]

@@ -283,6 +283,7 @@ def test_several_templates(tokenizer: Any) -> None:
         ({"reasoning_content": ["x"]}, {}, "malformed: reasoning is not text"),
         ({"content": None}, {}, "malformed: content is not text"),
         ({"content": None, "tool_calls": []}, {}, "malformed: content is not text"),
+        ({"content": None, "tool_calls": ""}, {}, "malformed: content is not text"),
         ({"content": {"a": 1}}, {}, "malformed: content is not text"),
         ({}, {"tools": "add, subtract"}, "malformed: tools are not a list of objects"),
         ({}, {"tools": {"name": "add"}}, "malformed: tools are not a list of objects"),
