@@ -156,6 +156,6 @@ def _question(value: Any, at: str) -> Question:
     kind = row.get("kind")
     if kind is not None and not isinstance(kind, str):
         raise DataError(f"{at}: 'kind' is not a text")
-    if (length := sum(len(text) for text, _ in messages.texts())) > MAX_CHARACTERS:
+    if (length := sum(len(text) for text, is_key in messages.texts() if not is_key)) > MAX_CHARACTERS:
         raise DataError(f"{at}: {length} characters; a question may have {MAX_CHARACTERS}")
     return Question(messages, kind)
