@@ -85,11 +85,11 @@ class DataSection(RowsSection):
     block_tokens: int | None = Field(None, ge=2)
     """Block length of bt-f and bt-p. null: the model's context, at most 2,048 as in the paper."""
     special_text: Literal["literal", "drop", "allow"] = "literal"
-    """Where content (also of ``text``) holds the text of a special token, such as "<|im_end|>": it is
+    """Where content (also of ``text``), or another field, holds the text of a special token, such as "<|im_end|>": it is
     read as ordinary text, its row is skipped, or it becomes that token, as in transformers. Such rows
     are counted."""
     date: str = "26 Jul 2024"
-    """Shown to chat templates that print today's date, so that runs do not depend on it."""
+    """Shown to chat templates that print today's date, by whatever clock, so that runs do not depend on it."""
 
     def fitted(self, max_positions: int | None = None) -> FittedData:
         """The same with every length a number: as given, else the paper's or the model's context if that is less."""

@@ -8,6 +8,7 @@ them is encoded, without the markers, as if there were no special tokens.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Rendered:
     """Whether all of the text is content, in which no special token is recognised."""
     special_text: bool = False
     """Whether content holds the text of a special token."""
+    unshown: frozenset[str] = frozenset()
+    """Fields of the dialogue that the chat template does not show."""
 
 
 class Encoder:
@@ -111,15 +114,16 @@ class LiteralText:
 
     def render(self, dialogue: Dialogue, apply_template: Callable[[Dialogue], str]) -> Rendered:
         """The text that the template makes of a dialogue. Raises Unusable."""
-        contents = [turn["content"] for turn in dialogue]
-        typed = self._typed("\0".join(contents))
-        joins = not typed and any(map(self._texts.could_join, contents))
+        texts = list(dialogue.texts())
+        whole = "\0".join(text for text, _ in texts)
+        typed = self._typed(whole)
+        joins = not typed and any(self._texts.could_join(text) for text, compared in texts if not compared)
         if self._policy == "allow" or not (typed or joins):
             return Rendered(apply_template(dialogue), special_text=typed)
-        marker, marked_contents = self._texts.mark(contents)
-        marked = apply_template(
-            [{**turn, "content": c} for turn, c in zip(dialogue, marked_contents, strict=True)]
-        )
+        marker = self._texts.marker(whole)
+        mark = self._texts.marked
+        marked = apply_template(dialogue.with_texts(lambda text, compared: mark(text, marker, compared)))
+        marked = marked.replace(_escaped(marker), marker)
         if joins:
             text = apply_template(dialogue)
             if self._texts.split(marked)[1] == self._texts.split(text)[1]:
@@ -133,6 +137,10 @@ class LiteralText:
         return Rendered(text, literal=self._policy != "allow", special_text=self._typed(text))
 
     def _typed(self, text: str) -> bool:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate is valid JSON, but not text
+            raise Unusable("malformed: not valid Unicode") from None
         typed = self._texts.typed(text)
         if typed and self._policy == "drop":
             raise Unusable(DROPPED)
@@ -222,8 +230,9 @@ class SpecialTexts:
         self._together = "\0".join(special)
         self._longest = max(map(len, special), default=1)
         # A character that the template could write itself cannot be a marker.
-        taken = set(f"{tokenizer.chat_template}{self._together}")
-        self._markers = [c for c in MARKERS if c not in taken]
+        template = tokenizer.chat_template
+        known = "\0".join(template.values()) if isinstance(template, dict) else str(template)
+        self._markers = list(_not_in(known + self._together, MARKERS))
         # Tokens with ``normalized`` are looked for in normalised text: a full-width ＜s＞ can be one.
         normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         normalised = [text for text in special if added[text][1].normalized]
@@ -252,19 +261,21 @@ class SpecialTexts:
     def _within(self, core: str) -> bool:
         return 0 < len(core) < self._longest and core in self._together
 
-    def mark(self, texts: Sequence[str]) -> tuple[str, list[str]]:
-        """A character found in neither ``texts`` nor the template, and ``texts`` with every special
-        token's text broken by it. Raises Unusable: there is none, or a special token is one character."""
-        used = set().union(*texts)
-        marker = next((c for c in self._markers if c not in used), None)
-        if marker is None:
+    def marker(self, text: str) -> str:
+        """A character found in neither ``text`` nor the template. Raises Unusable: there is none."""
+        found = next(_not_in(text, self._markers), None)
+        if found is None:
             raise Unusable(INSEPARABLE)
-        return marker, [self._marked(text, marker) for text in texts]
+        return found
 
-    def _marked(self, text: str, marker: str) -> str:
+    def marked(self, text: str, marker: str, whole: bool = False) -> str:
+        """``text`` with every special token's text broken by ``marker``; unless only ``whole`` ones count, also
+        where it could become one beside other text. Raises Unusable: a special token is one character."""
         marked = self._first.sub(rf"\g<0>{marker}", text)
         if self._first.search(marked):
             raise Unusable(INSEPARABLE)
+        if whole:
+            return marked
         core = marked.strip()
         # Inside the white space around it: a template that trims content must find the white space.
         before = marker if self._joins_before(core) else ""
@@ -305,6 +316,17 @@ class SpecialTexts:
                 if not token.normalized and not token.single_word:
                     return rendered[: match.end()]
         return rendered
+
+
+def _escaped(character: str) -> str:
+    """As JSON in ASCII writes it, which templates can ask for."""
+    return json.dumps(character)[1:-1]
+
+
+def _not_in(text: str, characters: Sequence[str]) -> Iterator[str]:
+    """Those that ``text`` holds neither as they are nor escaped."""
+    used, escapes = set(text), "\\u" in text
+    return (c for c in characters if c not in used and not (escapes and _escaped(c) in text))
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

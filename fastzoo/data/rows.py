@@ -87,12 +87,28 @@ class _JsonlTable:
         return json.loads(self._file.readline())
 
 
-def _parquet_table(path: Path) -> Any:
-    """Rows of a Parquet file by number, memory-mapped."""
-    try:
-        return _datasets().Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
-        raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
+class _ParquetTable:
+    """Rows of a Parquet file by number, memory-mapped. Raises DataError."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._table = _datasets().Dataset.from_parquet(str(path))
+        except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
+            raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Any:
+        return _without_nulls(self._table[index])
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of an Arrow table without what is null: there each object has the keys of all, and null says that it
+    lacks one. Templates write tools, and what they are called with, key by key."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 class TableRows:
@@ -220,7 +236,7 @@ class HubRows:
         while True:
             try:
                 for value in self._data.shard(self._shards, shard).skip(row):
-                    yield shard * SHARD_NUMBERS + row, value
+                    yield shard * SHARD_NUMBERS + row, _without_nulls(value)
                     row, failed = row + 1, 0
                 break
             except Exception as error:  # any that a file's format or the Hub's client raise
@@ -311,7 +327,7 @@ def _table_rows(path: Path, kind: str, shuffle: bool, seed: int) -> TableRows:
     if suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{path}: files of kind '{suffix}' are not read; .jsonl and .parquet are")
     try:
-        table = _JsonlTable(path) if suffix == ".jsonl" else _parquet_table(path)
+        table = _JsonlTable(path) if suffix == ".jsonl" else _ParquetTable(path)
         sha256 = sha256_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({one_line(error.strerror)})") from None

@@ -51,6 +51,8 @@ class Counts:
     tokens: int = 0
     epochs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    unshown: Counter[str] = field(default_factory=Counter)
+    """Rows with a field, such as ``tool_calls``, that the chat template does not show."""
     first_skipped: str | None = None
 
     def skip(self, reason: str, number: int, row: Any, detail: str = "") -> None:
@@ -69,14 +71,14 @@ class Counts:
         """Plain data, without the text of any row."""
         values = asdict(self)
         del values["first_skipped"]
-        return values | {"skipped": dict(sorted(self.skipped.items()))}
+        return values | {name: dict(sorted(getattr(self, name).items())) for name in ("skipped", "unshown")}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Counts:
-        return cls(**{**values, "skipped": Counter(values["skipped"])})
+        return cls(**{**values, **{name: Counter(values.get(name)) for name in ("skipped", "unshown")}})
 
     def copy(self, **changes: Any) -> Counts:
-        return replace(self, **{"skipped": self.skipped.copy(), **changes})
+        return replace(self, **{"skipped": self.skipped.copy(), "unshown": self.unshown.copy(), **changes})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.text import one_line
-from fastzoo.data.dialogues import ROLES, Unusable
+from fastzoo.data.dialogues import ROLES, Dialogue, Unusable
 from fastzoo.data.sequences import TokenSequence, cut
 from fastzoo.data.tokenizer import ChatTokenizer
 
@@ -44,7 +44,7 @@ class SpecialTokens:
         """The ones of a chat template; without headers if it writes no role words or refuses a turn."""
         words: dict[tuple[int, ...], str] = {}
         try:
-            text = chat.apply_template([{"role": role, "content": "?"} for role in ROLE_WORDS])
+            text = chat.template.write(Dialogue([{"role": role, "content": "?"} for role in ROLE_WORDS]))
             ids = chat.tokenize([text])[0]
             for i in np.flatnonzero(chat.is_special(ids[:-1])).tolist():
                 if found := _role_word(chat, ids[i + 1 : i + 1 + HEADER_TOKENS].tolist()):
@@ -191,9 +191,9 @@ def answer_starts(chat: ChatTokenizer, sequences: Sequence[TokenSequence], count
 
 def _opening(chat: ChatTokenizer) -> np.ndarray:
     """Token ids that the template writes before an answer. Raises ModelError."""
-    turns = [{"role": "user", "content": "?"}]
+    turns = Dialogue([{"role": "user", "content": "?"}])
     try:
-        question, prompt = (chat.apply_template(turns, answer=answer) for answer in (False, True))
+        question, prompt = (chat.template.write(turns, answer=answer) for answer in (False, True))
     except Unusable:
         raise ModelError(f"the chat template of {chat.model_name} refuses a plain question") from None
     if prompt.startswith(question) and len(prompt) > len(question):

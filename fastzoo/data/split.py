@@ -42,6 +42,9 @@ class Data:
             text += f"; truncated: {counts.truncated}"
         if counts.special_text:
             text += f"; with text of special tokens ({self.chat.data.special_text}): {counts.special_text}"
+        if counts.unshown:
+            fields = ", ".join(f"{name} of {n}" for name, n in counts.unshown.most_common())
+            text += f"; not shown by the chat template: {fields} rows"
         return text
 
 

@@ -7,7 +7,7 @@
 Every token keeps its position in its dialogue, its dialogue's index and whether it is special.
 
 The way of a dialogue, from its file to the buffer: a row in the epoch's order (``rows``), its turns
-(``dialogues``), the text that the chat template makes of them (``tokenizer``), token ids in which typed
+(``dialogues``), the text that the chat template makes of them (``template``), token ids in which typed
 special tokens stay text (``literal_text``), cut at ``max_tokens``; here skipped if it is held out, and
 joined into blocks unless the method is fast; then packed with others into a forward pass that keeps them
 apart (``lm.packing``), read at the hooked layers (``lm.activations``), cut at the token budget

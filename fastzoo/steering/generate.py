@@ -67,6 +67,7 @@ def write_answers(
     pad: int,
     told: Callable[[Step], None] | None,
     kept: Callable[[Tensor], None],
+    is_over: Callable[[Sequence[int]], bool] = lambda tokens: False,
 ) -> list[list[int]]:
     """The answer to each prompt, up to and including the token that ends it.
 
@@ -77,6 +78,7 @@ def write_answers(
     Args:
         told: called after each step with (row, token) of the rows that go on.
         kept: called with the places (1-d int64, in the batch before) of the rows that stay when others leave.
+        is_over: whether an answer's tokens so far end it, besides ``ends``.
     """
     device = model.get_input_embeddings().weight.device
     if device.type == "meta":  # accelerate fetches the weights, and brings the tokens there
@@ -89,7 +91,7 @@ def write_answers(
     draws = (
         [torch.Generator(device).manual_seed(settings.seed) for _ in prompts] if settings.temperature else []
     )
-    batch = _Batch(mask_BT, draws, told, kept)
+    batch = _Batch(mask_BT, draws, told, kept, is_over)
     model.generate(
         input_ids=ids_BT,
         attention_mask=mask_BT,
@@ -122,11 +124,13 @@ class _Batch:
         draws: Sequence[torch.Generator],
         told: Callable[[Step], None] | None,
         kept: Callable[[Tensor], None],
+        is_over: Callable[[Sequence[int]], bool],
     ) -> None:
         self.answers: list[list[int]] = [[] for _ in mask_BT]
         self._rows = list(range(len(mask_BT)))  # those in the batch; some may have ended
         self._going = set(self._rows)
         self._mask_BT, self._draws, self._told, self._kept = mask_BT, draws, told, kept
+        self._is_over = is_over
 
     def run(
         self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any
@@ -186,6 +190,7 @@ class _Batch:
         if self._told is not None:
             self._told(step)
         self._going -= {row for row, end in zip(self._rows, ended, strict=True) if end}
+        self._going -= {row for row in self._going if self._is_over(self.answers[row])}
         if not self._going or len(self._rows) - len(self._going) < ENDED_SHARE * len(self._rows):
             return
         stay = [place for place, row in enumerate(self._rows) if row in self._going]

@@ -72,7 +72,7 @@ def make_sweep(settings: SteerSettings, assembly: Assembly, questions: Sequence[
     make_edit(sae, latents, layer=layer, mode=settings.mode, units=units, statistics=unmeasured)
     sweep = Sweep(
         model=assembly.reader.model,
-        tokenizer=assembly.chat.tokenizer,
+        chat=assembly.chat,
         sae=sae.to(assembly.reader.device),
         layer=layer,
         latents=settings.latents,

@@ -12,7 +12,7 @@ from typing import Any
 from fastzoo.core.errors import DataError, InputError
 from fastzoo.core.strict_yaml import LONGEST, read_yaml
 from fastzoo.core.text import one_line
-from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
+from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue, text_of
 
 MAX_QUESTIONS, MAX_BYTES = 1_000, 4 << 20
 
@@ -34,14 +34,14 @@ class Question:
     @property
     def text(self) -> str:
         """The last turn, which is to be answered."""
-        return self.messages[-1]["content"]
+        return text_of(self.messages.turns[-1])
 
     @property
     def whole(self) -> str:
         """All turns, with their roles where there are several."""
-        if len(self.messages) == 1:
+        if len(self.messages.turns) == 1:
             return self.text
-        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+        return "\n\n".join(f"{turn['role']}: {text_of(turn)}" for turn in self.messages.turns)
 
 
 def given_questions(texts: Sequence[str]) -> list[Question]:
@@ -145,17 +145,17 @@ def _question(value: Any, at: str) -> Question:
         text = row["question"]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{at}: the question is not a text")
-        messages: Dialogue = [{"role": "user", "content": text}]
+        messages = Dialogue([{"role": "user", "content": text}])
     else:
         try:
             messages = read_dialogue(row, "messages")
         except Unusable as unusable:
             raise DataError(f"{at}: {unusable.reason}") from None
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    if messages.turns[-1]["role"] != "user" or not text_of(messages.turns[-1]).strip():
         raise DataError(f"{at}: the last turn must be the user's, with the question in it")
     kind = row.get("kind")
     if kind is not None and not isinstance(kind, str):
         raise DataError(f"{at}: 'kind' is not a text")
-    if (length := sum(len(m["content"]) for m in messages)) > MAX_CHARACTERS:
+    if (length := sum(len(text) for text, is_key in messages.texts() if not is_key)) > MAX_CHARACTERS:
         raise DataError(f"{at}: {length} characters; a question may have {MAX_CHARACTERS}")
     return Question(messages, kind)

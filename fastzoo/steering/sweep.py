@@ -11,14 +11,14 @@ import contextvars
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from fastzoo.core.errors import DataError, InputError, ModelError
-from fastzoo.core.text import one_line
-from fastzoo.data.dialogues import Dialogue
-from fastzoo.data.tokenizer import apply_template
+from fastzoo.data.dialogues import Dialogue, Unusable, text_of
+from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
@@ -44,7 +44,7 @@ class Sweep:
     """Questions, the alphas to ask them at, and the model and latents that answer."""
 
     model: Any
-    tokenizer: Any
+    chat: ChatTokenizer
     sae: SAE
     layer: int
     latents: Sequence[int]
@@ -60,6 +60,11 @@ class Sweep:
     control: bool = True
     """Whether a random direction is swept beside the latent."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.chat.tokenizer
 
     def cells(self, watch: Watch | None = None) -> list[Cell]:
         """All answers, by arm, question and alpha; of the prompting baseline alpha is 0.
@@ -90,26 +95,28 @@ class Sweep:
 
     def prompts(self) -> list[list[int]]:
         """The questions' token ids, up to where the answer begins. Raises DataError."""
-        return [self._prompt(i, turns) for i, turns in enumerate(self.questions)]
+        return [self._prompt(i, question) for i, question in enumerate(self.questions)]
 
-    def _told(self, index: int, turns: Dialogue, wish: str) -> list[int]:
+    def _told(self, index: int, question: Dialogue, wish: str) -> list[int]:
         """The prompt with a wish in its system turn; before the question where the chat template has no
         such turn (Gemma 2)."""
-        if turns[0]["role"] == "system":
-            wish, turns = f"{turns[0]['content']}\n\n{wish}", turns[1:]
+        turns, system = question.turns, "system"
+        if turns[0]["role"] in ("system", "developer"):
+            system = turns[0]["role"]
+            wish, turns = f"{text_of(turns[0])}\n\n{wish}", turns[1:]
         try:
-            return self._prompt(index, [{"role": "system", "content": wish}, *turns])
+            told = [{"role": system, "content": wish}, *turns]
+            return self._prompt(index, replace(question, turns=told))
         except DataError:
-            first = {**turns[0], "content": f"{wish}\n\n{turns[0]['content']}"}
-            return self._prompt(index, [first, *turns[1:]])
+            first = {**turns[0], "content": f"{wish}\n\n{text_of(turns[0])}"}
+            return self._prompt(index, replace(question, turns=[first, *turns[1:]]))
 
-    def _prompt(self, index: int, turns: Dialogue) -> list[int]:
+    def _prompt(self, index: int, question: Dialogue) -> list[int]:
         try:
-            ids = apply_template(self.tokenizer, turns, answer=True, tokenize=True)
-        except Exception as error:  # jinja raises many kinds
-            raise DataError(
-                f"question {index + 1} is refused by the chat template: {one_line(error, 150)}"
-            ) from None
+            ids = self.chat.prompt(question)
+        except Unusable as unusable:
+            why = ": ".join(filter(None, (unusable.reason, unusable.detail)))
+            raise DataError(f"question {index + 1}: {why}") from None
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) + self.settings.max_new_tokens > longest:
             more = f"with {self.settings.max_new_tokens} new ones that is more than the model's {longest} positions"
@@ -125,8 +132,8 @@ class Sweep:
         if self.control and self.mode == "add":
             rows += arm_rows(RANDOM, prompts, self.alphas, random_edit(edit, self.alphas, self.settings.seed))
         if self.wish is not None:
-            for question, turns in enumerate(self.questions):
-                rows.append(SweepRow(PROMPT, question, 0.0, self._told(question, turns, self.wish)))
+            for i, question in enumerate(self.questions):
+                rows.append(SweepRow(PROMPT, i, 0.0, self._told(i, question, self.wish)))
         return rows
 
     def _edit(self, latents: Sequence[int]) -> Edit:
@@ -161,9 +168,10 @@ class Sweep:
                 del queue[: len(batch)]
         cells, ends = [], self.ends()
         for row, tokens in zip(rows, answers, strict=True):
-            ended = bool(tokens) and tokens[-1] in ends
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            cells.append(Cell(row.question, row.alpha, tuple(tokens), ended, text, row.arm))
+            said = self._before_stop(tokens)
+            ended = len(said) < len(tokens) or (bool(tokens) and tokens[-1] in ends)
+            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            cells.append(Cell(row.question, row.alpha, tuple(said), ended, text, row.arm))
         return cells
 
     def _generate(self, rows: Sequence[SweepRow], told: Watch | None) -> list[list[int]]:
@@ -172,12 +180,34 @@ class Sweep:
         pad = self.tokenizer.pad_token_id
         pad = min(ends, default=0) if pad is None else pad
         with Steering(self.model, edits, self.positions if edits else "all") as steering:
-            return write_answers(self.model, prompts, self.settings, ends, pad, told, steering.keep)
+            return write_answers(
+                self.model, prompts, self.settings, ends, pad, told, steering.keep, self._is_over
+            )
 
     def ends(self) -> set[int]:
-        """Tokens that end a turn."""
+        """Tokens that end a turn: those of the model's configuration, and what the chat template ends turns with."""
         said = getattr(self.model.generation_config, "eos_token_id", None)
-        return {*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id} - {None}
+        known = {*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id} - {None}
+        return known | self._turn_ends[0]
+
+    @cached_property
+    def _turn_ends(self) -> tuple[set[int], str | None]:
+        return self.chat.template.ends()
+
+    def _is_over(self, tokens: Sequence[int]) -> bool:
+        """Whether an answer goes on as the next turn does, in a template that writes no token before that."""
+        stop = self._turn_ends[1]
+        # A character has up to four tokens.
+        return stop is not None and stop in self.tokenizer.decode(tokens[-4 * len(stop) - 4 :])
+
+    def _before_stop(self, tokens: list[int]) -> list[int]:
+        """An answer's tokens without the header of the next turn."""
+        if not self._is_over(tokens):
+            return tokens
+        place = self.tokenizer.decode(tokens).index(self._turn_ends[1])
+        return next(
+            tokens[:n] for n in range(len(tokens), -1, -1) if len(self.tokenizer.decode(tokens[:n])) <= place
+        )
 
 
 class _Told:

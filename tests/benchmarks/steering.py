@@ -15,7 +15,9 @@ from rounds import interleave, median_seconds, ratio
 from torch import Tensor
 
 from fastzoo import tiny
-from fastzoo.config.recipe import ModelSection
+from fastzoo.config.recipe import DataSection, ModelSection
+from fastzoo.data.dialogues import Dialogue
+from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.lm.load import find_model, load_model, load_tokenizer
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.steering.generate import GenerationSettings
@@ -65,7 +67,8 @@ def a_sweep(model: Any, tokenizer: Any) -> Sweep:
         sae.W_dec.copy_(torch.randn_like(sae.W_dec))
         sae.W_dec.mul_(residual_norm(model, tokenizer, turns) / sae.W_dec.norm(dim=1, keepdim=True))
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS)
-    return Sweep(model, tokenizer, sae, LAYER, [3], turns, NORM_ALPHAS, control=False, settings=settings)
+    chat, questions = ChatTokenizer(tokenizer, DataSection(), "model"), [Dialogue(each) for each in turns]
+    return Sweep(model, chat, sae, LAYER, [3], questions, NORM_ALPHAS, control=False, settings=settings)
 
 
 @torch.no_grad()
@@ -86,9 +89,9 @@ def one_by_one(sweep: Sweep) -> list[tuple[int, ...]]:
     """The tokens of every cell, from a call of ``generate`` for each."""
     model, tokenizer = sweep.model, sweep.tokenizer
     found = []
-    for turns in sweep.questions:
+    for question in sweep.questions:
         prompt = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            question.turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )["input_ids"]
         for alpha in sweep.alphas:
             with steer(model, sweep.sae, {3: alpha}, layer=LAYER):

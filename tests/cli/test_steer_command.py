@@ -101,6 +101,7 @@ def test_a_sweep_with_everything(sae: str, tmp_path: Path) -> None:
 
 
 def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
+    from fastzoo.data.dialogues import Dialogue
     from fastzoo.steering.outcome import Outcome
     from fastzoo.steering.questions import Question
     from fastzoo.steering.report import render_report
@@ -128,7 +129,7 @@ def test_what_models_say_is_no_markup(tmp_path: Path) -> None:
         "wish": hostile,
         "definitions": {},
     }
-    question = Question([{"role": "user", "content": hostile}])
+    question = Question(Dialogue([{"role": "user", "content": hostile}]))
     outcome = Outcome(about, [question], [cell], [score], None, Tokenizer(), None, [])
     page = render_report(outcome)
     assert "<script" not in page and "<img" not in page and "{{ 7 * 7 }}" in page

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import fastzoo
 from fastzoo import tiny
-from fastzoo.core.errors import ModelError
+from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.sequences import Counts
 from fastzoo.data.special_tokens import answer_starts
-from fastzoo.data.tokenizer import ChatTokenizer, with_fixed_date
+from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.saes.standard import StandardSAE
 from fastzoo.steering.sweep import Sweep
 
@@ -51,7 +51,7 @@ def test_prompts_begin_as_training_sequences_do(template: str, date: str, tokeni
     (trained,) = chat.dialogues([(0, row)], Counts())
     assert date in tokenizer.decode(trained.ids)
     model = AutoModelForCausalLM.from_pretrained(tiny.MODEL)
-    sweep = Sweep(model, dated, StandardSAE(8, 8), 1, {0: 1.0}, [[QUESTION]], [0.0])
+    sweep = Sweep(model, chat, StandardSAE(8, 8), 1, [0], [Dialogue([QUESTION])], [0.0])
     (prompt,) = sweep.prompts()
     assert prompt == trained.ids[: len(prompt)].tolist()
     assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
@@ -65,14 +65,6 @@ def test_another_date_is_written_in_the_templates_own_format(tokenizer: Any) -> 
     dated = deepcopy(tokenizer)
     dated.chat_template = GRANITE
     chat = ChatTokenizer(dated, recipe(data={"date": "1 Feb 2023"}).data, "test model")
-    assert "Today is 01 February 2023." in chat.apply_template([QUESTION])
+    assert "Today is 01 February 2023." in chat.template.write(Dialogue([QUESTION]))
     chat = ChatTokenizer(dated, recipe(data={"date": "a day in May"}).data, "test model")
-    assert "Today is a day in May." in chat.apply_template([QUESTION])
-
-
-def test_a_date_that_cannot_be_fixed_is_refused() -> None:
-    assert with_fixed_date(TURNS, "any day") == TURNS
-    twice = "{{ strftime_now( \"%Y\" ) }}{{ strftime_now('%-d') }}"
-    assert with_fixed_date(twice, "6 Jul 2024") == "{{ '2024' }}{{ '6' }}"
-    with pytest.raises(ModelError, match="results would depend on the day"):
-        with_fixed_date("{{ strftime_now(format) }}", "26 Jul 2024")
+    assert "Today is a day in May." in chat.template.write(Dialogue([QUESTION]))

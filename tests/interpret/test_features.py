@@ -352,7 +352,7 @@ def test_a_token_without_the_space_that_its_tokenizer_puts_before_a_text(togethe
     backend = Tokenizer(models.WordLevel(words, "?"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     chat = ChatTokenizer(tokenizer, recipe(data={"source": "embedded"}).data, "m")
     assembly = replace(together, chat=chat)
     assert tokenizer("user")["input_ids"] == [1]

@@ -7,6 +7,7 @@ True where it was accepted. Anything that breaks an expectation raises: that is 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ import yaml
 from hypothesis import strategies as st
 from typer.main import get_command
 
+# Beside this folder's parent, wherever this is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
+
+from chat_templates import TEMPLATES
+
 from fastzoo import tiny
 from fastzoo.cli import main as cli
 from fastzoo.config.reading import load_recipe, preset_values, resolve
-from fastzoo.config.recipe import PRESETS
+from fastzoo.config.recipe import PRESETS, DataSection
 from fastzoo.config.recipe_checks import check_against_model
 from fastzoo.core.errors import FastzooError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import read_yaml
 from fastzoo.data.rows import open_rows
-from fastzoo.data.sequences import TokenSequence
+from fastzoo.data.sequences import Counts, TokenSequence
 from fastzoo.data.split import open_data
 from fastzoo.data.streams import TokenStream
 from fastzoo.data.tokenizer import ChatTokenizer
@@ -346,6 +352,125 @@ def _check_sequence(sequence: TokenSequence, longest: int, *, whole: bool) -> No
         assert (goes_on | (sequence.position[1:] == 0)).all()
     special = np.isin(sequence.ids, tokenizer().all_special_ids)
     assert (sequence.special == special).all()
+
+
+# --- templates ----------------------------------------------------------------------------------
+
+WRITTEN = (
+    *("{{ m.content }}", "{{ m['content'] + '' }}", "{{ m.content | trim }}", "{{ m.content[0].text }}"),
+    *(
+        "{% for p in m.content %}{{ p.text }}{% endfor %}",
+        "{{ m.reasoning_content }}",
+        "{{ m.tool_calls | tojson }}",
+    ),
+    *(
+        "{{ m.tool_calls[0].function.name }}",
+        "{{ m | tojson }}",
+        "{{ m.name ~ m.tool_call_id }}",
+        "{{ m.role }}",
+    ),
+    *("<|im_start|>", "<|im_end|>", "<|", "|>", "### ", "\n", "{{ tools | tojson(ensure_ascii=true) }}"),
+    *(
+        "{{ documents }}",
+        "{{ enable_thinking }}",
+        "{{ strftime_now('%A %-d %s') }}",
+        "{{ strftime_now(m.content) }}",
+    ),
+    *(
+        "{{ date_string }}",
+        "{{ eos_token }}",
+        "{{ raise_exception(m.content) }}",
+        "{{ m.content | random }}",
+        "{% if",
+    ),
+    *(
+        "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0]['text'] }}{% endif %}",
+        "{{ 1 // 0 }}",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class TemplateCase:
+    """A chat template, and a row that it is given."""
+
+    template: str
+    row: Any
+    special_text: str
+
+
+fields = st.fixed_dictionaries(
+    {"role": st.sampled_from(("system", "developer", "user", "assistant", "tool"))},
+    optional={
+        "content": text
+        | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": text}), max_size=2)
+        | values,
+        "tool_calls": st.lists(
+            st.fixed_dictionaries(
+                {"function": st.fixed_dictionaries({"name": text, "arguments": text | values}) | values}
+            ),
+            max_size=2,
+        )
+        | values,
+        "reasoning_content": text | values,
+        "thinking": text | values,
+        "name": text | values,
+        "tool_call_id": text | values,
+    },
+)
+template_rows = st.fixed_dictionaries(
+    {
+        "messages": st.lists(plain_turns | st.lists(fields, max_size=3), max_size=2).map(
+            lambda x: [*chain(*x)]
+        )
+    },
+    optional={
+        "tools": st.lists(st.dictionaries(text, values, max_size=2), max_size=2) | text | values,
+        "documents": values,
+        "enable_thinking": values,
+        "chat_template_kwargs": st.dictionaries(
+            text | st.sampled_from(("tools", "tokenize")), values, max_size=2
+        )
+        | values,
+    },
+)
+templates = st.builds(
+    TemplateCase,
+    template=st.sampled_from([template for template, _ in TEMPLATES.values()])
+    | st.lists(st.sampled_from(WRITTEN), min_size=1, max_size=6).map(
+        lambda parts: "{% for m in messages %}" + "".join(parts) + "{% endfor %}"
+    ),
+    row=template_rows,
+    special_text=st.sampled_from(("literal", "literal", "drop", "allow")),
+)
+
+
+def check_template(case: TemplateCase, place: Path) -> bool:
+    """Any template and any fields: a sequence, in which no field forges a special token, or one line."""
+    model = copy.deepcopy(tokenizer())
+    model.chat_template = case.template
+    row = json.loads(json.dumps(case.row))
+    with bounded(place):
+        try:
+            chat = ChatTokenizer(model, DataSection(max_tokens=4096, special_text=case.special_text), "case")
+        except FastzooError as error:
+            assert_one_line(str(error))
+            return False
+        counts = Counts()
+        found = list(chat.dialogues([(0, row)], counts))
+        ids, header = chat.template.ends()
+        assert ids <= set(range(len(model))) and header != ""
+        again = list(chat.dialogues([(0, row)], Counts()))
+        assert [s.ids.tolist() for s in found] == [s.ids.tolist() for s in again]
+    assert counts.rows == 1 == len(found) + counts.skipped.total()
+    json.dumps(counts.as_dict(), allow_nan=False).encode()
+    for reason in counts.skipped:
+        assert_one_line(reason)
+    for sequence in found:
+        _check_sequence(sequence, 4096, whole=True)
+    if case.special_text == "drop":
+        assert not (found and counts.special_text)
+    return bool(found)
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -921,6 +1046,7 @@ class Property:
 
 PROPERTIES = {
     "dialogues": Property(dialogues, check_dialogues, 0.3),
+    "templates": Property(templates, check_template, 0.2),
     "recipes": Property(recipes, check_recipe, 0.25),
     "names": Property(names, check_name, 0.1),
     "saes": Property(folders(), check_sae, 0.35),

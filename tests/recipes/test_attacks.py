@@ -198,7 +198,7 @@ def test_a_tokenizer_of_a_larger_vocabulary(train: Train, tmp_path: Path) -> Non
     ("template", "code", "says"),
     [
         ("{{ raise_exception('never') }}", 8, "refused by the chat template: never"),
-        ("{% for m in conversation %}{{ m.text }}{% endfor %}", 8, "nothing rendered"),
+        ("{% for m in conversation %}{{ m.text }}{% endfor %}", 9, "shows nothing of what the user says"),
         ("{{ messages[0].content.text.parts }}", 8, "refused by the chat template: UndefinedError"),
         ("{% for m in messages %}", 9, "is not valid Jinja (line 1: "),
     ],

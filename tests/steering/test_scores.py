@@ -470,7 +470,7 @@ PIRATE = "arr ahoy matey shiver timbers aye yo ho be ye yer".split()
 
 def test_another_language_or_style_is_not_degenerate(model: Any, tokenizer: Any, generate: Generate) -> None:
     """What steering is to reach: fluent answers that the plain prompt did not ask for."""
-    questions = [q.messages for q in load_questions(tiny=True)[:10]]
+    questions = [q.messages.turns for q in load_questions(tiny=True)[:10]]
     plain = [chat(tokenizer, messages) for messages in questions]
     before = generate(plain)
 
@@ -606,8 +606,8 @@ def test_the_users_questions(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
     rows = write_jsonl(tmp_path / "a.jsonl", [{"question": "Hi?", "kind": "x"}, {"messages": turns}])
     first, second = load_questions(rows)
-    assert (first.kind, first.messages) == ("x", [{"role": "user", "content": "Hi?"}])
-    assert second.messages == turns and second.text == "Hello"
+    assert (first.kind, first.messages.turns) == ("x", [{"role": "user", "content": "Hi?"}])
+    assert second.messages.turns == turns and second.text == "Hello"
     listed = tmp_path / "b.yaml"
     listed.write_text("- Who?\n- question: Where?\n", encoding="utf-8")
     assert [q.text for q in load_questions(listed)] == ["Who?", "Where?"]

@@ -11,6 +11,7 @@ import torch
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.errors import InputError
+from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.special_tokens import answer_starts
 from fastzoo.interpret.output_score import output_scores
 from fastzoo.interpret.statistics import LatentStatistics, statistics
@@ -64,11 +65,11 @@ def test_the_latent_of_a_language_is_found(known: Any) -> None:
     ((layer, sae),) = together.saes.values()
     sweep = Sweep(
         together.reader.model,
-        together.chat.tokenizer,
+        together.chat,
         sae,
         layer,
         [0],
-        [[{"role": "user", "content": text}] for text in QUESTIONS],
+        [Dialogue([{"role": "user", "content": text}]) for text in QUESTIONS],
         (0.0, 0.5, 0.55, 0.6),
         "norm",
         figures,

@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import WIDTH, randomise, small_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from fastzoo import tiny
+from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import DataError, InputError
 from fastzoo.core.threads import one_thread
+from fastzoo.data.dialogues import Dialogue
+from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.saes import architecture
 from fastzoo.steering.generate import GenerationSettings
 from fastzoo.steering.hooks import steer
@@ -21,27 +26,32 @@ from fastzoo.steering.sweep import Sweep
 from fastzoo.steering.sweep_rows import rows_that_fit
 
 ALPHAS = (0.0, 2.0, 9.0, -9.0)
-QUESTIONS = [
-    [{"role": "user", "content": "Hello!"}],
-    [{"role": "user", "content": "What does a cat eat, and where does it live?"}],
-    [{"role": "user", "content": "Count to three."}],
-]
+TEXTS = ("Hello!", "What does a cat eat, and where does it live?", "Count to three.")
+QUESTIONS = [Dialogue([{"role": "user", "content": text}]) for text in TEXTS]
 
 
-class Words:
-    """A tokenizer for the random models: one token for each word, no special ones but the end."""
+SPOKEN = (
+    "Hello! What does a cat eat, and where it live? Count to three. Say nothing but this Be brief.".split()
+)
 
-    eos_token_id, pad_token_id = 1, None
 
-    def get_chat_template(self) -> str:
-        return ""
+PLAIN = "{% for m in messages %}{{ m.content ~ ' ' }}{% endfor %}"
 
-    def apply_chat_template(self, turns: Any, **how: Any) -> dict[str, list[int]]:
-        words = " ".join(turn["content"] for turn in turns).split()
-        return {"input_ids": [2 + sum(map(ord, word)) % 90 for word in words]}
 
-    def decode(self, ids: Any, **how: Any) -> str:
-        return " ".join(map(str, ids))
+def words(template: str = PLAIN, special: str | None = None) -> ChatTokenizer:
+    """For the random models: one token for each word, no special ones but the end."""
+    vocabulary = ["<pad>", "</s>", *SPOKEN]
+    vocabulary += [f"w{n}" for n in range(len(vocabulary), 96)]
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(vocabulary)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", chat_template=template)
+    if special:
+        made.add_special_tokens({"additional_special_tokens": [special]})
+    return ChatTokenizer(made, DataSection(), "words")
+
+
+def ids_of(text: str) -> list[int]:
+    return words().tokenize([text])[0].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,7 @@ def sae() -> Any:
 
 def make(model: Any, sae: Any, **more: Any) -> Sweep:
     settings = {"max_new_tokens": 12, **more.pop("settings", {})}
-    values = {"tokenizer": Words(), "layer": 1, "latents": [7], "questions": QUESTIONS}
+    values = {"chat": words(), "layer": 1, "latents": [7], "questions": QUESTIONS}
     values |= {"alphas": ALPHAS, "settings": GenerationSettings(**settings), **more}
     return Sweep(model=model, sae=sae, **values)
 
@@ -64,7 +74,7 @@ def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
     cells = make(model, sae, mode=mode, control=False).cells()
     assert [(c.question, c.alpha) for c in cells] == [(q, a) for q in range(3) for a in ALPHAS]
     for cell in cells:
-        prompt = Words().apply_chat_template(QUESTIONS[cell.question])["input_ids"]
+        prompt = ids_of(TEXTS[cell.question])
         ids = torch.tensor([prompt])
         with steer(model, sae, {7: cell.alpha}, layer=1, mode=mode):
             out = model.generate(
@@ -76,6 +86,9 @@ def test_cells_are_single_runs(kind: str, mode: str, sae: Any) -> None:
         assert make(model, sae, mode=mode, control=False, settings={"rows": rows}).cells() == cells
 
 
+SYSTEM = {"role": "system", "content": "Say nothing but this"}
+
+
 def test_controls_run_beside_it(sae: Any) -> None:
     model = small_model("qwen2")
     cells = make(model, sae, wish="Say nothing but this").cells()
@@ -84,11 +97,7 @@ def test_controls_run_beside_it(sae: Any) -> None:
     for latent, other in zip(by["latent"], by["random"], strict=True):
         assert (latent.ids == other.ids) == (latent.alpha == 0)
     told = make(
-        model,
-        sae,
-        control=False,
-        alphas=[0.0],
-        questions=[[{"role": "system", "content": "Say nothing but this"}, *q] for q in QUESTIONS],
+        model, sae, control=False, alphas=[0.0], questions=[Dialogue([SYSTEM, *q.turns]) for q in QUESTIONS]
     )
     assert [c.ids for c in by["prompt"]] == [c.ids for c in told.cells()]
     clamped = make(model, sae, mode="clamp", wish="Say nothing but this").cells()
@@ -107,7 +116,7 @@ ENDS = list(range(1, 96, 12))
 
 def alone(model: Any, sae: Any, cell: Any, how: dict[str, Any], generate: dict[str, Any]) -> Any:
     """The tokens of one cell, from a plain ``generate`` of its own."""
-    ids = torch.tensor([Words().apply_chat_template(QUESTIONS[cell.question])["input_ids"]])
+    ids = torch.tensor([ids_of(TEXTS[cell.question])])
     torch.manual_seed(5)
     with steer(model, sae, {7: cell.alpha}, layer=1, **how):
         out = model.generate(input_ids=ids, max_new_tokens=60, pad_token_id=0, eos_token_id=ENDS, **generate)
@@ -222,27 +231,21 @@ def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
         torch.set_num_threads(threads)
 
 
-def test_the_wish_goes_where_the_template_has_room_for_it(sae: Any) -> None:
-    class NoSystem(Words):  # as Gemma 2's
-        def apply_chat_template(self, turns: Any, **how: Any) -> dict[str, list[int]]:
-            if turns[0]["role"] == "system":
-                raise ValueError("no system turns")
-            return super().apply_chat_template(turns, **how)
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_the_wish_goes_where_the_template_has_room_for_it(role: str, sae: Any) -> None:
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    no_system = words(refuses + PLAIN)  # as Gemma 2's
+    system = Dialogue([{"role": role, "content": "Be brief."}, *QUESTIONS[0].turns])
 
-    system = [{"role": "system", "content": "Be brief."}, *QUESTIONS[0]]
-
-    def prompt(turns: Any, tokenizer: Any) -> list[int]:
-        how = {"questions": [turns], "wish": "Say nothing", "tokenizer": tokenizer}
+    def prompt(question: Dialogue, chat: ChatTokenizer) -> list[int]:
+        how = {"questions": [question], "wish": "Say nothing", "chat": chat}
         return [row.prompt for row in make(small_model("qwen2"), sae, **how).rows()][-1]
 
-    def ids(text: str) -> list[int]:
-        return Words().apply_chat_template([{"content": text}])["input_ids"]
-
-    assert prompt(QUESTIONS[0], Words()) == ids("Say nothing Hello!")
-    assert prompt(QUESTIONS[0], NoSystem()) == ids("Say nothing Hello!")
-    assert prompt(system, Words()) == ids("Be brief. Say nothing Hello!")
-    with pytest.raises(DataError, match="no system turns"):
-        prompt(system, NoSystem())
+    assert prompt(QUESTIONS[0], words()) == ids_of("Say nothing Hello!")
+    assert prompt(QUESTIONS[0], no_system) == ids_of("Say nothing Hello!")
+    assert prompt(system, words()) == ids_of("Be brief. Say nothing Hello!")
+    with pytest.raises(DataError, match="question 1: refused by the chat template: no system turns"):
+        prompt(system, no_system)
 
 
 def test_what_is_asked_twice_is_answered_once(sae: Any) -> None:
@@ -329,11 +332,39 @@ def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
         with pytest.raises(InputError):
             make(model, sae, **more).cells()
     with pytest.raises(DataError, match="question 2 has 200 tokens"):
-        long = [{"role": "user", "content": "word " * 200}]
+        long = Dialogue([{"role": "user", "content": "word " * 200}])
         make(model, sae, questions=[QUESTIONS[0], long]).cells()
-    refused = [[{"role": "nobody"}]]
-    with pytest.raises(DataError, match="question 1 is refused by the chat template"):
-        make(model, sae, questions=refused, tokenizer=tokenizer).cells()
+    chat = ChatTokenizer(tokenizer, DataSection(), "tiny-chat")
+    refused = [Dialogue([{"role": "nobody"}])]
+    with pytest.raises(DataError, match=r"question 1: refused by the chat template: .*unknown role"):
+        make(model, sae, questions=refused, chat=chat).cells()
+
+
+@pytest.mark.parametrize("rows", [1, None])
+def test_no_answer_goes_on_as_the_next_turn(rows: int | None, sae: Any) -> None:
+    """Whatever the configuration says ends a text, the template ends turns with a token, or begins them with words."""
+    model = small_model("llama")
+    settings = {"max_new_tokens": 60, "rows": rows}
+    free = make(model, sae, control=False, settings=settings).cells()
+    ids = next(cell.ids for cell in free if len(cell.ids) > 40)
+    place = next(i for i in range(5, 40) if ids[i] not in ids[:i] and ids[i] > 1)
+    name, before = words().tokenizer.convert_ids_to_tokens([ids[place], ids[place - 1]])
+    ended = words("{% for m in messages %}{{ m.content }} " + name + " {% endfor %}", special=name)
+    header = words("{% for m in messages %}" + f"{before} {name} " + "{{ m.content }} {% endfor %}")
+    prompts = [ids_of(text) for text in TEXTS]
+    for chat, whole in ((ended, (ids[place],)), (header, ids[place - 1 : place + 1])):
+        chat.prompt = lambda question: prompts[QUESTIONS.index(question)]  # as without these words
+        found = make(model, sae, control=False, chat=chat, settings=settings).cells()
+        cut = 0
+        for cell, other in zip(found, free, strict=True):
+            size = len(whole)
+            at = next((i for i in range(60) if other.ids[i : i + size] == whole), len(other.ids))
+            kept = at + (1 if chat is ended else 0)
+            assert cell.ids == other.ids[:kept]
+            assert cell.ended == (at < len(other.ids) or other.ended)
+            assert name not in cell.text.split() or chat is header
+            cut += len(cell.ids) < len(other.ids)
+        assert cut
 
 
 def test_units_reach_the_rows(sae: Any) -> None:
@@ -352,7 +383,8 @@ def test_the_embedded_model_answers(tokenizer: Any) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny.MODEL, dtype=torch.float32).eval()
     sae = randomise(architecture("standard")(128, 16), seed=0).requires_grad_(False)
-    sweep = make(model, sae, tokenizer=tokenizer, settings={"max_new_tokens": 40}, alphas=[0.0, 50.0])
+    chat = ChatTokenizer(tokenizer, DataSection(), "tiny-chat")
+    sweep = make(model, sae, chat=chat, settings={"max_new_tokens": 40}, alphas=[0.0, 50.0])
     answers = {(c.question, c.alpha): c for c in sweep.cells() if c.arm == "latent"}
     assert answers[0, 0.0].ended and answers[0, 0.0].text.strip()
     assert all(answers[q, 0.0].ids != answers[q, 50.0].ids for q in range(3))
