@@ -157,7 +157,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     chat = ChatTokenizer(load_tokenizer(source), recipe.data, source.name, source.embeddings)
     data = open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
-    settings = run_settings(data, recipe, source)
+    settings = run_settings(data, recipe, source, accelerator.device)
     with talking():
         check_same_run(gather_object([{**settings, "threads": recipe.threads}]))
 

@@ -17,7 +17,7 @@ from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.files import read_json, remove_folder, remove_partial, write_folder, write_text
 from fastzoo.core.lock import INSIDE, folder_lock
 from fastzoo.core.text import one_line
-from fastzoo.results.folder import CARD, RECORD, RunFacts, write_log, write_weights
+from fastzoo.results.folder import CARD, LIBRARIES, RECORD, RunFacts, write_log, write_weights
 from fastzoo.training.checkpoints import (
     CHECKPOINT_FOLDER,
     Checkpoint,
@@ -26,7 +26,7 @@ from fastzoo.training.checkpoints import (
     set_aside_newer,
 )
 from fastzoo.training.learner import Learner
-from fastzoo.training.run_record import machine
+from fastzoo.training.run_record import machine, model_settings
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -115,7 +115,8 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
         set_aside_newer(checkpoint)
         say(f"going on after step {checkpoint.step} of {recipe.training.steps}")
         for difference in differing(checkpoint.manifest["machine"], machine()):
-            say(f"the last bits of the result may differ from an undisturbed run's: {difference}")
+            bits = "" if difference.partition(":")[0] in LIBRARIES else "the last bits of "
+            say(f"{bits}the result may differ from an undisturbed run's: {difference}")
     complete = not checkpoint and all((folder / str(n) / CARD).exists() for n in recipe.names())
     return Start(checkpoint, complete)
 
@@ -133,7 +134,7 @@ def _revisions(recipe: Recipe) -> dict[str, Any]:
     try:
         record = read_json(recipe.folder / str(recipe.names()[0]) / RECORD)
         return {
-            "model.revision": record["base_model"]["sha"],
+            **model_settings(record["base_model"]),
             "data.revision": record["training_data"]["revision"],
             "evaluation.revision": record["evaluation_data"]["revision"],
         }
