@@ -12,6 +12,7 @@ import torch
 
 from fastzoo.config.recipe import EMBEDDED_MODEL, ModelSection
 from fastzoo.core.errors import FastzooError, ModelError
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
 from fastzoo.lm.identity import config_digest, template_digest, tokenizer_digest, weights_digest
 
@@ -89,7 +90,7 @@ def find_model(section: ModelSection) -> ModelSource:
         from fastzoo import tiny
 
         path = str(tiny.MODEL)
-    folder = Path(os.path.expanduser(path))
+    folder = path_of(path, "model.name")
     if os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         path = str(folder)
     elif path.count("/") != 1 or path.startswith((".", "/", "~")):

@@ -30,6 +30,7 @@ from fastzoo.core.errors import OutputError
 from fastzoo.core.files import remove_folder, sha256_of, sync, write_json
 from fastzoo.data.sequences import ResumePoint
 from fastzoo.lm.activations import Columns, ResidualReader
+from fastzoo.saes.names import SAEName
 from fastzoo.training.buffer import BufferState, MixingBuffer
 from fastzoo.training.trainer import Trainer
 
@@ -38,6 +39,19 @@ FORMAT = 4
 CHECKPOINT_FOLDER = "checkpoints"
 
 MANIFEST = "manifest.json"
+
+
+def sae_bytes(name: SAEName, width: int) -> int:
+    """About how many bytes an SAE's weights have."""
+    return 4 * 2 * width * width * name.expansion
+
+
+def checkpoint_bytes(names: Sequence[SAEName], width: int, rows: int, itemsize: int) -> int:
+    """About how many bytes a checkpoint has: weights and two moments, and ``rows`` of each layer's activations."""
+    return (
+        sum(3 * sae_bytes(name, width) for name in names)
+        + len({n.layer for n in names}) * rows * width * itemsize
+    )
 
 
 class Damaged(Exception):
