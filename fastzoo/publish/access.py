@@ -40,6 +40,8 @@ def _problem(who: Mapping[str, Any], namespace: str) -> str | None:
     """Why a token whose owner the Hub describes so cannot write there; None if it can, or nobody knows."""
     name, token = text_at(who, "name") or "", value_at(who, "auth", "accessToken")
     role = text_at(token, "role")
+    if not name:
+        return None
     if role == "read":
         return f"the token of {name} may only read"
     listed = value_at(who, "orgs")

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastzoo import tiny
+from fastzoo.config.reading import load_recipe
 from fastzoo.core.errors import OutputError
 from fastzoo.core.files import read_json, sha256_of, write_json
 from fastzoo.core.signals import Stopped
 from fastzoo.lm.identity import config_digest, template_digest, tokenizer_digest, weights_digest
+from fastzoo.training.checkpoints import checkpoint_bytes
 from fastzoo.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "train.py"
@@ -209,6 +211,16 @@ def test_a_changed_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     another_line("text.jsonl")()
     with pytest.raises(OutputError, match=r"data\.revision: "):
         train([*RECIPE, *recipe])
+
+
+def test_a_checkpoint_is_as_large_as_was_reckoned(fast: Path) -> None:
+    """By which a run is refused for lack of room."""
+    (folder,) = (fast / "out" / "checkpoints").iterdir()
+    recipe = load_recipe(fast / "out" / "recipe.yaml")
+    rows = recipe.training.buffer_tokens
+    least, most = (checkpoint_bytes(recipe.names(), 128, n, 4) for n in (rows // 2, rows))
+    found = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert least < found < 1.15 * most  # one after a signal can have more of the buffer than its half
 
 
 # --- the digests ---------------------------------------------------------------------------------
