@@ -215,7 +215,7 @@ def test_a_changed_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_checkpoint_is_as_large_as_was_reckoned(fast: Path) -> None:
     """By which a run is refused for lack of room."""
-    (folder,) = (fast / "out" / "checkpoints").iterdir()
+    folder = max((fast / "out" / "checkpoints").iterdir())
     recipe = load_recipe(fast / "out" / "recipe.yaml")
     rows = recipe.training.buffer_tokens
     least, most = (checkpoint_bytes(recipe.names(), 128, n, 4) for n in (rows // 2, rows))
