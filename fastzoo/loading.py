@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def assemble(
     Raises:
         InputError: SAEs of different models, or whose files name no model or layer.
         HubError: something is not on the Hub, or the Hub cannot be reached.
-        ModelError: the model cannot be used, or an SAE does not fit it.
+        ModelError: the model cannot be used, an SAE does not fit it, or its folder, which is not given, holds
+            another one than the SAE was trained on.
     """
     given = [str(source) for source in sources]
     loaded = [open_sae(source) for source in given]
@@ -136,7 +138,10 @@ def assemble(
     if longest and dialogues.max_tokens > longest:  # recorded with another model
         dialogues = dialogues.model_copy(update={"max_tokens": longest})
     chat = ChatTokenizer(load_tokenizer(source), dialogues, source.name, source.embeddings)
-    return Assembly(saes, source, section, chat, held_out)
+    assembly = Assembly(saes, source, section, chat, held_out)
+    for name, x in named.items():
+        _tell_another_model(name, x, assembly, given=model_name is not None)
+    return assembly
 
 
 def _find_model(
@@ -154,6 +159,11 @@ def _find_model(
             raise InputError(f"these SAEs name {listed} as their model's revision; choose it with --revision")
         revision = revisions.pop()
     model_name = model_name or next(iter(said))
+    if said and revision is None:  # the commit that they were trained on, whatever is newest
+        commits = {text_at(x.record, "base_model", "sha") or "" for x in loaded.values()}
+        revision = next(
+            (sha for sha in commits if len(commits) == 1 and re.fullmatch("[0-9a-f]{40}", sha)), None
+        )
     section = make_section(ModelSection, "the model", name=model_name, revision=revision)
     try:
         return find_model(section), section
@@ -212,18 +222,36 @@ def run_folder_of(loaded: LoadedSAE) -> Path:
 
 
 def _checked_layer(name: str, loaded: LoadedSAE, source: ModelSource) -> int:
-    """The layer of an SAE that fits the model; warns where it was trained on another version of it."""
+    """The layer of an SAE that fits the model."""
     if loaded.layer is None:
         raise InputError(f"{name}: its files do not say which layer it is for")
     refuse_unfit(source.config, name, loaded.layer, loaded.sae.d_in)
     loaded.refuse_centred(source.config)
-    trained_on = text_at(loaded.record, "base_model", "sha")
-    if trained_on and source.sha and trained_on != source.sha:
-        print(
-            f"warning: {name} was trained on another version of the model ({trained_on[:19]}...)",
-            file=sys.stderr,
-        )
     return loaded.layer
+
+
+def _tell_another_model(name: str, loaded: LoadedSAE, assembly: Assembly, given: bool) -> None:
+    """Say where an SAE was trained on another model, by content, than it is now tried on.
+
+    Raises ModelError: its own model's folder, which was not ``given``, holds something else now.
+    """
+    source, recorded = assembly.source, value_at(loaded.record, "base_model")
+    now = {"weights": source.sha, **source.contents(assembly.chat.tokenizer)}
+    then = {key: text_at(recorded, "sha" if key == "weights" else key) for key in now}
+    if then["weights"] not in (None, source.sha) and (weights := text_at(recorded, "weights")) is not None:
+        # The same whether from the Hub or from a folder, and at whichever commit.
+        then["weights"], now["weights"] = weights, source.weights
+    changed = [
+        f"{key.replace('_', ' ')} ({was[:19]}... then, {is_now[:19]}... now)"
+        for key, was in then.items()
+        if was and (is_now := now[key]) and was != is_now
+    ]
+    if not changed:
+        return
+    said = f"{name} was trained on another model than {source.public_name} is now: {', '.join(changed)}"
+    if not given and source.revision is None and source.name != EMBEDDED_MODEL:
+        raise ModelError(f"{said}; to try it on this one all the same, give it with --model")
+    print(f"warning: {said}", file=sys.stderr)
 
 
 def load_sae(source: str | Path, *, dtype: torch.dtype = torch.float32) -> SAE:

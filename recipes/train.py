@@ -28,6 +28,7 @@ from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.processes import talking
 from fastzoo.core.signals import Stopped, end_undisturbed, obeying_signals, stoppable
+from fastzoo.training.trackers import check_trackers, start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,12 +47,14 @@ def main(arguments: list[str]) -> None:
         return
     recipe, fresh = read_arguments(arguments)
     with obeying_signals():
+        check_trackers(recipe.output.trackers)
         if not recipe.push.namespace:
             run(recipe, fresh=fresh)
             return
-        from fastzoo.publish.push import push_run, warn_without_token
+        from fastzoo.publish.access import check_token
+        from fastzoo.publish.push import push_run
 
-        warn_without_token()
+        check_token(recipe.push.namespace)
         if run(recipe, fresh=fresh):
             # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
             push_run(recipe.folder, recipe.push)
@@ -145,7 +148,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     from fastzoo.lm.devices import memory_of
     from fastzoo.lm.load import find_model, load_tokenizer
     from fastzoo.results.summary import print_results, read_results
-    from fastzoo.training.run_folder import Start, lock_run, start_run
+    from fastzoo.training.run_folder import Start, check_space, lock_run, start_run
     from fastzoo.training.run_record import run_settings
     from fastzoo.training.sharding import check_same_run
     from fastzoo.training.steps import choose
@@ -157,7 +160,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     check_sizes(recipe, source.d_model, memory_of(accelerator.device))
     chat = ChatTokenizer(load_tokenizer(source), recipe.data, source.name, source.embeddings)
     data = open_data(chat, recipe.method, recipe.text, recipe.evaluation, recipe.seed)
-    settings = run_settings(data, recipe, source)
+    settings = run_settings(data, recipe, source, accelerator.device)
     with talking():
         check_same_run(gather_object([{**settings, "threads": recipe.threads}]))
 
@@ -166,6 +169,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     if accelerator.is_main_process:
         held.enter_context(lock_run(recipe.folder, this.say))
         starts = [start_run(recipe, settings, fresh=fresh, say=this.say)]
+        check_space(recipe, starts[0], source.d_model, settings["model.computed_in"], this.say)
     with talking():
         (this.start,) = broadcast_object_list(starts)
     if this.start.complete:
@@ -238,7 +242,7 @@ def train(this: Run) -> None:
         this.parts.trainer,
     )
     if recipe.output.trackers:
-        accelerator.init_trackers(recipe.output.project, config={"recipe": recipe.to_yaml()})
+        start_trackers(recipe, accelerator)
     title = f"training {len(recipe.names())} SAEs"
     progress = Progress(title, recipe.training.steps, shown=accelerator.is_main_process)
     with stoppable(checkpoints.idle), progress as bar:

@@ -290,16 +290,78 @@ def test_a_model_that_is_gone_is_told(place: Path) -> None:
     assert assemble([sae], model_name=str(place / "moved" / "other")).dialogues(3)[1]["used"] == 3
 
 
-def test_another_model_in_its_place_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def other_weights(model: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    weights = place / "models" / "other" / "model.safetensors"
-    assemble([place / "runs" / "own" / NAME])
+    tensors = load_file(model / "model.safetensors")
+    tensors = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+def other_template(model: Path) -> None:
+    path = model / "chat_template.jinja"
+    path.write_text(path.read_text().replace("~ message['role']", "~ 'The ' ~ message['role']"))
+
+
+def other_tokens(model: Path) -> None:
+    config = read_json(model / "tokenizer_config.json")
+    config["extra_special_tokens"].append("<tool>")
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def other_rope(model: Path) -> None:
+    config = read_json(model / "config.json")
+    config["rope_parameters"]["rope_theta"] = 500.0
+    (model / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (other_weights, "weights"),
+        (other_template, "chat template"),
+        (other_tokens, "tokenizer"),
+        (other_rope, "config"),
+    ],
+)
+def test_another_model_in_its_folder_is_refused_unless_it_is_given(
+    place: Path, capsys: pytest.CaptureFixture[str], change: Any, what: str
+) -> None:
+    sae, model = place / "runs" / "own" / NAME, place / "models" / "other"
+    assemble([sae])
+    change(model)
+    line = line_of("eval", str(sae), code=ModelError.exit_code)
+    said = f"{NAME} was trained on another model than other is now: {what} (sha256:"
+    assert line.startswith(said) and line.endswith("give it with --model")
+    assert line_of("steer", str(sae), "--latent", "1", code=ModelError.exit_code) == line
     assert "warning" not in capsys.readouterr().err
-    tensors = load_file(weights)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, {"format": "pt"})
-    assemble([place / "runs" / "own" / NAME])
-    assert "was trained on another version of the model" in capsys.readouterr().err
+    assemble([sae], model_name=str(model))
+    assert f"warning: {said}" in capsys.readouterr().err
+
+
+def test_the_same_weights_from_elsewhere_are_no_others(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on a Hub model, tried on a folder that holds it."""
+    sae, model = place / "runs" / "own" / NAME, place / "models" / "other"
+    record = read_json(sae / "config.json")
+    record["base_model"] |= {"name": "org/other", "sha": "c" * 40}
+    (sae / "config.json").write_text(json.dumps(record))
+    assemble([sae], model_name=str(model))
+    assert "warning" not in capsys.readouterr().err
+    other_weights(model)
+    assemble([sae], model_name=str(model))
+    assert "is now: weights (sha256:" in capsys.readouterr().err
+
+
+def test_an_older_record_says_nothing_of_the_template(place: Path) -> None:
+    sae = place / "runs" / "own" / NAME
+    record = read_json(sae / "config.json")
+    for key in ("weights", "config", "tokenizer", "chat_template"):
+        del record["base_model"][key]
+    (sae / "config.json").write_text(json.dumps(record))
+    other_template(place / "models" / "other")
+    assert assemble([sae]).dialogues(3)[1]["used"] == 3
 
 
 def test_what_is_published_holds_no_path(place: Path) -> None:

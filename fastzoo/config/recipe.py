@@ -5,7 +5,6 @@ Order of precedence: defaults here < the preset (for ``training``) < the recipe 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fastzoo.core.paths import path_of
 from fastzoo.core.strict_yaml import dump_yaml
 from fastzoo.saes import ARCHITECTURES, Option, trainable
 from fastzoo.saes.names import Method, SAEName, model_part
@@ -256,9 +256,8 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(
-            os.path.expanduser(self.output.folder or f"runs/{model_part(self.model.name)}-{self.method}")
-        )
+        default = f"runs/{model_part(self.model.name)}-{self.method}"
+        return path_of(self.output.folder or default, "output.folder")
 
     def fitted(self, max_positions: int | None) -> Recipe:
         """The recipe for a model of this context (None: not known): every length a number."""

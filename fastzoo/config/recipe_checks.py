@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL, Recipe
 from fastzoo.core.errors import InputError
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.saes import ARCHITECTURES, MOST_LATENTS, trainable
 from fastzoo.saes.references import is_namespace
@@ -62,6 +63,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         if source is not None and not source.strip():
             yield f"{section}.source: empty; give 'embedded', a file or a Hub dataset id"
     yield from _toys_data(recipe)
+    _ = recipe.folder
+    for section, key in (("model", "name"), ("data", "source"), ("text", "source"), ("evaluation", "source")):
+        if (text := getattr(getattr(recipe, section), key)) is not None:
+            path_of(text, f"{section}.{key}")
     owner = recipe.push.namespace
     if owner is not None and not is_namespace(owner):
         yield f"push.namespace: '{one_line(owner, 60)}' is not the name of a Hub user or organisation"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastzoo.config.recipe import EMBEDDED_DATA, EMBEDDED_MODEL
 from fastzoo.core.errors import InputError
+from fastzoo.core.paths import path_of
 from fastzoo.core.strict_yaml import read_yaml
 from fastzoo.core.values import value_at
 
@@ -20,7 +21,7 @@ def public_name(source: str) -> str:
     """A model or data source as others may see it: a local path shows its last part only."""
     if source in (EMBEDDED_MODEL, EMBEDDED_DATA):
         return source
-    return Path(source).name if os.path.exists(os.path.expanduser(source)) else source
+    return Path(source).name if os.path.exists(path_of(source, "source")) else source
 
 
 def remembered_path(run_folder: Path, public: str, section: str, key: str) -> Path | None:
@@ -35,12 +36,15 @@ def remembered_path(run_folder: Path, public: str, section: str, key: str) -> Pa
     written = value_at(recipe, section, key)
     if not isinstance(written, str) or written in (EMBEDDED_MODEL, EMBEDDED_DATA):
         return None
-    path = Path(os.path.expanduser(written))
+    output = value_at(recipe, "output", "folder")
+    try:
+        path = path_of(written, key)
+        below = path_of(output, "folder") if isinstance(output, str) else Path("runs", run_folder.name)
+    except InputError:
+        return None
     if path.name != public:
         return None
     # A relative path began where the run was started, which the place of its folder tells.
-    output = value_at(recipe, "output", "folder")
-    below = Path(os.path.expanduser(output)) if isinstance(output, str) else Path("runs", run_folder.name)
     above = run_folder.resolve().parents
     if below.is_absolute() or ".." in below.parts or len(below.parts) > len(above):
         return path

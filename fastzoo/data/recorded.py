@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, EvaluationSection
 from fastzoo.config.run_recipe import remembered_path
 from fastzoo.core.errors import DataError, InputError
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at, value_at
 from fastzoo.data.rows import Rows
@@ -41,7 +42,7 @@ class HeldOut:
         if wanted is None:
             return open_held_out(self.section, self.seed)
         recorded = f"its figures were measured on '{one_line(source, 200)}' (sha256 {wanted[:12]}...)"
-        if source != EMBEDDED_DATA and not os.path.isfile(os.path.expanduser(source)):
+        if source != EMBEDDED_DATA and not os.path.isfile(path_of(source, "source")):
             raise DataError(f"{recorded}, which is not on this machine; give dialogues with --data")
         rows = open_held_out(self.section, self.seed)
         if rows.info.revision != wanted:

@@ -18,6 +18,7 @@ import numpy as np
 from fastzoo.config.recipe import EMBEDDED_DATA, DataSection, TextSection
 from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, NotFoundError
 from fastzoo.core.files import sha256_of
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
 from fastzoo.hub.client import commit_of, status_of
 from fastzoo.hub.retries import TRIES, is_transient, reason, wait, with_retries
@@ -302,8 +303,7 @@ def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
 
         path = tiny.DIALOGUES if isinstance(section, DataSection) else tiny.TEXTS
         return _table_rows(path, "embedded", section.shuffle, seed)
-    # os.path's functions, which also take names that no file can have.
-    path = Path(os.path.expanduser(section.source))
+    path = path_of(section.source, "source")
     if os.path.isfile(path):
         return _table_rows(path, "file", section.shuffle, seed)
     suffix = path.suffix.lower()

@@ -8,6 +8,7 @@ download and whenever it is found on this machine.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 import threading
@@ -108,7 +109,7 @@ def _check_space(size: int, local_dir: Path | None) -> None:
     from huggingface_hub import constants
 
     folder = Path(local_dir or constants.HF_HUB_CACHE).absolute()
-    there = next(p for p in (folder, *folder.parents) if p.exists())
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
     with suppress(OSError):
         free = shutil.disk_usage(there).free
         if size > free:

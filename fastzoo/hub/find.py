@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fastzoo.core.errors import InputError, NotFoundError
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
 from fastzoo.saes.layouts import refuse_pickle
 from fastzoo.saes.names import SAEName, parse_name
@@ -54,12 +55,11 @@ def locate(source: str) -> Path:
 
 def _on_disk(source: str) -> Path | None:
     """The local folder that a path or name means; None for a name without one."""
-    # os.path, unlike Path, answers False for a text that cannot be a path (too long, ~nobody).
-    path = source if "\0" in source else os.path.expanduser(source)
+    path = path_of(source, "the SAE")
     if os.path.isdir(path):
-        return Path(path)
+        return path
     if os.path.exists(path):
-        refuse_pickle(Path(path))
+        refuse_pickle(path)
         raise InputError(f"'{path}' is a file; give the folder that holds it")
     if "/" in source or "\\" in source:
         raise InputError(f"no folder '{one_line(path)}'; for a Hub repository write hf:org/repo")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastzoo.core.errors import FastzooError, NotFoundError
+from fastzoo.core.paths import path_of
 from fastzoo.hub.download import fetch
 from fastzoo.hub.registry import default_namespace, last_seen
 from fastzoo.hub.sources import Sources, from_registry
@@ -43,7 +44,10 @@ def pull(
         NotFoundError, AccessError, IntegrityError, HubError, OutputError: the first SAE that could
             not be fetched, after all others were.
     """
-    sources, folder = [source] if isinstance(source, str) else source, Path(local_dir) if local_dir else None
+    sources, folder = (
+        [source] if isinstance(source, str) else source,
+        path_of(local_dir, "local_dir") if local_dir else None,
+    )
     done, failures = pull_all(sources, local_dir=folder, revision=revision, namespace=namespace)
     for failure in failures[1:]:
         print(f"also: {failure}", file=sys.stderr)
@@ -62,7 +66,7 @@ def pull_all(
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and the errors of the others."""
     meant = Sources(namespace or default_namespace(), revision)
-    results = _fetch(meant, meant.read(sources), local_dir and local_dir.expanduser(), shown)
+    results = _fetch(meant, meant.read(sources), local_dir and path_of(local_dir, "--local-dir"), shown)
     done = [result for result in results if isinstance(result, Fetched)]
     return done, [*meant.failures, *(r for r in results if isinstance(r, FastzooError))]
 
@@ -90,7 +94,7 @@ def dry_run(
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
     """What ``pull_all`` would fetch, with what is ``here`` already, and the errors known before."""
     meant = Sources(namespace or default_namespace(), revision)
-    folder = local_dir and local_dir.expanduser()
+    folder = local_dir and path_of(local_dir, "--local-dir")
     rows = []
     for sae in meant.read(sources):
         missing = {file for file in sae.files if find(sae, file, folder) is None}

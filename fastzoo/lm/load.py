@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from fastzoo.config.recipe import EMBEDDED_MODEL, ModelSection
 from fastzoo.core.errors import FastzooError, ModelError
-from fastzoo.core.files import sha256_of
+from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
+from fastzoo.lm.identity import config_digest, template_digest, tokenizer_digest, weights_digest
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,32 @@ class ModelSource:
     """What transformers loads: a folder or a Hub id."""
     revision: str | None
     """Commit of a Hub model."""
-    sha: str | None
-    """Commit, or ``sha256:...`` of a local model's weights if they are a single file."""
     config: Any
+
+    @cached_property
+    def sha(self) -> str | None:
+        """Commit, or ``sha256:...`` of a local model's weights, which are read whole."""
+        return self.revision or weights_digest(self.folder)
+
+    @property
+    def weights(self) -> str | None:
+        """``sha256:...`` of the weights; None of a Hub model's that were not fetched yet."""
+        return weights_digest(self.folder) if self.revision else self.sha
+
+    @property
+    def folder(self) -> Path:
+        """The model's files; of a Hub model the cache's, as far as they were fetched."""
+        from transformers.utils import cached_file
+
+        return Path(cached_file(self.path, "config.json", revision=self.revision)).parent
+
+    def contents(self, tokenizer: Any) -> dict[str, str | None]:
+        """Digests of what a result depends on besides ``sha``, by the names that records have them under."""
+        return {
+            "config": config_digest(self.folder),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "chat_template": template_digest(tokenizer),
+        }
 
     @property
     def public_name(self) -> str:
@@ -60,16 +85,14 @@ def find_model(section: ModelSection) -> ModelSource:
     is not a causal language model of known shape."""
     from transformers import AutoConfig
 
-    path, revision, sha = section.name, None, None
+    path, revision = section.name, None
     if section.name == EMBEDDED_MODEL:
         from fastzoo import tiny
 
         path = str(tiny.MODEL)
-    folder = Path(os.path.expanduser(path))
+    folder = path_of(path, "model.name")
     if os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         path = str(folder)
-        weights = folder / "model.safetensors"
-        sha = f"sha256:{sha256_of(weights)}" if weights.is_file() else None
     elif path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ModelError(
             f"model.name: '{one_line(path, 120)}' is neither '{EMBEDDED_MODEL}', nor a folder, nor a Hub id (org/name)"
@@ -77,10 +100,10 @@ def find_model(section: ModelSection) -> ModelSource:
     else:
         from fastzoo.hub.client import commit_of
 
-        revision = sha = commit_of("model", path, section.revision)
+        revision = commit_of("model", path, section.revision)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
-        source = ModelSource(section.name, path, revision, sha, config)
+        source = ModelSource(section.name, path, revision, config)
         _ = source.n_layers, source.d_model
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
@@ -108,22 +131,26 @@ def load_tokenizer(source: ModelSource) -> Any:
         raise ModelError(f"model.name: the tokenizer of {source.name} {said}") from None
 
 
+def dtype_on(section: ModelSection, device: torch.device) -> str:
+    """The type that a model is computed in; ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU."""
+    auto = "float32" if device.type == "cpu" else "bfloat16"
+    return auto if section.dtype == "auto" else section.dtype
+
+
 def load_model(source: ModelSource, section: ModelSection, device: torch.device) -> Any:
     """The causal language model in evaluation mode on ``device``; safetensors only.
 
-    ``model.dtype=auto`` is float32 on a CPU and bfloat16 on a GPU. Raises ModelError: there are no
-    safetensors weights, or they do not fit the configuration.
+    Raises ModelError: there are no safetensors weights, or they do not fit the configuration.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    auto = "float32" if device.type == "cpu" else "bfloat16"
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
-            dtype=auto if section.dtype == "auto" else section.dtype,
+            dtype=dtype_on(section, device),
             use_safetensors=True,
             attn_implementation=None if section.attention == "auto" else section.attention,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from fastzoo.core.errors import HubError, InputError, IntegrityError, NotFoundError
 from fastzoo.core.files import resource
+from fastzoo.core.paths import path_of
 from fastzoo.core.progress import Progress
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
@@ -138,9 +140,10 @@ def find_space(text: str) -> Path:
     Raises NotFoundError: fastzoo has no Space of this name. InputError: no Space in that folder.
     """
     if "/" in text or "\\" in text:
-        if not (Path(text) / "README.md").is_file():
+        folder = path_of(text, "--space")
+        if not os.path.isfile(folder / "README.md"):
             raise InputError(f"'{one_line(text)}' is not a folder with a Space's README.md")
-        return Path(text)
+        return folder
     spaces = resource("spaces")
     names = sorted(path.parent.name for path in spaces.glob("*/app.py"))
     if text not in names:

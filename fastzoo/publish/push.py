@@ -123,16 +123,6 @@ def push_run(folder: Path, section: PushSection) -> None:
         say(f"published: {report.summary()}")
 
 
-def warn_without_token() -> None:
-    """Say at the start of a run that its end will need a token."""
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        say(
-            "push.namespace: there is no token to publish with yet; log in with 'hf auth login' before the run ends"
-        )
-
-
 def publish(
     sae: Candidate, options: PushOptions, journal: Journal, listed: Mapping[str, Remote]
 ) -> tuple[Published, int]:

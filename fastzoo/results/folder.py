@@ -27,8 +27,11 @@ from fastzoo.saes.formats import save_sae
 from fastzoo.saes.names import SAEName
 from fastzoo.saes.paper import paper_figures
 
-PACKAGES = ("torch", "numba", "transformers", "tokenizers", "accelerate", "datasets", "safetensors")
-"""Their versions can change a result."""
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy", "datasets", "fastzoo")
+"""Another version of one may compute something else: a model, ids, a dialogue's text, an order of rows."""
+
+PACKAGES = ("torch", "numba", "accelerate", "safetensors", *LIBRARIES[:-1])
+"""Another version of the others may change last bits."""
 
 RECORD, CARD = "config.json", "README.md"
 

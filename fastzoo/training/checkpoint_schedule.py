@@ -15,7 +15,13 @@ from fastzoo.core.files import REFUSALS, partial_of, put_in_place, refused, remo
 from fastzoo.core.processes import asked_to_stop, board
 from fastzoo.core.signals import Stopped
 from fastzoo.saes.names import SAEName
-from fastzoo.training.checkpoints import CHECKPOINT_FOLDER, InTraining, write_files, write_manifest
+from fastzoo.training.checkpoints import (
+    CHECKPOINT_FOLDER,
+    InTraining,
+    checkpoint_bytes,
+    write_files,
+    write_manifest,
+)
 
 SHARE = 0.02
 """Of the time, what checkpoints may take where ``checkpoint.minutes`` is not given."""
@@ -104,14 +110,10 @@ class CheckpointSchedule:
             board().write(key, "yes" if due else "no")
         return board().read(key, self._answer) == "yes"
 
-    def _size(self) -> float:
-        """About how many bytes a checkpoint has."""
-        reader = self.parts.reader
-        names = [name for own in self.owners for name in own]
+    def _size(self) -> int:
+        reader, names = self.parts.reader, [name for own in self.owners for name in own]
         width = reader.model.config.get_text_config().hidden_size
-        saes = sum(3 * 4 * 2 * width * width * name.expansion for name in names)
-        layers = len({name.layer for name in names})
-        return saes + layers * self.parts.buffer.half * width * reader.dtype.itemsize
+        return checkpoint_bytes(names, width, self.parts.buffer.half, reader.dtype.itemsize)
 
     def _answer(self) -> None:
         """If the run is asked to stop, tell the others once after which step this process can."""

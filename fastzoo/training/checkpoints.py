@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,14 +30,28 @@ from fastzoo.core.errors import OutputError
 from fastzoo.core.files import remove_folder, sha256_of, sync, write_json
 from fastzoo.data.sequences import ResumePoint
 from fastzoo.lm.activations import Columns, ResidualReader
+from fastzoo.saes.names import SAEName
 from fastzoo.training.buffer import BufferState, MixingBuffer
 from fastzoo.training.trainer import Trainer
 
-FORMAT = 3
+FORMAT = 4
 
 CHECKPOINT_FOLDER = "checkpoints"
 
 MANIFEST = "manifest.json"
+
+
+def sae_bytes(name: SAEName, width: int) -> int:
+    """About how many bytes an SAE's weights have."""
+    return 4 * 2 * width * width * name.expansion
+
+
+def checkpoint_bytes(names: Sequence[SAEName], width: int, rows: int, itemsize: int) -> int:
+    """About how many bytes a checkpoint has: weights and two moments, and ``rows`` of each layer's activations."""
+    return (
+        sum(3 * sae_bytes(name, width) for name in names)
+        + len({n.layer for n in names}) * rows * width * itemsize
+    )
 
 
 class Damaged(Exception):
@@ -169,10 +184,11 @@ def digest_of(manifest: Mapping[str, Any]) -> str:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which settings differ, each as ``key: then, now``."""
+    """Which settings differ, each as ``key: then, now``; of a digest, its beginning."""
 
     def show(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
+        shown = json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
+        return re.sub("([0-9a-f]{12})[0-9a-f]{28,}", r"\1...", shown)
 
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return [f"{key}: {show(before, key)} then, {show(now, key)} now" for key in keys]

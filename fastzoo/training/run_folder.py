@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -17,16 +18,19 @@ from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.files import read_json, remove_folder, remove_partial, write_folder, write_text
 from fastzoo.core.lock import INSIDE, folder_lock
 from fastzoo.core.text import one_line
-from fastzoo.results.folder import CARD, RECORD, RunFacts, write_log, write_weights
+from fastzoo.hub.verified_files import in_words
+from fastzoo.results.folder import CARD, LIBRARIES, RECORD, RunFacts, write_log, write_weights
 from fastzoo.training.checkpoints import (
     CHECKPOINT_FOLDER,
     Checkpoint,
+    checkpoint_bytes,
     differing,
     find_checkpoint,
+    sae_bytes,
     set_aside_newer,
 )
 from fastzoo.training.learner import Learner
-from fastzoo.training.run_record import machine
+from fastzoo.training.run_record import machine, model_settings
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -115,7 +119,8 @@ def _go_on(recipe: Recipe, settings: Mapping[str, Any], say: Callable[[str], Non
         set_aside_newer(checkpoint)
         say(f"going on after step {checkpoint.step} of {recipe.training.steps}")
         for difference in differing(checkpoint.manifest["machine"], machine()):
-            say(f"the last bits of the result may differ from an undisturbed run's: {difference}")
+            bits = "" if difference.partition(":")[0] in LIBRARIES else "the last bits of "
+            say(f"{bits}the result may differ from an undisturbed run's: {difference}")
     complete = not checkpoint and all((folder / str(n) / CARD).exists() for n in recipe.names())
     return Start(checkpoint, complete)
 
@@ -133,7 +138,7 @@ def _revisions(recipe: Recipe) -> dict[str, Any]:
     try:
         record = read_json(recipe.folder / str(recipe.names()[0]) / RECORD)
         return {
-            "model.revision": record["base_model"]["sha"],
+            **model_settings(record["base_model"]),
             "data.revision": record["training_data"]["revision"],
             "evaluation.revision": record["evaluation_data"]["revision"],
         }
@@ -154,6 +159,38 @@ def withdraw_run(folder: Path) -> None:
         (folder / RECIPE_FILE).unlink()
         with suppress(OSError):
             folder.rmdir()
+
+
+def check_space(recipe: Recipe, start: Start, width: int, dtype: str, say: Callable[[str], None]) -> None:
+    """Look whether the disk has room for what a run will write into its folder, which is there.
+
+    Args:
+        dtype: of the activations.
+        say: told in one line where there is room for one more checkpoint, and not for as many as are kept.
+
+    Raises OutputError: there is not even room for one checkpoint and the results; a new run is withdrawn.
+    """
+    if start.complete:
+        return
+    folder, names = recipe.folder, recipe.names()
+    results = sum(sae_bytes(name, width) for name in names if not (folder / str(name)).exists())
+    itemsize = 4 if dtype == "float32" else 2
+    one = checkpoint_bytes(names, width, recipe.training.buffer_tokens // 2, itemsize)
+    if start.checkpoint and start.checkpoint.step >= recipe.training.steps:
+        one = 0  # the last is written
+    there = sum(p.stat().st_size for p in (folder / CHECKPOINT_FOLDER).rglob("*") if p.is_file())
+    free = shutil.disk_usage(folder).free
+    if results + one > free:
+        withdraw_run(folder)
+        needed = f"this run needs {in_words(one)} for a checkpoint and {in_words(results)} for its results"
+        raise OutputError(
+            f"output.folder: {in_words(free)} are free at '{folder}', and {needed}; give another folder, or "
+            "free some space"
+        )
+    most = recipe.checkpoint.keep_last + 1  # while the newest is written
+    if one and results + most * one - there > free:
+        needed = f"{in_words(free)} are free, {most} checkpoints take {in_words(most * one)}, results {in_words(results)}"
+        say(f"'{folder}' may become full: {needed}; checkpoint.keep_last=1 takes least")
 
 
 def keep_interrupted(learners: Sequence[Learner], facts: RunFacts) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hub_server import LoopbackHub, hang_up
 
 from fastzoo import tiny
+from fastzoo.lm.identity import weights_digest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "train.py"
@@ -44,7 +45,9 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
             return done.stdout
 
         run(str(SCRIPT), *recipe)
-        # The held-out dialogues are those of that commit, which is not the newest.
+        # The held-out dialogues are those of that commit, which is not the newest; so is the model.
+        template = {"chat_template.jinja": b"{{ messages[0]['content'] }}"}
+        hub.add("model", "lab/Tiny-Instruct", model_files | template)
         sae = "out/tiny-L1-8x-jumprelu"
         again = run("-m", "fastzoo.cli.main", "eval", sae, "--dialogues", "1000", "--json")
         assert not hub.foreign
@@ -53,6 +56,7 @@ def test_model_and_dialogues_from_the_hub(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "tiny-L1-8x-jumprelu" / "config.json").read_text())
     assert record["base_model"]["name"] == "lab/Tiny-Instruct"
     assert record["base_model"]["sha"] == model_sha
+    assert record["base_model"]["weights"] == weights_digest(tiny.MODEL)
     assert record["training_data"]["revision"] == data_sha
     assert record["training_data"]["kind"] == "hub"
     assert record["evaluation_data"]["used"] == 10

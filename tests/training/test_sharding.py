@@ -123,7 +123,7 @@ def test_settings_tell_runs_apart_and_not_where_they_write(tokenizer: object) ->
     for override in ("output.folder=elsewhere", "threads=1", "checkpoint.minutes=3", "seed=43"):
         recipe = load_recipe(None, [override])
         source = find_model(recipe.model)
-        found.append(run_settings(opened(recipe, tokenizer), recipe, source))
+        found.append(run_settings(opened(recipe, tokenizer), recipe, source, torch.device("cpu")))
     assert found[0] == found[1] == found[2] != found[3]
     assert found[0]["model.revision"].startswith("sha256:") and len(found[0]["data.revision"]) == 64
 
