@@ -27,7 +27,7 @@ from torch import Tensor
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
-from fastzoo.lm.activations import decoder_layers, hidden_of
+from fastzoo.lm.stack import decoder_layers, hidden_of
 from fastzoo.loading import open_sae
 from fastzoo.saes.base import SAE
 from fastzoo.saes.formats import LoadedSAE
