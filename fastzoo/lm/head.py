@@ -24,35 +24,31 @@ EXACT_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Logits that are made float64 at once: on a CPU what its cache takes, which is much faster."""
 
 
-class Head:
-    """The head of one model: its own forward, with states given in place of those that it would compute.
+class _Final(tuple[Tensor]):
+    """Final states as a model's output: whatever else an output may have is missing."""
 
-    So whatever it does to logits is done: scales, soft caps, biases.
-    """
-
-    def __init__(self, model: Any) -> None:
-        base = language_model(model)
-        self._restarts = Restarts([base])
-        one = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
-        self._output = type(base(**accepted(base, {"input_ids": one, "use_cache": False})))
-
-    def logits(self, model: Any, states_TD: Tensor) -> Tensor:
-        ids = torch.zeros(1, len(states_TD), dtype=torch.int64, device=states_TD.device)
-        inputs = accepted(model, {"input_ids": ids, "use_cache": False})
-        with self._restarts.after(0, self._output(last_hidden_state=states_TD[None])):
-            found: Tensor = model(**inputs).logits[0]
-        return found
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
 
 
-_HEADS: WeakKeyDictionary[Any, Head] = WeakKeyDictionary()
+_BASES: WeakKeyDictionary[Any, Restarts] = WeakKeyDictionary()
 
 
 def logits(model: Any, states_TD: Tensor) -> Tensor:
-    """Logits (T, V) from final states, as the model itself makes them."""
-    head = _HEADS.get(model)
-    if head is None:
-        head = _HEADS[model] = Head(model)
-    return head.logits(model, states_TD)
+    """Logits (T, V) from final states, as the model itself makes them.
+
+    Its own forward runs with the states given in place of those that it would compute. So whatever it does
+    to logits is done: scales, soft caps, biases.
+    """
+    base = _BASES.get(model)
+    if base is None:
+        base = _BASES[model] = Restarts([language_model(model)])
+    ids = torch.zeros(1, len(states_TD), dtype=torch.int64, device=states_TD.device)
+    with base.after(0, _Final((states_TD[None],))):
+        found: Tensor = model(**accepted(model, {"input_ids": ids, "use_cache": False})).logits[0]
+    return found
 
 
 def head_weight(model: Any) -> Tensor:
