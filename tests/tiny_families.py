@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -38,6 +39,66 @@ SHAPES: list[tuple[str, Any]] = [
 
 OWN: dict[str, dict[str, Any]] = {}
 """Per family what the patterns do not give: dimensions that must go together."""
+
+
+ROPE = {"rope_theta": 10000.0, "factor": 4.0}
+VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
+    (
+        "phi3",
+        "longrope",
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0] * 8,
+                "long_factor": [1.0 + 3 * i for i in range(8)],
+            },
+        },
+    ),
+    (
+        "llama",
+        "longrope",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "original_max_position_embeddings": 128,
+                **ROPE,
+                "short_factor": [1.0] * 8,
+                "long_factor": [1.0 + 2 * i for i in range(8)],
+            }
+        },
+    ),
+    (
+        "llama",
+        "dynamic",
+        {"max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", **ROPE}},
+    ),
+    (
+        "qwen2",
+        "yarn",
+        {"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 64, **ROPE}},
+    ),
+    (
+        "llama",
+        "llama3",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "original_max_position_embeddings": 64,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                **ROPE,
+            }
+        },
+    ),
+    ("gemma", "linear", {"rope_parameters": {"rope_type": "linear", **ROPE}}),
+    ("llama4_text", "temperature", {"floor_scale": 50, "attn_scale": 0.5, "no_rope_layers": [1, 0, 1, 0]}),
+    ("granite", "scaled logits", {"logits_scaling": 8.0, "embedding_multiplier": 12.0}),
+    ("falcon", "ALiBi", {"alibi": True}),
+]
+"""Mechanisms that a family's default configuration does not have: family, name, and the keys."""
 
 
 def shape_of(key: str, value: Any) -> Any:
@@ -98,12 +159,19 @@ def shrunk(kind: Any, **own: Any) -> Any:
     return kind(**{**small, **own})
 
 
+def families() -> list[str]:
+    """Model types with a causal language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
 def tiny_model(config: Any, seed: int = 0) -> Any:
     """Random weights large enough that attention is far from uniform: a wrong mask shows."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and parameter.is_floating_point():

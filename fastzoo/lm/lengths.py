@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastzoo.data.sequences import TokenSequence
@@ -130,7 +131,8 @@ def forget(model: nn.Module) -> None:
         for name, _ in list(module.named_buffers(recurse=False)):
             original = getattr(module, name.removesuffix("inv_freq") + "original_inv_freq", None)
             if name.endswith("inv_freq") and not name.endswith("original_inv_freq") and original is not None:
-                module.register_buffer(name, original.clone(), persistent=False)
+                with torch.inference_mode(False):  # a model in use elsewhere could not change such a tensor
+                    module.register_buffer(name, original.clone(), persistent=False)
 
 
 def other_mixers(layers: nn.ModuleList) -> str | None:

@@ -82,6 +82,8 @@ def find_model(section: ModelSection) -> ModelSource:
         config = AutoConfig.from_pretrained(path, revision=revision)
         source = ModelSource(section.name, path, revision, sha, config)
         _ = source.n_layers, source.d_model
+        if config.is_encoder_decoder:
+            raise ValueError("an encoder-decoder model has no single residual stream")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})"
