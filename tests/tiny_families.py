@@ -37,9 +37,29 @@ SHAPES: list[tuple[str, Any]] = [
 ]
 """What a key of a configuration is at tiny size, by the first pattern that is its whole name."""
 
-OWN: dict[str, dict[str, Any]] = {}
-"""Per family what the patterns do not give: dimensions that must go together."""
-
+MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3n_text": {
+        "altup_num_inputs": 2,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * 4,
+    }
+    | MIXED,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"zero_expert_num": 2, "expert_ffn_hidden_size": 96, "ffn_hidden_size": 96},
+    "mamba2": {"num_heads": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"is_decoder": True},
+    "xlnet": {"d_head": 16},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""Per family what the patterns do not give: dimensions that must go together, defaults that are no default."""
 
 ROPE = {"rope_theta": 10000.0, "factor": 4.0}
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -125,6 +145,8 @@ def tiny_config(family: str, **own: Any) -> Any:
 
 
 def shrunk(kind: Any, **own: Any) -> Any:
+    from transformers import CONFIG_MAPPING
+
     values = kind().to_dict()
     layers = next((values[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if k in values), None)
     small: dict[str, Any] = {}
@@ -154,8 +176,10 @@ def shrunk(kind: Any, **own: Any) -> Any:
         small["num_key_value_heads"] = HEADS if several == values.get("num_attention_heads") else 2
     if "qk_rope_head_dim" in small and "head_dim" in small:
         small["head_dim"] = small["qk_rope_head_dim"]
-    small |= {name: shrunk(part) for name, part in kind.sub_configs.items() if hasattr(part, "sub_configs")}
-    small |= {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
+    for name in kind.sub_configs:
+        if isinstance(part := values.get(name), dict) and part.get("model_type") in CONFIG_MAPPING:
+            small[name] = shrunk(CONFIG_MAPPING[part["model_type"]])
+    small |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return kind(**{**small, **own})
 
 

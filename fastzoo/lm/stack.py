@@ -11,16 +11,16 @@ from fastzoo.core.errors import ModelError
 
 
 def language_model(model: Any) -> nn.Module:
-    """The part of a causal language model whose final states its head reads. Raises ModelError."""
-    if not hasattr(model, "config") or not hasattr(model, "base_model"):
-        raise ModelError(f"{type(model).__name__} is not a language model of transformers")
-    if model.base_model is not model:
-        return model.base_model
-    # Some classes call it by another name than they have it under. It holds the embeddings.
+    """The part of a causal language model whose final states its head reads: the innermost one that holds both
+    the embeddings and the decoder layers. Raises ModelError."""
+    layers = decoder_layers(model)
     embeddings = model.get_input_embeddings()
-    for child in model.children():
-        if child is not embeddings and any(part is embeddings for part in child.modules()):
-            return child
+    name = next(name for name, part in model.named_modules() if part is layers)
+    steps = name.split(".")
+    for depth in range(len(steps) - 1, 0, -1):
+        part = model.get_submodule(".".join(steps[:depth]))
+        if any(module is embeddings for module in part.modules()):
+            return part
     raise ModelError(f"{type(model).__name__}: no part found that gives the states its head reads")
 
 
@@ -31,11 +31,13 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    whole, kind = language_model(model), type(model).__name__
+    kind = type(model).__name__
+    if not hasattr(model, "config") or not hasattr(model, "base_model"):
+        raise ModelError(f"{kind} is not a language model of transformers")
     wanted = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else whole
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     found: dict[str, nn.ModuleList] = {}
-    for name, module in (whole if decoder is model else decoder).named_modules():
+    for name, module in decoder.named_modules():
         inside = any(name.startswith(f"{other}.") for other in found)
         if isinstance(module, nn.ModuleList) and len(module) == wanted and not inside:
             found[name] = module
