@@ -83,7 +83,10 @@ class ResidualReader:
         self._restarts = _RESTARTS.setdefault(model, Restarts(list(self.layers)))
         self._restartable: dict[int, bool] = {}
         self._outputs = 0  # length of the tuple that a layer returns; 0: it returns a tensor
-        self._own_kind = model.config._attn_implementation
+        # Of the language model alone: a tower beside it may know other kinds.
+        base: Any = self._base
+        self._attending = base if hasattr(base, "set_attn_implementation") else model
+        self._own_kind: str = self._attending.config._attn_implementation
         self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
         self.alone: str | None = other_mixers(self.layers)
         """Why dialogues go through the model one by one."""
@@ -227,7 +230,7 @@ class ResidualReader:
             assert len(pack.lengths) == 1  # so no mask is needed
             inputs = accepted(self._base, inputs)
         kind = self._own_kind if self.alone else IMPLEMENTATION
-        with self._attention.of_kind(self.model, kind), self._undisturbed():
+        with self._attention.of_kind(self._attending, kind), self._undisturbed():
             return self._base(**inputs)
 
     @contextmanager
@@ -253,7 +256,7 @@ class ResidualReader:
     def _reset_attention(self) -> None:
         if self._attention_kept:
             return
-        with self._attention.of_kind(self.model, self._own_kind):
+        with self._attention.of_kind(self._attending, self._own_kind):
             pass
 
     def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:

@@ -53,12 +53,13 @@ class LengthRules:
 
     def together(self, group: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         """Consecutive sequences of a pack that may go through the model together."""
-        runs = [list(run) for _, run in groupby(group, lambda s: self._side(len(s)))]
+        runs = [list(run) for _, run in groupby(group, lambda s: self.side(len(s)))]
         return [
-            part for run in runs for part in ([[s] for s in run] if self._side(len(run[0])) < 0 else [run])
+            part for run in runs for part in ([[s] for s in run] if self.side(len(run[0])) < 0 else [run])
         ]
 
-    def _side(self, length: int) -> int:
+    def side(self, length: int) -> int:
+        """Which lengths it may be with; below 0: none."""
         if self.scaled_beyond is not None and length > self.scaled_beyond:
             return -1
         return bisect_left(self.sides, length)

@@ -18,6 +18,7 @@ from fastzoo.core.errors import ModelError
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.fitness import check_model
 from fastzoo.lm.lengths import LengthRules, Proven
+from fastzoo.lm.likelihood import answer_nlls
 from fastzoo.lm.load import find_model
 from fastzoo.lm.stack import decoder_layers, language_model
 from fastzoo.saes.standard import StandardSAE
@@ -163,3 +164,14 @@ def test_history_does_not_change_what_a_growing_rope_gives() -> None:
         (columns,) = reader.columns([[s]], [LAYER])
         assert share(columns[f"L{LAYER}"], plain.forward(s.ids)[0]) < 1e-5
     assert not np.allclose(plain.forward(longer.ids[:90])[0], plain.forward(longer.ids)[0][:90])
+
+
+@pytest.mark.parametrize("name", ["phi3: longrope", "llama: dynamic"])
+def test_likelihoods_of_answers_do_not_depend_on_which_are_scored_together(name: str) -> None:
+    reader, _ = of(name)
+    whole = [s.ids.tolist() for s in dialogues([9, 60, 64, 65, 80, 100])]
+    prompts, answers = [ids[:-4] for ids in whole], [ids[-4:] for ids in whole]
+    together = answer_nlls(reader.model, prompts, answers)
+    for prompt, answer, found in zip(prompts, answers, together, strict=True):
+        (alone,) = answer_nlls(tiny_model(reader.model.config), [prompt], [answer])
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
