@@ -23,7 +23,10 @@ SHAPES: list[tuple[str, Any]] = [
     (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
     (r"num_experts_per_tok(en)?|moe_(k|top_k|topk)|top_k_experts", 2),
     (r"n_group|topk_group|n_shared_experts|first_k_dense_replace|moe_layer_start_index", 1),
-    (r"max_position_embeddings|n_positions|max_seq_len|seq_length|context_length", LONGEST),
+    (
+        r"max_position_embeddings|n_positions|max_seq_len|seq_length|context_length|max_target_positions",
+        LONGEST,
+    ),
     (r"sliding_window(_size)?|(attention_)?window_size|local_window_size", WINDOW),
     (r"attention_chunk_size", WINDOW),
     (r"(mamba_|ssm_)?(d_state|state_size)|ssm_state_size", 16),

@@ -26,7 +26,7 @@ from fastzoo.lm.attention import IMPLEMENTATION, Sight, register
 from fastzoo.lm.lengths import LengthRules, Proven, forget, other_mixers
 from fastzoo.lm.packing import Pack, difference, difference_from_alone, packs, to_device
 from fastzoo.lm.restart import Restarts
-from fastzoo.lm.stack import accepted, decoder_layers, hidden_of, language_model
+from fastzoo.lm.stack import accepted, decoder_layers, hidden_of, language_model, with_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class ResidualReader:
                 if found is None or layer not in self._thread.wanted:
                     return
                 found[layer] = hidden_of(output)[0]
-                self._outputs = len(output) if isinstance(output, tuple) else 0
+                self._outputs = len(output) if isinstance(output, (tuple, list)) else 0
                 if len(found) == len(self._thread.wanted) and not self._thread.to_end:
                     raise _Stop
 
@@ -209,7 +209,7 @@ class ResidualReader:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             assert edit is not None
             changed = edit[1](hidden_of(output)[0])[None].to(self.dtype)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return with_hidden(output, changed)
 
         handle = self.layers[edit[0]].register_forward_hook(hook) if edit else None
         try:

@@ -52,7 +52,7 @@ class ModelSource:
     @property
     def max_positions(self) -> int | None:
         value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if value else None
+        return int(value) if value and value > 0 else None
 
 
 def find_model(section: ModelSection) -> ModelSource:

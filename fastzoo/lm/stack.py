@@ -54,8 +54,13 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states of a decoder layer's output: a tensor, or a tuple that starts with it."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden states of a decoder layer's output: a tensor, or a tuple or list that starts with it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def with_hidden(output: Any, states: Tensor) -> Any:
+    """A decoder layer's output with other hidden states."""
+    return type(output)((states, *output[1:])) if isinstance(output, (tuple, list)) else states
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

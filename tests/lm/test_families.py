@@ -48,7 +48,7 @@ def of(name: str) -> tuple[ResidualReader, Plain]:
     reader = ResidualReader(tiny_model(config), pack_tokens=512)
     check_model(reader)
     names = {id(module): name for name, module in reader.model.named_modules()}
-    return reader, Plain(config, names[id(reader.layers)])
+    return reader, Plain(lambda: tiny_model(config), names[id(reader.layers)])
 
 
 @pytest.mark.parametrize("name", PACKED)

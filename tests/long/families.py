@@ -20,6 +20,8 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from tiny_families import LONGEST, VARIANTS, WINDOW, families, tiny_config, tiny_model  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from fastzoo import logit_lens, steer, tiny  # noqa: E402
@@ -75,9 +78,9 @@ def dialogues(lengths: list[int]) -> list[TokenSequence]:
 class Plain:
     """An unmodified model, one dialogue at a time, with a hook of its own on its layers."""
 
-    def __init__(self, config: Any, layers: str) -> None:
-        self.config, self.layers = config, layers
-        self.model = tiny_model(config)
+    def __init__(self, load: Callable[[], Any], layers: str) -> None:
+        self.load, self.layers = load, layers
+        self.model = load()
 
     @torch.no_grad()
     def forward(self, ids: Any, layer: int = LAYER, edit: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,10 +93,10 @@ class Plain:
             if edit is None:
                 return None
             states = edit(states)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            return type(output)([states, *output[1:]]) if isinstance(output, (tuple, list)) else states
 
-        if "dynamic" in str(getattr(self.config, "rope_parameters", "")):
-            self.model = tiny_model(self.config)  # it remembers the longest dialogue
+        if "dynamic" in str(getattr(self.model.config, "rope_parameters", "")):
+            self.model = self.load()  # it remembers the longest dialogue
         handle = self.model.get_submodule(self.layers)[layer].register_forward_hook(hook)
         try:
             out = self.model(input_ids=torch.as_tensor(np.asarray(ids))[None], use_cache=False)
@@ -207,7 +210,8 @@ def one(family: str, own: dict[str, Any], folder: Path, recipe: Any) -> dict[str
     except FastzooError as error:
         return {"outcome": "refused", "why": str(error).replace(str(folder), "")}
     names = {id(module): name for name, module in reader.model.named_modules()}
-    plain = Plain(config, names[id(reader.layers)])
+    load = partial(AutoModelForCausalLM.from_pretrained, folder / "model")
+    plain = Plain(lambda: load().eval(), names[id(reader.layers)])
     row["packed"] = packed(reader, plain)
     row["logits"] = head(reader, plain)
     row["loss"] = evaluated(reader, plain, sae)
