@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastzoo.core.errors import ModelError
-from fastzoo.lm.head import HEAD_ELEMENTS, head_weight
+from fastzoo.lm.head import HEAD_ELEMENTS, head_weight, logits
 from fastzoo.lm.stack import accepted, decoder_layers, hidden_of, language_model
 
 _NORMS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
@@ -57,6 +57,7 @@ def final_norm(model: Any) -> nn.Module:
     """
     if (known := _NORMS.get(model)) is not None:
         return known
+    _refuse_unless_linear(model)
     base, layers, thread = language_model(model), decoder_layers(model), threading.get_ident()
     inside = {id(part) for layer in layers for part in layer.modules()}
     seen: list[tuple[nn.Module, Any, Any]] = []
@@ -87,6 +88,20 @@ def final_norm(model: Any) -> nn.Module:
     raise ModelError(
         f"{type(model).__name__}: more than a norm stands between its last layer and its LM head"
     )
+
+
+def _refuse_unless_linear(model: Any) -> None:
+    """Raise ModelError where the head does more than multiply by the unembedding, scale and cap."""
+    weight_VD = head_weight(model)
+    states_1D = torch.randn(1, weight_VD.shape[1], generator=torch.Generator().manual_seed(0))
+    states_1D = states_1D.to(weight_VD)
+    product_V = (states_1D @ weight_VD.t())[0].float()
+    states_1D /= product_V.std()  # small logits: a cap leaves them as they are
+    odd_V = (logits(model, states_1D) - logits(model, -states_1D))[0].float()
+    if odd_V.shape != product_V.shape or torch.corrcoef(torch.stack([odd_V, product_V]))[0, 1] < 0.99:
+        raise ModelError(
+            f"{type(model).__name__}: its LM head is more than a matrix, so it has no logit lens"
+        )
 
 
 def lens_tokens(

@@ -36,14 +36,13 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         raise ModelError(f"{kind} is not a language model of transformers")
     wanted = model.config.get_text_config().num_hidden_layers
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in decoder.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in found)
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and not inside:
-            found[name] = module
+    found = _stacks(decoder, wanted) or _stacks(model, wanted)  # some call their head the decoder
     if len(found) > 1:  # such as a list of norms beside that of the layers
         layers = {n: m for n, m in found.items() if all(isinstance(x, GradientCheckpointingLayer) for x in m)}
         found = layers or found
+    if len(found) > 1:  # towers of other senses hang deeper, and do not run on tokens (see check_model)
+        least = min(name.count(".") for name in found)
+        found = {name: module for name, module in found.items() if name.count(".") == least}
     if not found:
         raise ModelError(f"{kind}: no stack of {wanted} decoder layers found")
     if len(found) > 1:
@@ -51,6 +50,16 @@ def decoder_layers(model: Any) -> nn.ModuleList:
             f"{kind}: several stacks of {wanted} could be its decoder layers: {', '.join(found)}"
         )
     return next(iter(found.values()))
+
+
+def _stacks(part: Any, length: int) -> dict[str, nn.ModuleList]:
+    """Lists of so many modules, by name, without those inside another."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in part.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(module, nn.ModuleList) and len(module) == length and not inside:
+            found[name] = module
+    return found
 
 
 def hidden_of(output: Any) -> Tensor:
