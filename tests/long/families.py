@@ -250,10 +250,15 @@ def main() -> None:
                 rows[name] = {"outcome": "wrong", "why": f"{type(error).__name__}: {error}"}
                 if options.families:
                     traceback.print_exc()
+        rows[name]["family"] = family
         if not options.json:
             print(name, rows[name], flush=True)
     counted: dict[str, Any] = {
-        key: sorted(n for n, row in rows.items() if row["outcome"] == outcome)
+        key: sorted(
+            n
+            for n, row in rows.items()
+            if row["outcome"] == outcome and (n == row["family"] or key == "wrong")
+        )
         for key, outcome in (
             ("exact", "exact"),
             ("alone_said", "alone"),
@@ -262,7 +267,9 @@ def main() -> None:
             ("not_built", "not built"),
         )
     }
-    report = {"families": len(rows) - len(counted["not_built"])} | {k: len(v) for k, v in counted.items()}
+    report = {"families": sum(n == r["family"] and r["outcome"] != "not built" for n, r in rows.items())} | {
+        k: len(v) for k, v in counted.items()
+    }
     report |= {"rows": rows, "seconds": round(time.time() - started)}
     print(json.dumps(report, indent=1))
     sys.exit(bool(counted["wrong"]))
