@@ -28,6 +28,7 @@ from fastzoo.data.streams import held_out_sequences
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.hub.find import locate
 from fastzoo.lm.activations import ResidualReader
+from fastzoo.lm.fitness import check_model
 from fastzoo.lm.load import ModelSource, find_model, load_model, load_tokenizer, refuse_unfit
 from fastzoo.saes.base import SAE
 from fastzoo.saes.formats import LoadedSAE, read_sae
@@ -64,7 +65,9 @@ class Assembly:
     def reader(self) -> ResidualReader:
         """Reads the model's activations, on a GPU if there is one. Raises ModelError."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return ResidualReader(load_model(self.source, self.section, device))
+        reader = ResidualReader(load_model(self.source, self.section, device))
+        check_model(reader)
+        return reader
 
     @cached_property
     def rows(self) -> Rows:

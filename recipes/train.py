@@ -186,6 +186,7 @@ def stream(this: Run) -> None:
     """Set up one stream of activations for all layers, model -> buffer -> batches, and the SAEs that
     learn from it. Each process computes a share of the stream and sees that of its own layers."""
     from fastzoo.lm.activations import ResidualReader
+    from fastzoo.lm.fitness import check_model
     from fastzoo.lm.load import load_model
     from fastzoo.training.buffer import MixingBuffer
     from fastzoo.training.checkpoint_schedule import CheckpointSchedule
@@ -199,6 +200,7 @@ def stream(this: Run) -> None:
     device, rank, width = this.accelerator.device, this.accelerator.process_index, this.source.d_model
     model = load_model(this.source, recipe.model, device)
     reader = ResidualReader(model, pack_tokens=recipe.model.pack_tokens)
+    check_model(reader)
     owners = assign(recipe.names(), width, this.accelerator.num_processes)
     this.checkpoints = CheckpointSchedule(
         recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank

@@ -77,7 +77,7 @@ def output_scores(
         raise InputError(f"alpha is {alpha}; it must be a finite number of residual norms")
     if not latents:
         return []
-    check_head(reader, sequences[0])
+    check_head(reader.model, torch.from_numpy(sequences[0].ids[:64]).to(reader.device))
     if residual_norm is None:
         residual_norm = statistics(reader, {"the SAE": (layer, sae)}, sequences)["the SAE"].residual_norm
     d_LD = sae.W_dec[list(latents)].to(reader.device).float()

@@ -19,12 +19,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fastzoo.core.errors import ModelError, TrainingError
+from fastzoo.core.errors import TrainingError
 from fastzoo.core.threads import workers
 from fastzoo.data.sequences import TokenSequence, column
-from fastzoo.lm.attention import IMPLEMENTATION, register
-from fastzoo.lm.packing import Pack, difference, is_exact, packs, to_device
+from fastzoo.lm.attention import IMPLEMENTATION, Sight, register
+from fastzoo.lm.lengths import LengthRules, Proven, forget, other_mixers
+from fastzoo.lm.packing import Pack, difference, difference_from_alone, packs, to_device
 from fastzoo.lm.restart import Restarts
+from fastzoo.lm.stack import accepted, decoder_layers, hidden_of, language_model, with_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -39,29 +41,13 @@ class _Stop(Exception):
     """Ends a forward pass after the last hooked layer."""
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of decoder layers of a causal language model. Raises ModelError: it has no list of
-    modules as long as its configuration says."""
-    if not hasattr(model, "config") or not hasattr(model, "base_model"):
-        raise ModelError(f"{type(model).__name__} is not a language model of transformers")
-    wanted = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    for module in model.base_model.modules():  # type: ignore[union-attr]
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return module
-    raise ModelError(f"{type(model).__name__}: no stack of {wanted} decoder layers found")
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states of a decoder layer's output: a tensor, or a tuple that starts with it."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 class _Attention:
     """Which attention a model uses. Its readers share this: one that needs another kind waits for the
     forwards under way, which would go on with it halfway."""
 
     def __init__(self) -> None:
         self._changed, self._running = threading.Condition(), 0
+        self.one_at_a_time = threading.Lock()
 
     @contextmanager
     def of_kind(self, model: Any, kind: str) -> Iterator[None]:
@@ -84,12 +70,12 @@ _RESTARTS: WeakKeyDictionary[nn.Module, Restarts] = WeakKeyDictionary()
 
 
 class ResidualReader:
-    """Reads the residual stream of a transformers model in evaluation mode, packed where that is exact;
-    ``pack_tokens`` at once, by default what suits the device."""
+    """Reads the residual stream of a transformers model in evaluation mode, packed where that is proven
+    exact; ``pack_tokens`` at once, by default what suits the device."""
 
     def __init__(self, model: Any, *, pack_tokens: int | None = None) -> None:
         self.model = model
-        self.layers = decoder_layers(model)
+        self.layers, self._base = decoder_layers(model), language_model(model)
         self.device = next(model.parameters()).device
         self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 2048)
         self.dtype = next(model.parameters()).dtype
@@ -97,21 +83,29 @@ class ResidualReader:
         self._restarts = _RESTARTS.setdefault(model, Restarts(list(self.layers)))
         self._restartable: dict[int, bool] = {}
         self._outputs = 0  # length of the tuple that a layer returns; 0: it returns a tensor
-        self._own_kind = model.config._attn_implementation
+        # Of the language model alone: a tower beside it may know other kinds.
+        base: Any = self._base
+        self._attending = base if hasattr(base, "set_attn_implementation") else model
+        self._own_kind: str = self._attending.config._attn_implementation
         self._kernel = "eager" if self._own_kind == "eager" else "sdpa"
-        self._packed, self._attention_kept = True, False
-        self._checked: set[bool] = set()
+        self.alone: str | None = other_mixers(self.layers)
+        """Why dialogues go through the model one by one."""
+        self._said = self._attention_kept = False
+        self.rules = LengthRules.of(model.config)
+        self._proven = Proven(self.rules)
+        self._sights: dict[Any, Sight] = {}
         self._thread = threading.local()  # what the forward in this thread is to capture
         self.computed_tokens = 0
         register()
 
     def state(self) -> dict[str, Any]:
         """What was found out about the model so far, as plain data."""
-        return {"packed": self._packed, "checked": sorted(self._checked)}
+        return {"alone": self.alone, "proven": self._proven.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what another reader of the same model found out."""
-        self._packed, self._checked = state["packed"], set(state["checked"])
+        self.alone = state["alone"]
+        self._proven.restore(state["proven"])
 
     def read(self, pack: Pack, layers: Iterable[int]) -> dict[int, Tensor]:
         """Residual stream (T, D) after each of ``layers``; the model stops after the last of them."""
@@ -176,7 +170,7 @@ class ResidualReader:
                 if found is None or layer not in self._thread.wanted:
                     return
                 found[layer] = hidden_of(output)[0]
-                self._outputs = len(output) if isinstance(output, tuple) else 0
+                self._outputs = len(output) if isinstance(output, (tuple, list)) else 0
                 if len(found) == len(self._thread.wanted) and not self._thread.to_end:
                     raise _Stop
 
@@ -215,7 +209,7 @@ class ResidualReader:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             assert edit is not None
             changed = edit[1](hidden_of(output)[0])[None].to(self.dtype)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return with_hidden(output, changed)
 
         handle = self.layers[edit[0]].register_forward_hook(hook) if edit else None
         try:
@@ -227,16 +221,27 @@ class ResidualReader:
 
     @torch.inference_mode()
     def _forward(self, pack: Pack) -> Any:
-        segments: dict[str, Any] = {}
-        if self._packed:
-            segments = {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
+        # Without a cache the model is stateless.
+        inputs = {"input_ids": pack.input_ids, "position_ids": pack.position_ids, "use_cache": False}
+        if self.alone is None:
+            inputs |= {"segment_lengths": pack.lengths, "segment_kernel": self._kernel}
+            inputs["segment_sights"] = self._sights
         else:
             assert len(pack.lengths) == 1  # so no mask is needed
-        with self._attention.of_kind(self.model, IMPLEMENTATION if segments else self._own_kind):
-            # Without a cache the model is stateless.
-            return self.model.base_model(
-                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **segments
-            )
+            inputs = accepted(self._base, inputs)
+        kind = self._own_kind if self.alone else IMPLEMENTATION
+        with self._attention.of_kind(self._attending, kind), self._undisturbed():
+            return self._base(**inputs)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Within, what the model remembers of one forward for the next is as at its start."""
+        if not self.rules.remembers:
+            yield
+            return
+        with self._attention.one_at_a_time:
+            forget(self._base)
+            yield
 
     @contextmanager
     def attention_kept(self) -> Iterator[None]:
@@ -251,15 +256,11 @@ class ResidualReader:
     def _reset_attention(self) -> None:
         if self._attention_kept:
             return
-        with self._attention.of_kind(self.model, self._own_kind):
+        with self._attention.of_kind(self._attending, self._own_kind):
             pass
 
     def packs(self, sequences: Iterable[TokenSequence]) -> Iterator[Pack]:
-        """Packs on the model's device.
-
-        The first pack, and the first one of several sequences, are checked against forwards one by
-        one: a sequence alone in its pack does not show whether neighbours are seen.
-        """
+        """Packs on the model's device, each proven like those before it (see ``check``)."""
         for group in packs(sequences, self.pack_tokens):
             self.check(group)
             for part in self._parts(group):
@@ -267,7 +268,7 @@ class ResidualReader:
 
     def _parts(self, group: list[TokenSequence]) -> list[list[TokenSequence]]:
         """What goes through the model together."""
-        return [group] if self._packed else [[s] for s in group]
+        return [[s] for s in group] if self.alone else self.rules.together(group)
 
     def columns(
         self, groups: Iterable[list[TokenSequence]], layers: Iterable[int], *, side_by_side: bool = True
@@ -331,17 +332,32 @@ class ResidualReader:
         return found, torch.isfinite(torch.stack(sums))
 
     def _unchecked(self, group: list[TokenSequence]) -> bool:
-        return self._packed and (len(group) > 1) not in self._checked
+        return not (self.alone and self._said) and not all(map(self._proven.knows, self._parts(group)))
 
     def check(self, group: list[TokenSequence]) -> None:
-        """Compare a first pack with one-by-one forwards; read one by one from now on if they differ."""
-        if self._unchecked(group):
-            self._checked.add(len(group) > 1)
-            self._packed = is_exact(group, self._read_last)
+        """Compare a pack unlike those before it, or longer, with forwards one by one; read one by one from now
+        on if they differ, and say so."""
+        if not self._unchecked(group):
+            return
+        for part in self._parts(group):
+            if self.alone is None and not self._proven.knows(part):
+                self._proven.add(part)
+                self.alone = difference_from_alone(part, self._read_last)
+        if self.alone and not self._said:
+            self._said = True
+            logger.warning("dialogues go through the model one by one: %s", self.alone)
 
     def _read_last(self, group: list[TokenSequence], together: bool) -> Tensor:
-        self._packed, last = together, len(self.layers) - 1
-        return self.read(Pack.of(group, self.device), [last])[last]
+        last, before = len(self.layers) - 1, self.alone
+        self.alone = None if together else "compared"
+        try:
+            acts_TD = self.read(Pack.of(group, self.device), [last])[last]
+        finally:
+            self.alone = before
+        for index, layer in enumerate(self.layers if together else ()):
+            if not any(module in self._sights for module in layer.modules()):
+                raise RuntimeError(f"layer {index} mixes tokens without attention, or by one of its own")
+        return acts_TD
 
 
 def _at_once(compute: Callable[..., Any], *arguments: Any) -> Future[Any]:

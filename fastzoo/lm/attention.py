@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from itertools import accumulate, groupby
@@ -18,14 +19,73 @@ IMPLEMENTATION = "fastzoo_segments"
 """Name of the attention function in transformers' registry."""
 
 
+IGNORED = {"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k"}
+"""Tensors that models hand to every attention function, and that change no score."""
+
+
 def register() -> None:
     """Make the attention function known to transformers (once)."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, segment_attention)
-    # Segments are causal by construction: no mask is built.
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(IMPLEMENTATION, SegmentMask)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What tokens of a segment see, for segments of up to ``length`` tokens."""
+
+    length: int
+    horizon: int
+    """In segments of up to so many tokens, each token sees all before it."""
+    window: int | None
+    """How many tokens each one sees, itself included; None: all, or as ``mask`` says."""
+    mask: Tensor | None = None
+    """(length, length) bool, where that is no window."""
+
+    def of(self, length: int, device: torch.device) -> Tensor | None:
+        """(L, L) bool for a segment, None for plain causality."""
+        if length <= self.horizon:
+            return None
+        return _window_mask(length, self.window, device) if self.mask is None else self.mask[:length, :length]
+
+
+class SegmentMask:
+    """In place of a mask: the rule by which transformers would make it.
+
+    A window or a chunk stands in the mask only, with many models. One that changes its masks fails with
+    this, as it should: what it would do to them is not done here.
+    """
+
+    def __init__(self, *, mask_function: Callable[..., Tensor], device: Any, **others: Any) -> None:
+        if others.get("use_vmap"):
+            raise RuntimeError("this model has a mask of its own kind, which is not computed per segment")
+        self._sees, self._device = mask_function, device
+        self._sight: Sight | None = None
+
+    def sight(self, lengths: Sequence[int]) -> Sight:
+        """What the longest of consecutive segments sees; a shorter one sees the same of its first tokens."""
+        if self._sight is None:
+            length = max(lengths)
+            start = sum(lengths[: list(lengths).index(length)])
+            place = torch.arange(start, start + length, device=self._device)
+            zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=self._device)
+            mask = self._sees(zero, zero, place[None, None, :, None], place[None, None, None, :])
+            self._sight = _sight_of(mask.expand(1, 1, length, length)[0, 0])
+        return self._sight
+
+
+def _sight_of(mask: Tensor) -> Sight:
+    length = len(mask)
+    plain = torch.ones_like(mask).tril_()
+    if torch.equal(mask, plain):
+        return Sight(length, length, None)
+    horizon = int((mask == plain).all(1).int().cumprod(0).sum())
+    window = int(mask[-1].sum())
+    if horizon == window and torch.equal(mask, plain.triu_(1 - window)):
+        return Sight(length, horizon, window)
+    return Sight(length, horizon, None, mask)
 
 
 def segment_attention(
@@ -33,35 +93,51 @@ def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: SegmentMask | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     segment_lengths: list[int] | None = None,
     segment_kernel: str = "sdpa",
+    segment_sights: dict[Any, Sight] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of the consecutive segments of ``segment_lengths``.
 
     Args:
         query: (1, heads, T, head_dim); ``key`` and ``value`` may have fewer heads.
-        segment_kernel: ``sdpa`` or ``eager``; soft-capped scores are always computed eagerly.
+        attention_mask: what else than plain causality holds; without it, ``sliding_window`` does.
+        s_aux: (heads,) logits of learned attention sinks.
+        segment_kernel: ``sdpa`` or ``eager``; soft-capped scores and sinks are always computed eagerly.
+        segment_sights: filled with what each module sees, and asked first; masks depend on lengths only.
 
     Returns:
         (1, T, heads, head_dim), as transformers expects it.
 
-    Raises RuntimeError: the model did not pass ``segment_lengths`` on.
+    Raises RuntimeError: the model did not pass ``segment_lengths`` on, or attends in a way not known here.
     """
     if segment_lengths is None:
         raise RuntimeError("this model does not pass keyword arguments on to its attention")
-    if kwargs.get("s_aux") is not None:
-        raise RuntimeError("attention with learned sinks is not computed per segment")
-    how: Any = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
-    eager = segment_kernel == "eager"
-    if not eager and (output := varlen_attention(query, key, value, segment_lengths, **how)) is not None:
-        return output, None
+    unknown = [k for k, v in kwargs.items() if isinstance(v, Tensor) and k not in IGNORED]
+    if unknown or query.shape[2] != sum(segment_lengths) or key.shape[2] != query.shape[2]:
+        what = f"takes {unknown[0]}" if unknown else "runs over other tokens than its input"
+        raise RuntimeError(f"this model's attention {what}, which is not computed per segment")
+    sights = {} if segment_sights is None else segment_sights
+    sight = sights.get(module)
+    if sight is None or sight.length < max(segment_lengths):
+        sight = sights[module] = _sight(attention_mask, segment_lengths, sliding_window)
+    eager = segment_kernel == "eager" or softcap is not None or s_aux is not None
+    if (
+        segment_kernel != "eager"
+        and s_aux is None
+        and (sight.mask is None or max(segment_lengths) <= sight.horizon)
+    ):
+        how: Any = {"scaling": scaling, "sliding_window": sight.window, "softcap": softcap}
+        if (output := varlen_attention(query, key, value, segment_lengths, **how)) is not None:
+            return output, None
     parts = []
     start = 0
     for length, run in groupby(segment_lengths):
@@ -72,9 +148,9 @@ def segment_attention(
             x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
         )
         start = stop
-        mask = _window_mask(length, sliding_window, q.device)
-        if eager or softcap is not None:
-            part = _eager(q, k, v, mask, scaling, softcap)
+        mask = sight.of(length, q.device)
+        if eager:
+            part = _eager(q, k, v, mask, scaling, softcap, s_aux)
         else:
             causal, grouped = mask is None and length > 1, k.shape[1] != q.shape[1]
             part = F.scaled_dot_product_attention(
@@ -82,6 +158,15 @@ def segment_attention(
             )
         parts.append(part.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
+
+
+def _sight(mask: Any, lengths: Sequence[int], window: int | None) -> Sight:
+    if isinstance(mask, SegmentMask):
+        return mask.sight(lengths)
+    if mask is not None:
+        raise RuntimeError("this model makes its masks itself, which is not done per segment")
+    longest = max(lengths)
+    return Sight(longest, longest if window is None else window, window)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -94,9 +179,17 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
 
 
 def _eager(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    cap: float | None,
+    sinks_H: Tensor | None,
 ) -> Tensor:
-    """Softmax attention written out, with scores soft-capped at ``cap`` and the softmax in float32."""
+    """Softmax attention written out, with scores soft-capped at ``cap`` and the softmax in float32.
+
+    ``sinks_H`` are logits beside the scores that take a share of the weight, and have no value."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -107,7 +200,11 @@ def _eager(
         length = q.shape[2]
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
     scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+    if sinks_H is not None:
+        sinks = sinks_H.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return weights[..., : k.shape[2]] @ v
 
 
 OLDEST = (8, 0)

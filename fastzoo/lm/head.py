@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from fastzoo.core.errors import ModelError
-from fastzoo.data.sequences import TokenSequence
-from fastzoo.lm.activations import ResidualReader
+from fastzoo.core.text import one_line
+from fastzoo.lm.restart import Restarts
+from fastzoo.lm.stack import accepted, language_model
 
 HEAD_ELEMENTS = 1 << 25
 """Logits computed at once (tokens or directions x vocabulary)."""
@@ -22,16 +24,56 @@ EXACT_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Logits that are made float64 at once: on a CPU what its cache takes, which is much faster."""
 
 
-def check_head(reader: ResidualReader, sequence: TokenSequence) -> None:
-    """Raise ModelError if the model makes its logits in another way than ``log_probabilities``."""
-    ids = torch.from_numpy(sequence.ids[:64])[None].to(reader.device)
-    theirs = reader.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-    states_TD = reader.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    ours = _log_probabilities(reader.model, states_TD)
-    if not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all():
-        raise ModelError(
-            f"{type(reader.model).__name__} scales its logits in a way that evaluation does not know"
-        )
+class _Final(tuple[Tensor]):
+    """Final states as a model's output: whatever else an output may have is missing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
+_BASES: WeakKeyDictionary[Any, Restarts] = WeakKeyDictionary()
+
+
+def logits(model: Any, states_TD: Tensor) -> Tensor:
+    """Logits (T, V) from final states, as the model itself makes them.
+
+    Its own forward runs with the states given in place of those that it would compute. So whatever it does
+    to logits is done: scales, soft caps, biases.
+    """
+    base = _BASES.get(model)
+    if base is None:
+        base = _BASES[model] = Restarts([language_model(model)])
+    ids = torch.zeros(1, len(states_TD), dtype=torch.int64, device=states_TD.device)
+    with base.after(0, _Final((states_TD[None],))):
+        found: Tensor = model(**accepted(model, {"input_ids": ids, "use_cache": False})).logits[0]
+    return found
+
+
+def head_weight(model: Any) -> Tensor:
+    """(V, D), the unembedding. Raises ModelError: the model has no LM head."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__}: no LM head found")
+    weight: Tensor = head.weight
+    return weight
+
+
+@torch.inference_mode()
+def check_head(model: Any, ids_T: Tensor) -> None:
+    """Raise ModelError if the logits of ``logits`` are not the model's own."""
+    base, inputs = language_model(model), {"input_ids": ids_T[None], "use_cache": False}
+    theirs = model(**accepted(model, inputs)).logits[0].float().log_softmax(-1)
+    said = f"{type(model).__name__} makes its logits in a way that evaluation does not know"
+    try:
+        ours = _log_probabilities(model, base(**accepted(base, inputs)).last_hidden_state[0])
+    except Exception as error:  # whatever a model needs beside its final states
+        raise ModelError(f"{said}: {one_line(error, 160)}") from None
+    if ours.shape != theirs.shape or (
+        not torch.allclose(ours, theirs, atol=0.05) and torch.isfinite(theirs).all()
+    ):
+        raise ModelError(said)
 
 
 def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -40,7 +82,7 @@ def log_probabilities(model: Any, *states_TD: Tensor) -> Iterator[tuple[slice, l
     Yields which tokens, and for each of ``states_TD`` (final states of the same tokens) their
     log-probabilities (tokens, vocabulary).
     """
-    tokens = max(16, HEAD_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    tokens = max(16, HEAD_ELEMENTS // len(head_weight(model)))
     for start in range(0, len(states_TD[0]), tokens):
         part = slice(start, start + tokens)
         yield part, [_log_probabilities(model, states[part]) for states in states_TD]
@@ -65,7 +107,7 @@ def losses(
     rows, passes = states_RPD.shape[:2]
     ce_PR = own_RD.new_empty(passes, rows, dtype=torch.float64)
     kl_PR = own_RD.new_empty(passes - 1, rows, dtype=torch.float64)
-    width = passes * model.get_output_embeddings().weight.shape[0]
+    width = passes * len(head_weight(model))
     exact = max(1, EXACT_ELEMENTS.get(own_RD.device.type, 1 << 22) // width)
     done = 0
     for part_RPD in states_RPD.split(max(1, HEAD_ELEMENTS // width)):
@@ -95,10 +137,3 @@ def _losses(logits_RPV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
 
 def _log_probabilities(model: Any, states_TD: Tensor) -> Tensor:
     return logits(model, states_TD).float().log_softmax(-1)
-
-
-def logits(model: Any, states_TD: Tensor) -> Tensor:
-    """Logits (T, V) from final states, in the model's dtype."""
-    found = model.get_output_embeddings()(states_TD)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return found if cap is None else torch.tanh(found / cap) * cap

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fastzoo.lm.lengths import LengthRules, forget
+
 BATCH_TOKENS = 8_192
 """Tokens of a forward pass, padding included; a longer answer is a batch of its own."""
 
@@ -36,21 +38,27 @@ def answer_nlls(
     found = dict.fromkeys(pairs, np.zeros(0))
     unique = list(found)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    for rows in _batches([(len(p), len(a)) for p, a in unique], vocabulary):
+    rules = LengthRules.of(model.config)
+    for rows in _batches([(len(p), len(a)) for p, a in unique], vocabulary, rules):
         part = [unique[row] for row in rows]
+        if rules.remembers:
+            forget(model)
         found.update(zip(part, _forward(model, part), strict=True))
     return [found[pair] for pair in pairs]
 
 
-def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[list[int]]:
-    """Rows with an answer, in batches within the bounds."""
-    rows = sorted((row for row, (_, n) in enumerate(lengths) if n), key=lambda r: lengths[r][::-1])
+def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int, rules: LengthRules) -> Iterator[list[int]]:
+    """Rows with an answer, in batches within the bounds and of lengths that may be together."""
+    sides = [rules.side(sum(both)) for both in lengths]
+    rows = [row for row, (_, n) in enumerate(lengths) if n]
+    rows.sort(key=lambda r: (sides[r], lengths[r][::-1]))
     batch: list[int] = []
     for row in rows:
         wider = [*batch, row]
         width = max(sum(lengths[r]) for r in wider)
         kept = lengths[row][1] + 1  # the longest answer comes last
-        if batch and len(wider) * max(width / BATCH_TOKENS, kept * vocabulary / BATCH_LOGITS) > 1:
+        apart = batch and (sides[row] < 0 or sides[row] != sides[batch[-1]])
+        if apart or (batch and len(wider) * max(width / BATCH_TOKENS, kept * vocabulary / BATCH_LOGITS) > 1):
             yield batch
             wider = [row]
         batch = wider

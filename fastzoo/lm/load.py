@@ -77,7 +77,7 @@ class ModelSource:
     @property
     def max_positions(self) -> int | None:
         value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if value else None
+        return int(value) if value and value > 0 else None
 
 
 def find_model(section: ModelSection) -> ModelSource:
@@ -105,6 +105,8 @@ def find_model(section: ModelSection) -> ModelSource:
         config = AutoConfig.from_pretrained(path, revision=revision)
         source = ModelSource(section.name, path, revision, config)
         _ = source.n_layers, source.d_model
+        if config.is_encoder_decoder:
+            raise ValueError("an encoder-decoder model has no single residual stream")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"model.name: {section.name} has no usable configuration ({one_line(error, 160)})"

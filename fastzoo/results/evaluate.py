@@ -16,7 +16,7 @@ from fastzoo.data.sequences import TokenSequence
 from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
 from fastzoo.lm.activations import ResidualReader
-from fastzoo.lm.head import check_head
+from fastzoo.lm.head import check_head, head_weight
 from fastzoo.lm.load import refuse_unfit
 from fastzoo.lm.packing import Pack
 from fastzoo.loading import Assembly
@@ -97,7 +97,7 @@ def evaluate(
     """
     for name, (layer, sae) in saes.items():
         refuse_unfit(reader.model.config, name, layer, sae.d_in)
-    check_head(reader, sequences[0])
+    check_head(reader.model, torch.from_numpy(sequences[0].ids[:64]).to(reader.device))
     chosen = spread(len(sequences), loss_dialogues)
     others = sorted(set(range(len(sequences))).difference(chosen))
     parts = [(True, [sequences[i] for i in chosen]), (False, [sequences[i] for i in others])]
@@ -238,7 +238,7 @@ class _Work:
     def _costs(self, layer: int) -> None:
         """How long a token takes, about: by the multiplications of layers, SAEs and heads."""
         layers = len(self.reader.layers)
-        head = self.reader.model.get_output_embeddings().weight.numel()
+        head = head_weight(self.reader.model).numel()
         saes = sum(2 * m.sae.W_enc.numel() for m in self.measured.values())
         self._pass_cost = {i: layer * (layers - 1 - i) + head for i in self._layers}
         # Whether a pack has sinks is not known yet: nearly every one has, except with toy models.

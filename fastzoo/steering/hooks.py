@@ -27,7 +27,7 @@ from torch import Tensor
 from fastzoo.core.errors import InputError, ModelError
 from fastzoo.core.text import one_line
 from fastzoo.core.values import text_at
-from fastzoo.lm.activations import decoder_layers, hidden_of
+from fastzoo.lm.stack import decoder_layers, hidden_of, with_hidden
 from fastzoo.loading import open_sae
 from fastzoo.saes.base import SAE
 from fastzoo.saes.formats import LoadedSAE
@@ -113,7 +113,7 @@ class Steering:
             mask_BT = self._tracker.mask().to(hidden_BTD.device)
             change_BTD = change_BTD * mask_BT[..., None].to(hidden_BTD.dtype)
         steered_BTD = hidden_BTD + change_BTD
-        return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
+        return with_hidden(output, steered_BTD)
 
     def keep(self, places_B: Tensor) -> None:
         """Keep these rows of the batch, in this order (1-d int64), also in the blocks around this one.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastzoo.core.files import machine_memory
-from fastzoo.lm.activations import decoder_layers
+from fastzoo.lm.stack import decoder_layers
 from fastzoo.steering.edits import Edit
 
 ARMS = LATENT, RANDOM, PROMPT = "latent", "random", "prompt"

@@ -57,6 +57,7 @@ def run_facts(data: Data, recipe: Recipe, source: ModelSource, reader: ResidualR
     # Those seen: a tokenizer may reserve hundreds that no dialogue has.
     ids = sorted({int(i) for s in data.held_out for i in s.ids[s.special]})
     tokens = data.chat.tokenizer.convert_ids_to_tokens(ids)
+    alone = {"one_by_one": reader.alone} if reader.alone else {}
     return RunFacts(
         base_model={
             "name": public_name(source.name),
@@ -65,6 +66,7 @@ def run_facts(data: Data, recipe: Recipe, source: ModelSource, reader: ResidualR
             **source.contents(data.chat.tokenizer),
             "class": type(reader.model).__name__,
             "dtype": str(reader.dtype).removeprefix("torch."),
+            **alone,
         },
         training_data=described(data.stream.rows.info, data.stream.counts),
         evaluation_data=described(data.held_out_info, data.held_out_counts),

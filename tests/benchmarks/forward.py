@@ -32,9 +32,10 @@ from fastzoo.config.recipe import DataSection, ModelSection
 from fastzoo.data.sequences import Counts, TokenSequence
 from fastzoo.data.streams import blocks
 from fastzoo.data.tokenizer import ChatTokenizer
-from fastzoo.lm.activations import ResidualReader, decoder_layers
+from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.load import find_model, load_model, load_tokenizer
 from fastzoo.lm.packing import packs
+from fastzoo.lm.stack import decoder_layers
 
 PADDED_TOKENS = 2048
 """Tokens per forward pass of ``padded``, padding included."""

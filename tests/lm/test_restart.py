@@ -122,7 +122,7 @@ def test_forwards_in_other_threads_are_not_affected() -> None:
     model = small_model("qwen2", "sdpa")
     reader, other = ResidualReader(model), ResidualReader(model)  # they share what is put into the model
     for each in (reader, other):
-        each.restore({"packed": False, "checked": []})  # with attention as in the model's own forward
+        each.alone = "the test wants it"  # with attention as in the model's own forward
     (pack,) = reader.packs(random_dialogues([20]))
     other.read_to_end(pack, [3])
     with torch.inference_mode():
