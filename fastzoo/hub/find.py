@@ -55,6 +55,8 @@ def locate(source: str) -> Path:
 
 def _on_disk(source: str) -> Path | None:
     """The local folder that a path or name means; None for a name without one."""
+    if not source:
+        return None
     path = path_of(source, "the SAE")
     if os.path.isdir(path):
         return path
