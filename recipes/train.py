@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.reading import load_recipe
 from fastzoo.config.recipe import Recipe
-from fastzoo.config.recipe_checks import check_against_model, check_sizes
+from fastzoo.config.recipe_checks import check_against_model, check_sizes, doubts
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.processes import talking
@@ -179,6 +179,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, held: ExitStack, *, fresh:
     else:
         for line in data.summary():
             this.say(line)
+        for line in doubts(recipe):
+            this.say(f"warning: {line}")
     return this
 
 

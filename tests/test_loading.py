@@ -235,6 +235,17 @@ def test_the_toys_dialogues_are_for_the_toy(place: Path, toys: Path) -> None:
     other = assemble([toys / TOY], model_name=str(place / "models" / "other"))
     with pytest.raises(InputError, match="means nothing for other; give dialogues with --data"):
         other.dialogues(3)
+    # But what another model's SAE was trained and measured on stays its own.
+    record = place / "runs" / "own" / NAME / "config.json"
+    written = json.loads(record.read_text(encoding="utf-8"))
+    toys_own = json.loads((toys / TOY / "config.json").read_text(encoding="utf-8"))
+    written["evaluation_data"] = toys_own["evaluation_data"]
+    written["recipe"]["data"], written["recipe"]["evaluation"] = (
+        toys_own["recipe"][section] for section in ("data", "evaluation")
+    )
+    record.write_text(json.dumps(written), encoding="utf-8")
+    own = assemble([record.parent]).dialogues(3)[1]
+    assert own["name"] == "embedded:heldout.jsonl"
 
 
 def test_an_sae_without_a_record_asks(place: Path, toys: Path) -> None:

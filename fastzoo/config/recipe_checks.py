@@ -62,7 +62,6 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         source = getattr(recipe, section).source
         if source is not None and not source.strip():
             yield f"{section}.source: empty; give 'embedded', a file or a Hub dataset id"
-    yield from _toys_data(recipe)
     _ = recipe.folder
     for section, key in (("model", "name"), ("data", "source"), ("text", "source"), ("evaluation", "source")):
         if (text := getattr(getattr(recipe, section), key)) is not None:
@@ -72,14 +71,15 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"push.namespace: '{one_line(owner, 60)}' is not the name of a Hub user or organisation"
 
 
-def _toys_data(recipe: Recipe) -> Iterator[str]:
-    """The embedded data are the embedded model's: a few hundred words in a few dozen patterns."""
+def doubts(recipe: Recipe) -> Iterator[str]:
+    """What a run is not refused for but should say: another model on the embedded data, a few hundred words in a few
+    dozen patterns."""
     model = recipe.model.name
     if model == EMBEDDED_MODEL:
         return
     for section in ("data", "evaluation", *(["text"] if recipe.method == "bt-p" else [])):
         if getattr(recipe, section).source == EMBEDDED_DATA:
-            toys = f"'{EMBEDDED_DATA}' is the data of {EMBEDDED_MODEL}, and means nothing for {one_line(model, 80)}"
+            toys = f"'{EMBEDDED_DATA}' is the data of the toy {EMBEDDED_MODEL}: {one_line(model, 80)} learns little from it"
             yield f"{section}.source: {toys}; give a .jsonl or .parquet file, or a Hub dataset id"
 
 
