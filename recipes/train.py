@@ -208,6 +208,9 @@ def stream(this: Run) -> None:
         recipe.folder, recipe.checkpoint, this.settings, machine(), owners, rank
     )
     idle = this.checkpoints.idle
+    layers, held_out = {name.layer for name in owners[rank]}, None
+    if training.l0:  # first of all: see there
+        held_out = held_out_columns(reader, this.data.held_out, layers, idle)
     this.forward = SharedForward(reader, owners, rank, idle)
     if checkpoint:
         this.data.stream.start_at(checkpoint.position)
@@ -215,8 +218,6 @@ def stream(this: Run) -> None:
     sizes, seed = (training.buffer_tokens, training.batch_size), derived_seed(recipe.seed, "buffer")
     buffer = MixingBuffer(columns, *sizes, seed, position=lambda: columns.position, idle=idle)
     sample = None if checkpoint else buffer.fill()
-    layers = {name.layer for name in owners[rank]}
-    held_out = held_out_columns(reader, this.data.held_out, layers) if training.l0 and layers else None
     log_every, compute = recipe.output.log_every, recipe.compute
     trainer = Trainer(
         owners[rank],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,17 +22,25 @@ dialogues (13% on a real model) than within them: those of 16,384 tokens tell it
 
 @torch.inference_mode()
 def held_out_columns(
-    reader: ResidualReader, sequences: Sequence[TokenSequence], layers: Iterable[int]
+    reader: ResidualReader,
+    sequences: Sequence[TokenSequence],
+    layers: Iterable[int],
+    idle: Callable[[], None] = lambda: None,
 ) -> Columns:
     """Activations (N, D) of ``layers``, as columns ``L<layer>``: ``HELD_OUT_ROWS`` tokens or some more, evenly from
-    the about ``HELD_OUT_TOKENS`` of dialogues that are spread evenly over ``sequences``."""
+    the about ``HELD_OUT_TOKENS`` of dialogues that are spread evenly over ``sequences``.
+
+    What the reader finds out about the model decides how it reads. So all processes call this, also with no layers,
+    and a run that goes on does so with a reader as new as at the beginning. ``idle`` is called now and then.
+    """
     wanted = set(layers)
     mean = max(1, sum(map(len, sequences)) // len(sequences))
     chosen = spread(len(sequences), max(1, HELD_OUT_TOKENS // mean))
     step = max(1, sum(len(sequences[i]) for i in chosen) // HELD_OUT_ROWS)
     kept: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
     for pack in reader.packs([sequences[i] for i in chosen]):
-        for layer, acts_TD in reader.read(pack, wanted).items():
+        idle()
+        for layer, acts_TD in reader.read(pack, wanted).items() if wanted else ():
             kept[layer].append(acts_TD[step // 2 :: step].clone())  # a view would keep all of them
     return {f"L{layer}": torch.cat(acts) for layer, acts in kept.items()}
 

@@ -102,9 +102,8 @@ class Trainer:
             start_sparse(sae, start.others, start.scale, sparsity.first_l0)
             if self._held_out is not None:
                 found = self._held_out_l0(name.layer, sae, start.sinks, start.scale)
-                start_sparse(
-                    sae, start.others, start.scale, sparsity.first_l0 * sparsity.first_l0 / max(found, 1.0)
-                )
+                share = max(found / sparsity.first_l0, 1 / math.e)
+                start_sparse(sae, start.others, start.scale, sparsity.first_l0 / share)
         return Learner(
             name,
             sae,

@@ -31,3 +31,12 @@ def test_rows_come_evenly_from_dialogues_spread_over_all(
             assert torch.equal(
                 found[f"L{layer}"], torch.cat([acts_TD[step // 2 :: step] for acts_TD in alone])
             )
+
+
+def test_every_process_finds_out_the_same_about_the_model() -> None:
+    """Also one that has no SAE: all decide alike how dialogues are read."""
+    dialogues = random_dialogues([40, 10, 90, 3])
+    readers = [ResidualReader(small_model("qwen2")) for _ in range(2)]
+    found = [held_out_columns(x, dialogues, layers) for x, layers in zip(readers, ([1], []), strict=True)]
+    assert found[0].keys() == {"L1"} and not found[1]
+    assert readers[0].state() == readers[1].state() != ResidualReader(small_model("qwen2")).state()
