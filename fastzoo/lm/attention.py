@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from itertools import accumulate, groupby
 from typing import Any
@@ -130,34 +130,45 @@ def segment_attention(
     if sight is None or sight.length < max(segment_lengths):
         sight = sights[module] = _sight(attention_mask, segment_lengths, sliding_window)
     eager = segment_kernel == "eager" or softcap is not None or s_aux is not None
-    if (
-        segment_kernel != "eager"
-        and s_aux is None
-        and (sight.mask is None or max(segment_lengths) <= sight.horizon)
-    ):
+    windowed = sight.mask is None or max(segment_lengths) <= sight.horizon
+    if segment_kernel != "eager" and s_aux is None and windowed:
         how: Any = {"scaling": scaling, "sliding_window": sight.window, "softcap": softcap}
         if (output := varlen_attention(query, key, value, segment_lengths, **how)) is not None:
             return output, None
+    eagerly = partial(_eager, scaling=scaling, cap=softcap, sinks_H=s_aux)
+    core = eagerly if eager else partial(_fused, scaling=scaling)
+    return _by_segment(query, key, value, segment_lengths, sight, core)[None], None
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    sight: Sight,
+    core: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """(T, heads, head_dim): ``core`` of each run of equally long segments, as one batched call."""
     parts = []
     start = 0
-    for length, run in groupby(segment_lengths):
+    for length, run in groupby(lengths):
         count = sum(1 for _ in run)
         stop = start + length * count
-        # (1, H, count·L, d) seen as (count, H, L, d): equal segments are one batched call.
+        # (1, H, count·L, d) seen as (count, H, L, d).
         q, k, v = (
             x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
         )
         start = stop
-        mask = sight.of(length, q.device)
-        if eager:
-            part = _eager(q, k, v, mask, scaling, softcap, s_aux)
-        else:
-            causal, grouped = mask is None and length > 1, k.shape[1] != q.shape[1]
-            part = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
-            )
-        parts.append(part.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
+        parts.append(core(q, k, v, sight.of(length, q.device)).transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scaling: float | None) -> Tensor:
+    """Torch's attention, causal where no mask says otherwise."""
+    causal, grouped = mask is None and q.shape[2] > 1, k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+    )
 
 
 def _sight(mask: Any, lengths: Sequence[int], window: int | None) -> Sight:
