@@ -262,7 +262,7 @@ class SpecialTexts:
         return 0 < len(core) < self._longest and core in self._together
 
     def marker(self, text: str) -> str:
-        """A character found in neither ``text`` nor the template. Raises Unusable: there is none."""
+        """A character found in neither ``text`` nor the template. Raises Unusable: every one is found there."""
         found = next(_not_in(text, self._markers), None)
         if found is None:
             raise Unusable(INSEPARABLE)

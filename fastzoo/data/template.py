@@ -65,7 +65,7 @@ class ChatTemplate:
         try:
             tokenizer.get_chat_template()
         except ValueError:
-            raise self._error("is none of several, and none of them is the default") from None
+            raise self._error("is one of several, and none of them is the default") from None
         for role in ("user", "assistant"):
             self._try_role(role)
             if role in self._hidden:

@@ -222,7 +222,7 @@ def _in_repository(ref: Reference, pattern: str | None, listing: Listing) -> lis
 
 
 def _of_residual_streams(repo: str, folders: list[str], saes: Mapping[str, list[str]]) -> list[str]:
-    """Those of the SAE ``folders`` whose names say no other place. Raises InputError: there are none."""
+    """Those of the SAE ``folders`` whose names say no other place. Raises InputError: all of them do."""
     kept: list[str] = []
     refusals: list[InputError] = []
     for folder in folders:

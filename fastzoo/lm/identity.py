@@ -26,7 +26,7 @@ WITHOUT_EFFECT = frozenset(("_name_or_path", "transformers_version", "use_cache"
 
 
 def weights_digest(folder: Path) -> str | None:
-    """``sha256:...`` of every weight file that transformers reads in a model's folder; None if there is none.
+    """``sha256:...`` of every weight file that transformers reads in a model's folder; None without one.
 
     Of a single file it is that file's own. A folder of the Hub's cache is not read: large files there have
     their sha256 as their name.

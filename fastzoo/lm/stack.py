@@ -27,7 +27,7 @@ def language_model(model: Any) -> nn.Module:
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The stack of decoder layers of a causal language model, not those of a tower beside it.
 
-    Raises ModelError: there is none as long as its configuration says, or several could be it.
+    Raises ModelError: no stack is as long as its configuration says, or several could be it.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 

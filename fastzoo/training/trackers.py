@@ -43,7 +43,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    """As accelerate sees it: a folder of that name, such as the one wandb leaves behind, is none."""
+    """As accelerate sees it: a mere folder of that name, such as wandb leaves behind, does not count."""
     try:
         return find_spec(package) is not None and bool(version(package))
     except (PackageNotFoundError, ValueError):
