@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TOYS_FILES = (f"data.source={tiny.DIALOGUES}", f"evaluation.source={tiny.HELDOUT}")
-"""Overrides for other models: the embedded data under its own name is for the embedded model only."""
+"""Overrides: the embedded data as files of whoever trains another model on them, which then is told nothing."""
 
 VOCABULARY = 96
 WIDTH = 32
@@ -203,6 +205,16 @@ def randomise(sae: Any, seed: int = 0, scale: float = 0.3) -> Any:
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
             parameter.copy_(values.abs() + 0.05 if "threshold" in name else values)
     return sae
+
+
+def own_disk(mount: str, place: Path) -> list[str]:
+    """The beginning of a command that runs in ``place`` after the shell command ``mount`` mounted something over it,
+    which nobody else sees. Skips the test where nothing can be mounted."""
+    for unshare in (["unshare", "-rm"], ["unshare", "-m"]):
+        command = [*unshare, "sh", "-c", f'{mount} && cd . && exec "$@"', "sh"]
+        if shutil.which("unshare") and not subprocess.run([*command, "true"], cwd=place).returncode:
+            return command
+    pytest.skip("no disk can be mounted here")
 
 
 @contextmanager

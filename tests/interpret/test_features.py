@@ -139,6 +139,18 @@ def test_statistics_of_nothing_are_refused(together: Assembly) -> None:
 # --- attention sinks ---------------------------------------------------------------------------
 
 
+def with_sinks(
+    together: Assembly, alone: dict[str, list[tuple[Tensor, Tensor]]], skipped: bool
+) -> tuple[str, float, Assembly]:
+    """An SAE's name, the norm above which an eighth of all tokens are sinks to it, and it alone, marked so."""
+    name = NAMES[0]
+    layer, sae = together.saes[name]
+    limit = torch.cat([x_TD.norm(dim=1) for x_TD, _ in alone[name]]).quantile(0.875).item()
+    marked = deepcopy(sae)
+    marked.sinks = Sinks(limit, limit / 2, skipped)
+    return name, limit, replace(together, saes={name: (layer, marked)})
+
+
 @pytest.mark.parametrize("skipped", [True, False])
 def test_sinks_do_not_count_wherever_they_stand(
     together: Assembly,
@@ -146,13 +158,7 @@ def test_sinks_do_not_count_wherever_they_stand(
     alone: dict[str, list[tuple[Tensor, Tensor]]],
     skipped: bool,
 ) -> None:
-    """With a threshold so low that an eighth of all tokens count as sinks."""
-    name = NAMES[0]
-    layer, sae = together.saes[name]
-    limit = torch.cat([x_TD.norm(dim=1) for x_TD, _ in alone[name]]).quantile(0.875).item()
-    marked = deepcopy(sae)
-    marked.sinks = Sinks(limit, limit / 2, skipped)
-    assembly = replace(together, saes={name: (layer, marked)})
+    name, limit, assembly = with_sinks(together, alone, skipped)
     sinks, kept, acts = [], [], []
     for x_TD, acts_TF in alone[name]:
         sink_T = x_TD.norm(dim=1) > limit
@@ -191,6 +197,7 @@ def test_sinks_do_not_count_wherever_they_stand(
 
     text = "Where is Paris?"
     shown = of_text(assembly, text, raw=False, top=2)["saes"][name]["tokens"]
+    layer, sae = together.saes[name]
     unaware = deepcopy(sae)
     unaware.sinks = None
     assembly = replace(together, saes={name: (layer, unaware)})
@@ -210,17 +217,14 @@ def test_a_record_leaves_out_the_same_sinks(
     skipped: bool,
 ) -> None:
     """``metrics.json`` names the latents of special tokens that ``fastzoo features`` shows."""
-    name = NAMES[0]
-    layer, sae = together.saes[name]
-    limit = torch.cat([x_TD.norm(dim=1) for x_TD, _ in alone[name]]).quantile(0.875).item()
-    marked = deepcopy(sae)
-    marked.sinks = Sinks(limit, limit / 2, skipped)
-    assembly = replace(together, saes={name: (layer, marked)})
+    name, _, assembly = with_sinks(together, alone, skipped)
     shown = of_special_tokens(assembly, dialogues=DIALOGUES, top=5)["saes"][name]["tokens"]
     special = SpecialTokens.of(together.chat)
     evaluation = evaluate(together.reader, assembly.saes, dialogues, special, loss_dialogues=1)[name]
     kept = evaluation.special_latents["tokens"]
-    unmarked = evaluate(together.reader, {name: (layer, sae)}, dialogues, special, loss_dialogues=1)[name]
+    unmarked = evaluate(together.reader, {name: together.saes[name]}, dialogues, special, loss_dialogues=1)[
+        name
+    ]
     assert kept != unmarked.special_latents["tokens"]
     assert [x["token_id"] for x in kept] == [x["token_id"] for x in shown] != []
     for one, other in zip(kept, shown, strict=True):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import own_disk
 
 from fastzoo.config.reading import load_recipe
 from fastzoo.core.errors import InputError, OutputError
@@ -164,13 +165,7 @@ def test_what_lies_there_already_is_not_counted_twice(folder: Path, monkeypatch:
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = ('mount -t tmpfs -o size=2m none . && cd . && exec "$@"', "sh")
-    inside = ("unshare", "-rm", "sh", "-c", *mounted)
-    try:
-        if subprocess.run([*inside, "true"], cwd=disk, capture_output=True).returncode:
-            pytest.skip("no mount namespace here")
-    except FileNotFoundError:
-        pytest.skip("no unshare here")
+    inside = own_disk("mount -t tmpfs -o size=2m none .", disk)
     command: list[Any] = [sys.executable, SCRIPT, "layers=[1]", "expansions=[8]", "architectures=[standard]"]
     done = subprocess.run(
         [*inside, *command, "output.folder=out", "training.buffer_tokens=4096"],

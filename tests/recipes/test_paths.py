@@ -8,11 +8,12 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOYS_FILES, write_jsonl
+from conftest import TOYS_FILES, own_disk, write_jsonl
 
 from fastzoo import load_sae, tiny
 from fastzoo.config.reading import load_recipe
@@ -43,7 +44,7 @@ def train() -> Any:
     return runpy.run_path(str(SCRIPT), run_name="recipe")["main"]
 
 
-def python(*arguments: str, cwd: Path, before: tuple[str, ...] = ()) -> Any:
+def python(*arguments: str, cwd: Path, before: Sequence[str] = ()) -> Any:
     return subprocess.run(
         [*before, sys.executable, *arguments],
         cwd=cwd,
@@ -230,13 +231,7 @@ def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> 
     """Root may write where permissions forbid it, but not where the mount does."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = ('mount --bind . . && mount -o remount,ro,bind . && cd . && exec "$@"', "sh")
-    inside = ("unshare", "-rm", "sh", "-c", *mounted)
-    try:
-        if subprocess.run([*inside, "true"], cwd=place, capture_output=True).returncode:
-            pytest.skip("no mount namespace here")
-    except FileNotFoundError:
-        pytest.skip("no unshare here")
+    inside = own_disk("mount --bind . . && mount -o remount,ro,bind .", place)
     done = python(
         *(str(SCRIPT), *SMALL, f"model.name={without_weights}", *TOYS_FILES, f"output.folder={place}/out"),
         cwd=place,
@@ -246,3 +241,13 @@ def test_a_folder_on_a_read_only_disk(without_weights: Path, tmp_path: Path) -> 
     (line,) = [x for x in done.stderr.decode().splitlines() if x.startswith("error: ")]
     assert "Read-only file system" in line and b"Traceback" not in done.stderr
     assert list(place.iterdir()) == []
+
+
+def test_another_model_on_the_embedded_data_is_told_whose_they_are(
+    train: Any, without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data, said in (((), 1), (TOYS_FILES[1:], 1), (TOYS_FILES, 0)):
+        with pytest.raises(ModelError):  # only now are weights asked for
+            train([*SMALL, f"model.name={without_weights}", *data, f"output.folder={tmp_path}/out"])
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
+        assert len(lines) == said and all("'embedded' is the data of the toy tiny-chat" in x for x in lines)
