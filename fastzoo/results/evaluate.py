@@ -40,6 +40,11 @@ class _Place:
     own: DialogueSums = field(default_factory=DialogueSums)
     zeros: DialogueSums = field(default_factory=DialogueSums)
 
+    @property
+    def key(self) -> tuple[int, float]:
+        """The same where the layer and its sinks are, whether an SAE was trained on these or not."""
+        return self.layer, self.sinks.norm
+
 
 @dataclass
 class _Measured:
@@ -137,7 +142,8 @@ class _Here:
     def __init__(self, pack: Pack, place: _Place, acts_TD: Tensor, exact_TD: Tensor) -> None:
         self.x_TD, self.exact_TD, device = acts_TD.float(), exact_TD, acts_TD.device
         self.sink_T = place.sinks.mask(self.x_TD)
-        self.has_sinks = bool(self.sink_T.any())
+        self.sink_rows = self.sink_T.nonzero().squeeze(1)
+        self.has_sinks = len(self.sink_rows) > 0
         position_T, special_T = pack.column("position").to(device), pack.column("special").to(device)
         self.tokens = Tokens(pack.lengths, position_T, special_T, self.sink_T)
         place.activations.add(exact_TD, self.tokens)
@@ -162,12 +168,11 @@ class _Work:
         special: SpecialTokens,
     ) -> None:
         self.reader, self.special, device = reader, special, reader.device
-        self.places: dict[tuple[int, Sinks], _Place] = {}
+        self.places: dict[tuple[int, float], _Place] = {}
         self.measured: dict[str, _Measured] = {}
         for name, (layer, sae) in saes.items():
-            sinks = sae.sinks or estimated[layer]
-            place = _Place(layer, sinks, Activations(sae.d_in, device))
-            place = self.places.setdefault((layer, sinks), place)
+            place = _Place(layer, sae.sinks or estimated[layer], Activations(sae.d_in, device))
+            place = self.places.setdefault(place.key, place)
             sums, latents = Reconstruction(sae.d_in, sae.d_sae, device), SpecialLatents(sae.d_sae, device)
             self.measured[name] = _Measured(place, sae.to(device), sums, latents)
         self._layers = {place.layer for place in self.places.values()}
@@ -194,8 +199,7 @@ class _Work:
             for key in self.places
         }
         for m in self.measured.values():
-            key = m.place.layer, m.place.sinks
-            self._measure_sae(m, here[key], occurrences[key], passes)
+            self._measure_sae(m, here[m.place.key], occurrences[m.place.key], passes)
         if passes is None:
             return
         for key, place in self.places.items():
@@ -210,10 +214,12 @@ class _Work:
         self, m: _Measured, here: _Here, occurrences: Occurrences, passes: SplicedPasses | None
     ) -> None:
         passes_through = m.sae.skips_sinks and here.has_sinks
-        acts_TF = m.sae.encode(here.x_TD, skip_sinks=passes_through)
+        acts_TF = m.sae.encode(here.x_TD)
+        if passes_through:
+            acts_TF[here.sink_rows] = 0
         found_TD = m.sae.decode(acts_TF).float()
         if passes_through:
-            found_TD = torch.where(here.sink_T[:, None], here.x_TD, found_TD)
+            found_TD[here.sink_rows] = here.x_TD[here.sink_rows]
         m.reconstruction.add(here.exact_TD, found_TD, acts_TF, here.tokens)
         m.special_latents.add(acts_TF, occurrences)
         if passes is not None:

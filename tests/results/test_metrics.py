@@ -365,6 +365,21 @@ def test_every_figure_has_a_definition(measured: Any) -> None:
         assert set(figures) == set(DEFINITIONS)
 
 
+def test_passes_are_shared_whatever_an_sae_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three SAEs of a layer with the same sinks, one of which spares these: zeros go through once for all."""
+    saes = {name: each for name, each in some_saes().items() if each[0] == 1}
+    reader, passes = ResidualReader(small_model("qwen2"), pack_tokens=1 << 20), []
+    plain = ResidualReader.restarted
+
+    def counted(self: ResidualReader, *given: Any) -> torch.Tensor:
+        passes.append(given)
+        return plain(self, *given)
+
+    monkeypatch.setattr(ResidualReader, "restarted", counted)
+    figures_of(reader, saes, DIALOGUES)
+    assert len(passes) == 2 + 1 + 2 + 2, "trained: 2, skipped: 1, identity: 2, zeros: 2"
+
+
 def test_figures_do_not_depend_on_packing() -> None:
     dialogues = random_dialogues(LENGTHS, seed=9)
     whole = figures_of(ResidualReader(small_model("qwen2")), some_saes(), dialogues)
