@@ -71,7 +71,7 @@ def test_l0_is_as_wanted_where_it_is_measured(summed: float, l0: float) -> None:
         assert learner.log[-1]["l0_held_out"] == pytest.approx(found, rel=0.1)
 
 
-@pytest.mark.parametrize("rows", [40, 2048])
+@pytest.mark.parametrize("rows", [20, 2048])
 def test_counting_on_held_out_tokens_costs_a_share_of_the_run(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,14 +83,14 @@ def test_counting_on_held_out_tokens_costs_a_share_of_the_run(
         return plain(self, x_ND, *given)
 
     monkeypatch.setattr(Trainer, "_l0", noted)
-    (_, jumprelu) = trained(10.0, 80, held_out=held_out).learners
+    trainer = trained(10.0, 80, held_out=held_out)
     at_start, checks = seen[:2], seen[2:]
     assert [len(x_ND) for x_ND in at_start] == [rows] * 2
     assert len(checks) == 2 * CHECKS, "two SAEs"
     assert sum(map(len, checks)) <= 2 * 1.1 * HELD_OUT_SHARE * 80 * BATCH
-    found = torch.cat(checks[1::2]).unique(dim=0)
-    assert len(found) == rows, "each token in its turn"
-    assert "l0_held_out" in jumprelu.log[-1]
+    found = torch.cat(checks).unique(dim=0)
+    assert len(found) == min(rows, 32 * CHECKS), "each part in its turn"
+    assert all("l0_held_out" in learner.log[-1] for learner in trainer.learners)
 
 
 def test_without_l0_the_coefficient_is_as_given() -> None:
