@@ -215,7 +215,7 @@ class _Work:
     ) -> None:
         passes_through = m.sae.skips_sinks and here.has_sinks
         acts_TF = m.sae.encode(here.x_TD)
-        if passes_through:
+        if passes_through:  # not by ``skip_sinks``: that would look for them again, for every SAE
             acts_TF[here.sink_rows] = 0
         found_TD = m.sae.decode(acts_TF).float()
         if passes_through:
