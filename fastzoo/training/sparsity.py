@@ -14,7 +14,7 @@ UPDATES = 1000
 """About how often in a run λ is moved. Each time waits for a GPU."""
 
 CHECKS = 40
-"""About how often L0 is counted on held-out tokens, which takes a forward of the encoder."""
+"""About how often in a run L0 is counted on held-out tokens, which takes a forward of the encoder."""
 
 START = 2.0
 """A run begins with up to so many times the wanted L0: a learned threshold rises more readily than it falls."""
@@ -51,12 +51,13 @@ class Sparsity:
     held_out_l0: float | None = None
     """L0 on held-out tokens, when it was last counted."""
 
-    def after_step(self, step: int, active: Tensor, held_out: Callable[[], float] | None = None) -> None:
+    def after_step(self, step: int, active: Tensor, held_out: Callable[[int], float] | None = None) -> None:
         """Take note of ``step``.
 
         Args:
             active: (2,): how many latents were active on all its tokens (but sinks), and how many tokens these are.
-            held_out: counts L0 on tokens that are not trained on, likewise without sinks.
+            held_out: counts L0 on tokens that are not trained on, likewise without sinks; is told how often it was
+                asked.
         """
 
     def plain_state(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class SparsityControl(Sparsity):
     def coefficient(self, step: int) -> float:
         return self._given * math.exp(self._change)
 
-    def after_step(self, step: int, active: Tensor, held_out: Callable[[], float] | None = None) -> None:
+    def after_step(self, step: int, active: Tensor, held_out: Callable[[int], float] | None = None) -> None:
         self.active = active if self.active is None else self.active + active
         if (step + 1) % self.every:
             return
@@ -109,7 +110,7 @@ class SparsityControl(Sparsity):
         l0 = _per_token(latents, tokens)
         self._counted = [self._counted[0] + latents, self._counted[1] + tokens]
         if held_out is not None and (step + 1) % self.check_every == 0:
-            self.held_out_l0 = held_out()
+            self.held_out_l0 = held_out((step + 1) // self.check_every)
             self._log_ratio = _within(math.log(max(self.held_out_l0, 1e-3) / _per_token(*self._counted)), 1.0)
             self._counted = [0.0, 0.0]
         left = max(0.0, 1.0 - (step + 1) / (UNTIL * self.steps))

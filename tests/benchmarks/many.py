@@ -63,7 +63,7 @@ CONTEXT = 256
 STORE_BATCH = 8
 """Contexts per forward pass of sae-lens: 2,048 tokens."""
 
-FORWARD_TOKENS = 65_536
+FORWARD_TOKENS = 131_072
 """Of each run that is compared with the model's bare forward."""
 
 
@@ -87,7 +87,7 @@ def measure_real(model: str, data: Path, tokens: int, rounds: int) -> dict[str, 
         used = recipe.model_dump() | {"layers": recipe.layers[:2], "expansions": [8]}
         used["training"] = {"tokens": FORWARD_TOKENS, "batch_size": 512, "buffer_tokens": 16384}
         ours = Fastzoo(resolve(used, "benchmark"))
-        times = interleave({"train": ours.run, "forward": ours.forward}, seconds=0, least=3, warm_up=False)
+        times = interleave({"train": ours.run, "forward": ours.forward}, seconds=0, least=2, warm_up=False)
         found: dict[str, Any] = {"train_over_forward": ratio(times["forward"], times["train"])}
         found["train_over_forward_tokens_per_second"] = {
             name: round(FORWARD_TOKENS / median_seconds(t)) for name, t in times.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from conftest import training
 from torch import Tensor
 
 from fastzoo.saes.names import SAEName
+from fastzoo.training import trainer as trainer_module
 from fastzoo.training.initialise import Points, new_sae, start_sparse
 from fastzoo.training.schedule import Schedule
-from fastzoo.training.sparsity import RANGE, START, Sparsity, SparsityControl
-from fastzoo.training.trainer import Trainer
+from fastzoo.training.sparsity import CHECKS, RANGE, START, Sparsity, SparsityControl
+from fastzoo.training.trainer import HELD_OUT_SHARE, Trainer
 
 WIDTH, EXPANSION, BATCH = 32, 8, 256
 ARCHITECTURES = ["standard", "jumprelu"]
@@ -69,6 +71,28 @@ def test_l0_is_as_wanted_where_it_is_measured(summed: float, l0: float) -> None:
         assert learner.log[-1]["l0_held_out"] == pytest.approx(found, rel=0.1)
 
 
+@pytest.mark.parametrize("rows", [20, 2048])
+def test_counting_on_held_out_tokens_costs_a_share_of_the_run(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "HELD_OUT_LEAST", 32)
+    held_out, seen, plain = points(rows, 9), [], Trainer._l0
+
+    def noted(self: Trainer, x_ND: Tensor, *given: Any) -> float:
+        seen.append(x_ND)
+        return plain(self, x_ND, *given)
+
+    monkeypatch.setattr(Trainer, "_l0", noted)
+    trainer = trained(10.0, 80, held_out=held_out)
+    at_start, checks = seen[:2], seen[2:]
+    assert [len(x_ND) for x_ND in at_start] == [rows] * 2
+    assert len(checks) == 2 * CHECKS, "two SAEs"
+    assert sum(map(len, checks)) <= 2 * 1.1 * HELD_OUT_SHARE * 80 * BATCH
+    found = torch.cat(checks).unique(dim=0)
+    assert len(found) == min(rows, 32 * CHECKS), "each part in its turn"
+    assert all("l0_held_out" in learner.log[-1] for learner in trainer.learners)
+
+
 def test_without_l0_the_coefficient_is_as_given() -> None:
     trainer = trained(None, 40, sparsity_coefficient={"standard": 2.0, "jumprelu": 0.5}, sparsity_width=None)
     for learner, given in zip(trainer.learners, (2.0, 0.5), strict=True):
@@ -93,7 +117,7 @@ def test_the_control_goes_on_from_what_a_checkpoint_keeps(
     def told(step: int) -> Tensor:
         return torch.tensor([900.0 * (1 + 0.3 * math.sin(step)), 64.0])
 
-    def held_out(step: int) -> float:
+    def held_out(step: int, number: int) -> float:
         return 12.0 + math.cos(step)
 
     whole, first, second = (SparsityControl(10.0, 0.5, schedule) for _ in range(3))

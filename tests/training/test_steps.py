@@ -149,7 +149,7 @@ def test_a_wide_jumprelu_window_is_not_listed(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sparse._Entries, "by_latent", spy)
     for changes in ({"jumprelu_bandwidth": 0.01}, {"jumprelu_bandwidth": 1.5}):
-        step = start(SparseStep, "jumprelu", "quick", -0.2, **changes)
+        step = start(SparseStep, "jumprelu", "quick", -0.9, **changes)
         step(batches(1)[0], 1e-3, 0.1)
     assert listed == [True, False]
 
