@@ -20,8 +20,8 @@ TOKENS = 8
 @torch.inference_mode()
 def check_model(reader: ResidualReader) -> None:
     """Raise ModelError, in one line, if SAEs of a model could not be trained, evaluated or steered: if there is
-    no single residual stream after each layer, if tokens see what comes after them, or if the head cannot be
-    asked for the logits of other states."""
+    no single residual stream after each layer, if tokens see what comes after them, if positions do not count from 0, or if the head
+    cannot be asked for the logits of other states."""
     model, kind = reader.model, type(reader.model).__name__
     head_weight(model)
     ids_T = torch.arange(1, TOKENS + 1, device=reader.device)
@@ -43,11 +43,15 @@ def check_model(reader: ResidualReader) -> None:
     share, allowed = difference(final_TD[:-1], _states(reader, other_T)[1][:-1])
     if share > allowed:
         raise ModelError(f"{kind}: its tokens see those after them; it is no causal language model")
+    places_1T = torch.arange(TOKENS, device=reader.device)[None]
+    share, allowed = difference(final_TD, _states(reader, ids_T, position_ids=places_1T)[1])
+    if share > allowed:
+        raise ModelError(f"{kind}: its positions do not count from 0, as they are given to it in packs")
     check_head(model, ids_T)
 
 
-def _states(reader: ResidualReader, ids_T: Tensor) -> tuple[list[list[Tensor]], Tensor]:
-    """What each layer gave, each time it ran; and the final states (T, D)."""
+def _states(reader: ResidualReader, ids_T: Tensor, **more: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+    """What each layer gave, each time it ran, to these tokens and ``more``; and the final states (T, D)."""
     found: list[list[Tensor]] = [[] for _ in reader.layers]
 
     def keep(layer: int) -> Any:
@@ -59,7 +63,7 @@ def _states(reader: ResidualReader, ids_T: Tensor) -> tuple[list[list[Tensor]], 
     handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(reader.layers)]
     base = language_model(reader.model)
     try:
-        inputs = accepted(base, {"input_ids": ids_T[None], "use_cache": False})
+        inputs = accepted(base, {"input_ids": ids_T[None], "use_cache": False, **more})
         final_TD: Tensor = base(**inputs).last_hidden_state[0]
     finally:
         for handle in handles:

@@ -160,4 +160,6 @@ def load_model(source: ModelSource, section: ModelSection, device: torch.device)
         raise
     except Exception as error:  # transformers, safetensors and httpx raise many kinds
         raise ModelError(f"model.name: {source.name} cannot be loaded ({one_line(error, 200)})") from None
+    for config in [part.config for part in model.modules() if hasattr(part, "config")]:
+        config.return_dict = True  # a model's file may ask for tuples, whose parts have no names
     return model.to(device).eval().requires_grad_(False)

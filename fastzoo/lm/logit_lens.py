@@ -92,13 +92,15 @@ def final_norm(model: Any) -> nn.Module:
 
 def _refuse_unless_linear(model: Any) -> None:
     """Raise ModelError where the head does more than multiply by the unembedding, scale and cap."""
-    weight_VD = head_weight(model)
-    states_1D = torch.randn(1, weight_VD.shape[1], generator=torch.Generator().manual_seed(0))
-    states_1D = states_1D.to(weight_VD)
-    product_V = (states_1D @ weight_VD.t())[0].float()
-    states_1D /= product_V.std()  # small logits: a cap leaves them as they are
-    odd_V = (logits(model, states_1D) - logits(model, -states_1D))[0].float()
-    if odd_V.shape != product_V.shape or torch.corrcoef(torch.stack([odd_V, product_V]))[0, 1] < 0.99:
+    weight_VD, width = head_weight(model), model.config.get_text_config().hidden_size
+    states_1D = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).to(weight_VD)
+    if linear := weight_VD.shape[1] == width:
+        product_V = (states_1D @ weight_VD.t())[0].float()
+        states_1D /= product_V.std()  # small logits: a cap leaves them as they are
+        odd_V = (logits(model, states_1D) - logits(model, -states_1D))[0].float()
+        both = odd_V.shape == product_V.shape and torch.corrcoef(torch.stack([odd_V, product_V]))[0, 1]
+        linear = both >= 0.99
+    if not linear:
         raise ModelError(
             f"{type(model).__name__}: its LM head is more than a matrix, so it has no logit lens"
         )

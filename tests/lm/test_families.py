@@ -19,7 +19,8 @@ from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.fitness import check_model
 from fastzoo.lm.lengths import LengthRules, Proven
 from fastzoo.lm.likelihood import answer_nlls
-from fastzoo.lm.load import find_model
+from fastzoo.lm.load import find_model, load_model
+from fastzoo.lm.logit_lens import logit_lens
 from fastzoo.lm.stack import decoder_layers, language_model
 from fastzoo.saes.standard import StandardSAE
 
@@ -88,6 +89,26 @@ def test_models_without_one_causal_residual_stream_are_refused_in_one_line(name:
     with pytest.raises(ModelError, match=why) as caught:
         of(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "data2vec-text", "roberta-prelayernorm"])
+def test_models_that_count_positions_from_elsewhere_are_refused(family: str) -> None:
+    """Packed and alone they would be wrong alike."""
+    model = tiny_model(tiny_config(family, is_decoder=True))
+    with pytest.raises(ModelError, match="positions do not count from 0"):
+        check_model(ResidualReader(model))
+
+
+def test_a_head_of_another_width_has_no_logit_lens() -> None:
+    with pytest.raises(ModelError, match="more than a matrix"):
+        logit_lens(tiny_model(tiny_config("rembert", is_decoder=True)), torch.randn(2, WIDTH))
+
+
+def test_a_model_whose_file_asks_for_tuples_is_read(tmp_path: Path) -> None:
+    tiny_model(tiny_config("llama", return_dict=False)).save_pretrained(tmp_path)
+    section, cpu = ModelSection(name=str(tmp_path)), torch.device("cpu")
+    model = load_model(find_model(section), section, cpu)
+    check_model(ResidualReader(model))
 
 
 def test_a_vision_tower_as_deep_as_the_language_model_is_not_taken_for_it() -> None:
