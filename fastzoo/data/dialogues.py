@@ -147,7 +147,7 @@ def _read_turn(given: Any) -> Turn:
     if role.lower() not in ROLES:
         raise Unusable("unknown role")
     calls = _objects(turn.pop("tool_calls", None), "tool_calls")
-    if calls is not None:
+    if calls:  # an empty list, as columns of tables have it, would be a call to templates that ask whether it is there
         if not all(isinstance(call.get("function", {}), dict) for call in calls):
             raise Unusable("malformed: a tool call's function is not an object")
         turn["tool_calls"] = calls

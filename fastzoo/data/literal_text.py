@@ -42,6 +42,9 @@ UNASSIGNED = "\U0010fffe"
 
 DROPPED = "text of a special token"
 
+READ = "text of a special token that the chat template acts on (data.special_text=allow takes it)"
+"""Such as the end of thoughts, where it is a special token."""
+
 INSEPARABLE = "text of a special token that this tokenizer cannot read as ordinary text"
 
 
@@ -124,8 +127,10 @@ class LiteralText:
         mark = self._texts.marked
         marked = apply_template(dialogue.with_texts(lambda text, compared: mark(text, marker, compared)))
         marked = marked.replace(_escaped(marker), marker)
+        text = apply_template(dialogue)
+        if marked.replace(marker, "") != text:
+            raise Unusable(READ)
         if joins:
-            text = apply_template(dialogue)
             if self._texts.split(marked)[1] == self._texts.split(text)[1]:
                 return Rendered(text)  # nothing was joined
             if self._policy == "drop":

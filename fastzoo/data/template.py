@@ -2,13 +2,13 @@
 
 A template is a program. What it does with a turn's content, a list of parts, a tool call or a role is found by giving
 it words of ours and looking for them in what it writes. So what it wants is what it gets; and dialogues of which it
-would show nothing are not trained on.
+would lose a turn are not trained on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -39,13 +39,21 @@ NULLS: tuple[Turn, ...] = ({}, {"content": ""}, {"content": None})
 """How null content can be given: not at all, as by transformers; as templates want it that add it to other text; and as
 those want it that ask for it."""
 
+NUMBERED = "Kumquat{}x"
+"""What the turns of a dialogue are made to say to see which of them a template shows."""
+
+MOST_SHAPES, MOST_TURNS = 4096, 64
+"""Shapes of dialogues that are remembered, and turns of the longest of them."""
+
+BESIDE_CALLS = "content beside tool_calls"
+
 
 class ChatTemplate:
     """A tokenizer's chat template, with its date fixed.
 
     Attributes:
         source: its text, or the texts of several.
-        shows: of the fields that a template may not show (``Dialogue.fields``), those that it does, or may.
+        reads: which of ``VARIABLES`` it may read.
 
     Raises ModelError: it shows nothing of a user's or an assistant's turns, or draws at random.
     """
@@ -58,25 +66,14 @@ class ChatTemplate:
         if re.search(r"\|\s*random\b|\blipsum\b", self.source):
             raise self._error("draws at random, so results would differ from run to run")
         self.reads = frozenset(name for name in VARIABLES if name in self.source)
-        self._one_part: set[str] = set()  # roles whose text is given as a list of one part
-        self._lists: set[str] = set()  # roles whose lists of parts are given as they are
-        self._hidden: set[str] = set()  # roles whose content is not shown
-        self._null = NULLS[0]
         try:
             tokenizer.get_chat_template()
         except ValueError:
             raise self._error("is one of several, and none of them is the default") from None
-        for role in ("user", "assistant"):
-            self._try_role(role)
-            if role in self._hidden:
-                raise self._error(f"shows nothing of what the {role} says, neither of text nor of text parts")
-        self._try_null()
-        for role in ("system", "developer", "tool"):
-            if role != "developer" or role in self.source:
-                self._try_role(role)
-        later = self._written(_turns(LATER))
-        self._forgets = later is not None and not _has(later, WORDS[:4])
-        self.shows = frozenset(self._shown_fields())
+        self._manners: dict[bool, Manner] = {}  # without tools, and with tools
+        self._lost: dict[Any, list[int]] = {}  # by the shape of a dialogue
+        if hidden := self._manner({}).hidden():
+            raise self._error(f"shows nothing of what the {hidden} says, neither of text nor of text parts")
 
     def _error(self, what: str) -> ModelError:
         return ModelError(f"model.name: the chat template of {self._model_name} {what}")
@@ -87,15 +84,8 @@ class ChatTemplate:
         Args:
             answer: whether the beginning of an answer follows (``add_generation_prompt``).
 
-        Raises Unusable: the template refuses it, writes nothing, or shows nothing of a turn; ModelError: the template
-        itself is broken.
+        Raises Unusable: the template refuses it, or writes nothing; ModelError: the template itself is broken.
         """
-        roles = [self._role(turn) for turn in dialogue.turns]
-        for role, turn in zip(roles, dialogue.turns, strict=True):
-            if role in self._hidden and text_of(turn).strip():
-                raise Unusable(f"the chat template shows nothing of a {role} turn")
-        if self._forgets and sum(role in ("user", "assistant") for role in roles) > 2:
-            raise Unusable("the chat template shows nothing of earlier turns")
         try:
             text = self._render(dialogue, answer)
         except TemplateSyntaxError as error:
@@ -111,6 +101,39 @@ class ChatTemplate:
             raise Unusable("nothing rendered by the chat template")
         return text
 
+    def unshown(self, dialogue: Dialogue, *, answer: bool = False) -> frozenset[str]:
+        """What the template does not show of a dialogue besides whole turns. Raises Unusable: it loses a turn."""
+        turns, found = dialogue.turns, dialogue.fields() - self._manner(dialogue.variables).shows
+        lost = self._lost_turns(dialogue, answer)
+        if any(turns[place].get("tool_calls") for place in lost):
+            found |= {BESIDE_CALLS}
+        for place in lost:
+            role = self._manner(dialogue.variables).role(turns[place])
+            if not turns[place].get("tool_calls"):
+                earlier = role in ("user", "assistant") and place < len(turns) - 1
+                what = "earlier turns" if earlier else f"a {role} turn"
+                raise Unusable(f"the chat template shows nothing of {what}")
+        return frozenset(found)
+
+    def _lost_turns(self, dialogue: Dialogue, answer: bool) -> list[int]:
+        """The places of turns whose content is not shown in a dialogue of this shape, whatever they say."""
+        shape = answer, tuple(map(_shape, dialogue.turns)), *sorted(dialogue.variables)
+        if (known := self._lost.get(shape)) is not None:
+            return known
+        told = [_saying(turn, NUMBERED.format(i)) for i, turn in enumerate(dialogue.turns)]
+        try:
+            text = self._render(Dialogue(told, dialogue.variables), answer)
+        except Exception:  # such as a template that looks for words in content: then nothing is known
+            return []
+        pattern = re.escape(NUMBERED.casefold()).replace(r"\{\}", "([0-9]+)")
+        seen = set(map(int, re.findall(pattern, text.casefold())))
+        lost = [i for i, turn in enumerate(dialogue.turns) if text_of(turn).strip() and i not in seen]
+        if len(dialogue.turns) <= MOST_TURNS:
+            if len(self._lost) >= MOST_SHAPES:
+                self._lost.clear()
+            self._lost[shape] = lost
+        return lost
+
     def ends(self) -> tuple[set[int], str | None]:
         """What ends an assistant's turn: token ids, and the text of the next turn's header if none stands before it.
 
@@ -121,8 +144,9 @@ class ChatTemplate:
             token.content: i for i, token in self._tokenizer.added_tokens_decoder.items() if token.content
         }
         pattern = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)")
-        alone, later = self._written(_turns("user assistant")), self._written(_turns(LATER))
-        inside = _between(self._written([*_turns("user"), _thinking()]), ARGUMENT, WORDS[1])
+        written = self._manner({}).written
+        alone, later = written(_turns("user assistant")), written(_turns(LATER))
+        inside = _between(written([*_turns("user"), _thinking()]), ARGUMENT, WORDS[1])
         behind = [_between(alone, WORDS[1]), _between(later, WORDS[3]), _between(later, WORDS[1], WORDS[2])]
         first = [match[0] if (match := pattern.search(text)) else None for text in behind]
         found = {token for token in first if token and token not in inside}
@@ -132,43 +156,95 @@ class ChatTemplate:
             stop = ("\n" if "\n" in blank else "") + header.strip()
         return {added[token] for token in found}, stop
 
-    def _role(self, turn: Turn) -> str:
-        """As the template knows it: a developer's word is the system's for all but the newest."""
-        known = turn["role"] != "developer" or "developer" in self.source
-        return str(turn["role"]) if known else "system"
+    def _manner(self, variables: dict[str, Any]) -> Manner:
+        """Templates may take other branches, or be others, where there are tools."""
+        tools = bool(variables.get("tools"))
+        if tools not in self._manners:
+            given = {"tools": [_tool("Pangolin")]} if tools else {}
+            self._manners[tools] = Manner(self._fill, given, "developer" in self.source)
+        return self._manners[tools]
 
     def _render(self, dialogue: Dialogue, answer: bool = False) -> str:
         """What the template writes. Raises anything."""
+        manner = self._manner(dialogue.variables)
+        return self._fill([manner.fitted(turn) for turn in dialogue.turns], dialogue.variables, answer)
+
+    def _fill(self, turns: Sequence[Turn], variables: dict[str, Any], answer: bool = False) -> str:
+        """What the template writes of turns as they are. Raises anything."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        variables = {**self._tokenizer.special_tokens_map, "date_string": self._date, **dialogue.variables}
+        variables = {**self._tokenizer.special_tokens_map, "date_string": self._date, **variables}
         source = self._tokenizer.get_chat_template(tools=variables.get("tools"))
         (text,), _ = render_jinja_template(
-            [[self._fitted(turn) for turn in dialogue.turns]],
+            [list(turns)],
             chat_template=with_fixed_date(source, self._date),
             add_generation_prompt=answer,
             **variables,
         )
         return str(text)
 
-    def _fitted(self, turn: Turn) -> Turn:
+
+class Manner:
+    """In which form a template wants turns, found by trials.
+
+    Args:
+        fill: what the template writes of turns and variables; may raise anything.
+        given: variables that all trials have.
+        knows_developers: whether it may know a developer's turn.
+
+    Attributes:
+        shows: of the fields that a template may not show (``Dialogue.fields``), those that it does, or may.
+    """
+
+    def __init__(
+        self,
+        fill: Callable[[Sequence[Turn], dict[str, Any]], str],
+        given: dict[str, Any],
+        knows_developers: bool,
+    ) -> None:
+        self._fill, self._given = fill, given
+        self._one_part: set[str] = set()  # roles whose text is given as a list of one part
+        self._lists: set[str] = set()  # roles whose lists of parts are given as they are
+        self._shown: dict[
+            str, bool | None
+        ] = {}  # whether a role's content is; None where its turns are refused
+        self._null, self._empty_is_null, self._developer = NULLS[0], False, "developer"
+        for role in ("user", "assistant"):
+            self._try_role(role)
+        self._try_null()
+        self._try_role("tool")
+        self._try_role("system")
+        if knows_developers:
+            self._try_role("developer")
+        if not self._shown.get("developer"):  # a developer's word is the system's for all but the newest
+            self._developer = "system"
+        self.shows = frozenset(self._shown_fields())
+
+    def hidden(self) -> str | None:
+        """The user or the assistant, if nothing of what it says is shown."""
+        return next((role for role in ("user", "assistant") if self._shown.get(role) is False), None)
+
+    def role(self, turn: Turn) -> str:
+        """As the template knows it."""
+        return self._developer if turn["role"] == "developer" else str(turn["role"])
+
+    def fitted(self, turn: Turn) -> Turn:
         """A turn in the form that the template wants."""
-        role = self._role(turn)
-        if "content" not in turn:
-            return self._null | turn | {"role": role}
-        content = turn["content"]
+        role = self.role(turn)
+        content = turn.get("content")
+        if content is None or (self._empty_is_null and turn.get("tool_calls") and not text_of(turn)):
+            rest = {key: value for key, value in turn.items() if key != "content"}
+            return self._null | rest | {"role": role}
         if isinstance(content, list) and role not in self._lists:
             content = text_of(turn)
         if isinstance(content, str) and role in self._one_part:
             content = [_part(content)]
         return turn | {"role": role, "content": content}
 
-    # --- trials ---------------------------------------------------------------------------------
-
-    def _written(self, turns: Sequence[Turn], **variables: Any) -> str | None:
+    def written(self, turns: Sequence[Turn], **variables: Any) -> str | None:
         """What the template writes of a trial; None where it refuses it."""
         try:
-            return self._render(Dialogue(list(turns), variables))
+            return self._fill([self.fitted(turn) for turn in turns], self._given | variables)
         except Exception:  # a template is a program and can fail in any way
             return None
 
@@ -182,8 +258,7 @@ class ChatTemplate:
             self._lists.add(role)
         if one and not text:
             self._one_part.add(role)
-        if not (text or one) and False in (text, one):
-            self._hidden.add(role)
+        self._shown[role] = bool(text or one) if {text, one} != {None} else None
 
     def _is_shown(self, role: str, content: Any) -> bool | None:
         """Whether all text of a content is shown, and not as Python or JSON writes a list; None if it is refused."""
@@ -196,7 +271,7 @@ class ChatTemplate:
                 turns = _turns(context)
                 place = next(i for i, turn in enumerate(turns) if turn["role"] == role)
                 turns[place] |= {"content": content}
-                text = self._written(turns)
+                text = self.written(turns)
                 if text is not None:
                     listed = isinstance(content, list) and re.search(r"""['"]text['"]\s*:""", text)
                     return not listed and _has(text, [part["text"] for part in parts])
@@ -206,35 +281,32 @@ class ChatTemplate:
             self._lists.discard(role)
 
     def _try_null(self) -> None:
-        """The first way to give null content beside a tool call that shows the call, or else is not refused."""
+        """The first way to give null content beside a tool call that shows the call, or else is not refused; and
+        whether empty content has to be given that way too."""
         found = []
         for self._null in NULLS:
             shown = [_has(text, [ARGUMENT]) for text in self._calls()]
             found.append((any(shown), bool(shown)))
         self._null = NULLS[found.index(max(found))]
+        self._empty_is_null = found[NULLS.index({"content": ""})] < max(found)
 
     def _calls(self) -> Iterator[str]:
         """What is written of dialogues with a tool call; some templates want its arguments as JSON."""
         for arguments, context in product(
             ({}, "{}"), ("user call tool assistant", "user call tool", "user call")
         ):
-            text = self._written(_turns(context, arguments))
+            text = self.written(_turns(context, arguments))
             if text is not None:
                 yield text
 
     def _shown_fields(self) -> Iterator[str]:
         """Of the fields that it may not show, those that the template shows, or refuses to be tried with."""
-        function = {
-            "name": ARGUMENT,
-            "description": ARGUMENT,
-            "parameters": {"type": "object", "properties": {}},
-        }
         documents = [{"title": ARGUMENT, "text": ARGUMENT}]
         trials: dict[str, list[str | None]] = {
             "tool_calls": [*self._calls()],
-            "reasoning_content": [self._written([*_turns("user"), _thinking()])],
-            "tools": [self._written(_turns("user"), tools=[{"type": "function", "function": function}])],
-            "documents": [self._written(_turns("user"), documents=documents)],
+            "reasoning_content": [self.written([*_turns("user"), _thinking()])],
+            "tools": [self.written(_turns("user"), tools=[_tool(ARGUMENT)])],
+            "documents": [self.written(_turns("user"), documents=documents)],
         }
         for name, texts in trials.items():
             written = [text for text in texts if text is not None]
@@ -244,6 +316,11 @@ class ChatTemplate:
 
 def _part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
+
+
+def _tool(name: str) -> dict[str, Any]:
+    function = {"name": name, "description": name, "parameters": {"type": "object", "properties": {}}}
+    return {"type": "function", "function": function}
 
 
 def _turns(context: str, arguments: Any = None) -> list[Turn]:
@@ -260,6 +337,26 @@ def _turns(context: str, arguments: Any = None) -> list[Turn]:
             if role == "tool":
                 turns[-1] |= {"tool_call_id": "abcdefghi", "name": ARGUMENT}
     return turns
+
+
+def _shape(turn: Turn) -> tuple[Any, ...]:
+    """What of a turn, besides its words, decides what becomes of it."""
+    content = turn.get("content")
+    form = len(content) if isinstance(content, list) else type(content).__name__
+    return (
+        turn["role"],
+        form,
+        bool(text_of(turn).strip()),
+        *sorted(key for key, value in turn.items() if value),
+    )
+
+
+def _saying(turn: Turn, word: str) -> Turn:
+    """The turn with another content of the same form."""
+    if not text_of(turn).strip():
+        return turn
+    content = turn["content"]
+    return turn | {"content": word if isinstance(content, str) else [_part(word) for _ in content]}
 
 
 def _thinking() -> Turn:

@@ -12,7 +12,7 @@ from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import ModelError
 from fastzoo.core.text import one_line
 from fastzoo.data.dialogues import Dialogue, Unusable, read_dialogue
-from fastzoo.data.literal_text import DROPPED, INSEPARABLE, Encoder, LiteralText, Rendered, usable
+from fastzoo.data.literal_text import DROPPED, INSEPARABLE, READ, Encoder, LiteralText, Rendered, usable
 from fastzoo.data.rows import Row
 from fastzoo.data.sequences import Counts, TokenSequence
 from fastzoo.data.template import ChatTemplate
@@ -74,10 +74,11 @@ class ChatTokenizer(Encoder):
 
     def _render(self, dialogue: Dialogue, answer: bool = False) -> Rendered:
         try:
+            unshown = self.template.unshown(dialogue, answer=answer)
             rendered = self._literal.render(dialogue, lambda d: self.template.write(d, answer=answer))
         except RecursionError:
             raise Unusable("malformed: nested too deeply") from None
-        return replace(rendered, unshown=frozenset(dialogue.fields() - self.template.shows))
+        return replace(rendered, unshown=unshown)
 
     def _document(self, row: Any, column: str) -> Rendered:
         """The text of a row of plain text, all of which is content. Raises Unusable."""
@@ -122,7 +123,7 @@ class ChatTokenizer(Encoder):
                 counts.rows += 1
                 try:
                     if isinstance(text, Unusable):
-                        counts.special_text += text.reason in (DROPPED, INSEPARABLE)
+                        counts.special_text += text.reason in (DROPPED, READ, INSEPARABLE)
                         raise text
                     counts.special_text += text.special_text
                     counts.unshown.update(text.unshown)

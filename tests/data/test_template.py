@@ -185,6 +185,111 @@ def test_turns_that_a_template_shows_nothing_of_cost_their_rows(tokenizer: Any) 
     assert skipped == {"the chat template shows nothing of earlier turns": 1}
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+# As Mistral's older ones: the system prompt stands in the last user turn, if that comes last.
+WITH_LAST = (
+    "{% if messages[0].role == 'system' %}{% set sys = messages[0].content %}{% set messages = messages[1:] %}"
+    "{% endif %}{% for m in messages %}{{ (sys or '') if loop.last and m.role == 'user' }}"
+    "{% if m.tool_calls is defined and m.tool_calls is not none %}{{ m.tool_calls | tojson }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "hidden"),
+    [
+        (WITH_LAST, [SYSTEM, USER, ANSWER], "a system turn"),
+        (WITH_LAST, [{**SYSTEM, "role": "developer"}, USER, ANSWER, USER, ANSWER], "a system turn"),
+        (CHATML.replace("in messages", "in messages[-2:]"), [SYSTEM, USER, ANSWER], "a system turn"),
+        (
+            "{% if messages | length == 2 %}" + CHATML + "{% else %}{{ messages[-1].content }}{% endif %}",
+            [USER, ANSWER, USER],
+            "earlier turns",
+        ),
+        (CHATML.replace("m.content", "('' if m.tool_calls else m.content)"), None, None),
+    ],
+)
+def test_what_is_shown_depends_on_the_whole_dialogue(
+    tokenizer: Any, template: str, turns: Any, hidden: str | None
+) -> None:
+    chat = chat_of(with_template(tokenizer, template))
+    if hidden is None:  # the call is not shown, either
+        beside = call(content="I add these.")
+        ids, counts = one(chat, {"messages": [USER, beside, RESULT, ANSWER]})
+        assert ids and counts.unshown == {"tool_calls": 1, "content beside tool_calls": 1}
+        assert not one(chat, {"messages": [USER, call(content=" "), RESULT, ANSWER]})[1].skipped
+        return
+    ids, counts = one(chat, {"messages": turns})
+    assert not ids and counts.skipped == {f"the chat template shows nothing of {hidden}": 1}
+    assert one(chat, {"messages": [USER, ANSWER]})[0]
+    question = [Dialogue([SYSTEM, USER])]
+    if template == WITH_LAST:
+        assert "Be brief." in tokenizer.decode(chat.prompt(question[0]))
+
+
+def test_content_beside_calls_that_is_not_shown_is_said(tokenizer: Any) -> None:
+    chat = chat_of(with_template(tokenizer, WITH_LAST))
+    ids, counts = one(chat, {"messages": [USER, call(content="I add these."), RESULT, ANSWER]})
+    assert "I add" not in tokenizer.decode(ids) and counts.unshown == {"content beside tool_calls": 1}
+    assert (
+        one(chat_of(model_of(tokenizer, "qwen3")), {"messages": [USER, call(content="I add.")]})[1].unshown
+        == {}
+    )
+
+
+def test_an_empty_list_of_calls_is_no_call(tokenizer: Any) -> None:
+    chat = chat_of(with_template(tokenizer, WITH_LAST))
+    ids, counts = one(chat, {"messages": [USER, {**ANSWER, "tool_calls": []}]})
+    assert "It is 8." in tokenizer.decode(ids) and not counts.unshown
+    for name in TEMPLATES:
+        model = model_of(tokenizer, name)
+        for empty in ([], "[]", None):
+            with_list = one(chat_of(model), {"messages": [USER, {**ANSWER, "tool_calls": empty}]})[0]
+            assert with_list == one(chat_of(model), {"messages": [USER, ANSWER]})[0], name
+
+
+def test_empty_content_beside_a_call_is_null_where_only_that_shows_the_call(tokenizer: Any) -> None:
+    model = model_of(tokenizer, "deepseek")
+    null, empty = (one(chat_of(model), {"messages": [USER, call("{}", content=c)]})[0] for c in (None, ""))
+    assert "call add" in model.decode(null) and empty == null
+
+
+def test_templates_are_tried_with_tools_too(tokenizer: Any) -> None:
+    """They may take other branches, or be others, where a row has tools."""
+    calls = "{{ tools | tojson }}" + CHATML.replace(
+        "m.content", "(m.tool_calls | tojson if m.tool_calls else m.content)"
+    )
+    row = {"messages": [USER, call(content=""), RESULT, ANSWER], "tools": [TOOL]}
+    chat = chat_of(with_template(tokenizer, {"default": CHATML, "tool_use": calls}))
+    ids, counts = one(chat, row)
+    assert '"name": "add"' in tokenizer.decode(ids) and not counts.unshown
+    assert one(chat, {"messages": row["messages"]})[1].unshown == {"tool_calls": 1}
+    # Of Command R's shape, but this one wants parts.
+    chat = chat_of(
+        with_template(tokenizer, {"default": CHATML, "tool_use": "{{ tools | tojson }}" + PARTS_ONLY})
+    )
+    ids, counts = one(chat, {"messages": [USER, ANSWER], "tools": [TOOL]})
+    assert "It is 8." in tokenizer.decode(ids) and not counts.skipped
+    deaf = CHATML.replace("in messages", "in messages if not tools or m.role != 'system'")
+    chat = chat_of(with_template(tokenizer, deaf))
+    assert one(chat, {"messages": [SYSTEM, USER, ANSWER]})[0]
+    ids, counts = one(chat, {"messages": [SYSTEM, USER, ANSWER], "tools": [TOOL]})
+    assert not ids and counts.skipped == {"the chat template shows nothing of a system turn": 1}
+
+
+def test_the_word_developer_makes_no_role(tokenizer: Any) -> None:
+    preamble = "{# developer #}" + CHATML.replace("in messages", "in messages if m.role != 'developer'")
+    raises = preamble.replace(
+        "{{", "{{ raise_exception('bad role') if messages[0].role == 'developer' }}{{", 1
+    )
+    for template in (preamble, raises):
+        chat = chat_of(with_template(tokenizer, template))
+        rows = ({"messages": [{**SYSTEM, "role": role}, USER, ANSWER]} for role in ("developer", "system"))
+        found = [one(chat, row)[0] for row in rows]
+        assert found[0] == found[1] and "Be brief." in tokenizer.decode(found[0])
+
+
 # --- content --------------------------------------------------------------------------------------
 
 PARTS = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?", "image_url": None}]
@@ -398,6 +503,21 @@ def test_no_field_forges_a_special_token(tokenizer: Any, where: str, form: str) 
     assert not one(chat_of(model, special_text="drop"), row)[0]
     allowed = one(chat_of(model, special_text="allow"), row)[0]
     assert sum(i in ends for i in allowed) > sum(i in ends for i in ids)
+
+
+def test_a_template_that_acts_on_a_special_token_in_content_costs_the_row(tokenizer: Any) -> None:
+    """Broken by a marker, the token would not be found, and the dialogue would be another."""
+    thoughts = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    model = with_template(tokenizer, thoughts, TAGS + " <think> </think>")
+    row = {"messages": [USER, {**ANSWER, "content": "<think>1 + 7</think>It is 8."}]}
+    ids, counts = one(chat_of(model), row)
+    assert not ids and counts.special_text == 1
+    (reason,) = counts.skipped
+    assert "the chat template acts on" in reason and "data.special_text=allow" in reason
+    allowed = one(chat_of(model, special_text="allow"), row)[0]
+    assert allowed == by_transformers(model, row["messages"]) and "1 + 7" not in model.decode(allowed)
+    other = {"messages": [{**USER, "content": "What is <think>?"}, ANSWER]}
+    assert one(chat_of(model), other)[0]
 
 
 # --- dates ----------------------------------------------------------------------------------------
