@@ -64,6 +64,11 @@ class LengthRules:
             return -1
         return bisect_left(self.sides, length)
 
+    def key(self, first: int, last: int) -> tuple[int, ...] | None:
+        """Equal for rows that may be a batch while they grow from ``first`` tokens to ``last``; None: it goes alone."""
+        side = self.side(first)
+        return (side,) if side >= 0 and side == self.side(last) else None
+
     def regime(self, length: int) -> int:
         """Between which boundaries a length is."""
         return bisect_left(self.boundaries, length)

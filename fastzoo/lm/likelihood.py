@@ -49,15 +49,15 @@ def answer_nlls(
 
 def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int, rules: LengthRules) -> Iterator[list[int]]:
     """Rows with an answer, in batches within the bounds and of lengths that may be together."""
-    sides = [rules.side(sum(both)) for both in lengths]
+    keys = [rules.key(sum(both), sum(both)) for both in lengths]
     rows = [row for row, (_, n) in enumerate(lengths) if n]
-    rows.sort(key=lambda r: (sides[r], lengths[r][::-1]))
+    rows.sort(key=lambda r: (keys[r] or (), lengths[r][::-1]))
     batch: list[int] = []
     for row in rows:
         wider = [*batch, row]
         width = max(sum(lengths[r]) for r in wider)
         kept = lengths[row][1] + 1  # the longest answer comes last
-        apart = batch and (sides[row] < 0 or sides[row] != sides[batch[-1]])
+        apart = batch and (keys[row] is None or keys[row] != keys[batch[-1]])
         if apart or (batch and len(wider) * max(width / BATCH_TOKENS, kept * vocabulary / BATCH_LOGITS) > 1):
             yield batch
             wider = [row]

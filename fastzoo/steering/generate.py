@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastzoo.core.threads import one_thread
+from fastzoo.lm.lengths import LengthRules, forget
 
 ENDED_SHARE = 1 / 8
 """Ended rows leave once they are this share of the batch, since leaving copies the cache."""
@@ -73,7 +74,8 @@ def write_answers(
 
     The tokens of a row are those of a ``generate`` call of its own: greedy ones up to rounding, and
     sampled ones, since each row draws as if ``torch.manual_seed(seed)`` came before its call. torch's
-    own generator is left alone. Of the model's generation config only ``OBEYED`` counts.
+    own generator is left alone. Of the model's generation config only ``OBEYED`` counts. That holds for
+    prompts that may be together (``LengthRules.key``), whatever the model wrote before.
 
     Args:
         told: called after each step with (row, token) of the rows that go on.
@@ -136,6 +138,8 @@ class _Batch:
         self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any
     ) -> Tensor:
         """The loop that ``generate`` calls instead of its own."""
+        if LengthRules.of(model.config).remembers:
+            forget(model)
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
         self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None

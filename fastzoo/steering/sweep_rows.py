@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,19 +69,25 @@ def joined(rows: Sequence[SweepRow]) -> list[Edit]:
     return [replace(first, values_RX=torch.stack(values))]
 
 
-def groups_of(rows: Sequence[SweepRow]) -> list[list[list[int]]]:
+def groups_of(
+    rows: Sequence[SweepRow], key_of: Callable[[int], tuple[int, ...] | None]
+) -> list[list[list[int]]]:
     """The places of rows, those with the same answer in one group: they are answered once.
 
-    Returns queues of groups that may share a batch: a latent cannot be clamped in some of its rows only. In each,
-    prompts of similar length are neighbours, so that little is padding.
+    Returns queues of groups that may share a batch: ``key_of`` their prompts' lengths is one (None: alone), and a
+    latent cannot be clamped in some of its rows only. In each, prompts of similar length are neighbours, so that
+    little is padding.
     """
     same: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
         same.setdefault(row.key(), []).append(place)
-    groups = sorted(same.values(), key=lambda group: len(rows[group[0]].prompt))
-    if all(row.edit is None or row.edit.mode == "add" for row in rows):
-        return [groups]
-    return [[group for group in groups if (rows[group[0]].edit is None) == plain] for plain in (False, True)]
+    added = all(row.edit is None or row.edit.mode == "add" for row in rows)
+    queues: dict[Any, list[list[int]]] = {}
+    for group in sorted(same.values(), key=lambda group: len(rows[group[0]].prompt)):
+        row = rows[group[0]]
+        key = key_of(len(row.prompt)) or group[0]
+        queues.setdefault((key, added or row.edit is None), []).append(group)
+    return list(queues.values())
 
 
 def rows_that_fit(model: Any, tokens: int, new_tokens: int) -> int:

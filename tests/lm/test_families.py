@@ -163,8 +163,10 @@ def test_packs_hold_one_side_of_a_switching_length() -> None:
     assert rules.sides == (64,) and 64 in rules.boundaries and rules.remembers
     group = dialogues([3, 64, 65, 100, 64])
     assert [[len(s) for s in part] for part in rules.together(group)] == [[3, 64], [65, 100], [64]]
+    assert rules.key(3, 60) == rules.key(60, 64) != rules.key(65, 90) and rules.key(60, 65) is None
     dynamic = LengthRules.of(tiny_config("llama", **NAMED["llama: dynamic"][1]))
     assert [[len(s) for s in p] for p in dynamic.together(group)] == [[3, 64], [65], [100], [64]]
+    assert dynamic.key(3, 64) and dynamic.key(60, 65) is None and dynamic.key(65, 90) is None
     plain = LengthRules.of(tiny_config("llama"))
     assert plain.together(group) == [group] and not plain.remembers
 

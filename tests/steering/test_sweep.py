@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from fastzoo.core.threads import one_thread
 from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.saes import architecture
-from fastzoo.steering.generate import GenerationSettings
+from fastzoo.steering.generate import GenerationSettings, write_answers
 from fastzoo.steering.hooks import steer
 from fastzoo.steering.sweep import Sweep
 from fastzoo.steering.sweep_rows import rows_that_fit
@@ -153,6 +154,40 @@ def test_rows_that_end_leave_and_change_no_other(
         generate = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
     for cell in cells:
         assert cell.ids == alone(model, sae, cell, how, generate)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+LONGROPE |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 5.0, 7.0]}
+SWITCHING: dict[str, dict[str, Any]] = {"llama": {"rope_parameters": LONGROPE}}
+"""Rotary embeddings that the longest row of a batch decides about."""
+
+
+@pytest.mark.parametrize("kind", SWITCHING)
+def test_rows_on_both_sides_of_a_switching_length(kind: str, sae: Any) -> None:
+    """Short all along, crossing it, and long from the start."""
+    model, told = small_model(kind, **SWITCHING[kind]), Counter[int]()
+    chat, lengths, edited = words(), (3, 5, 9, 16, 17, 40), {"latents": [7], "alphas": [0.0, 9.0]}
+    prompts = [[2 + (7 * n + i * i) % 90 for i in range(n)] for n in lengths]
+    questions = [Dialogue([{"role": "user", "content": str(n)}]) for n in range(len(lengths))]
+    chat.prompt = lambda question: prompts[int(question.turns[0]["content"])]
+    found = make(model, sae, chat=chat, questions=questions, control=False, **edited).cells(
+        lambda step: told.update(row for row, _ in step)
+    )
+    for row, cell in enumerate(found):
+        fresh, ids = small_model(kind, **SWITCHING[kind]), torch.tensor([prompts[cell.question]])
+        with steer(fresh, sae, {7: cell.alpha}, layer=1):
+            out = fresh.generate(input_ids=ids, max_new_tokens=12, do_sample=False, eos_token_id=1)
+        assert list(cell.ids) == out[0, ids.shape[1] :].tolist() and told[row] == len(cell.ids)
+
+
+def test_what_a_model_remembers_of_longer_dialogues_counts_no_more() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    prompt, answers = [2 + (i * i) % 90 for i in range(40)], []
+    for before in (1, 90):
+        model = small_model("llama", max_position_embeddings=32, rope_parameters=rope)
+        model(input_ids=torch.arange(before)[None])
+        answers += write_answers(model, [prompt], GenerationSettings(12), [1], 0, None, lambda places: None)
+    assert answers[0] == answers[1]
 
 
 SHIPPED: dict[str, Any] = {
