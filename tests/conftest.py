@@ -133,6 +133,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "layer_types": SLIDING}),
     "qwen3": ("Qwen3", {}),
     "llama": ("Llama", {}),
+    "phi3": ("Phi3", {}),
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}),
     "gemma2": (
         "Gemma2",

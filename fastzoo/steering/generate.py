@@ -138,8 +138,9 @@ class _Batch:
         self, model: Any, ids_BT: Tensor, logits_processor: Any, stopping_criteria: Any, **inputs: Any
     ) -> Tensor:
         """The loop that ``generate`` calls instead of its own."""
-        if LengthRules.of(model.config).remembers:
+        if (rules := LengthRules.of(model.config)).remembers:
             forget(model)
+        self._switches = bool(rules.sides)
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
         self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None
@@ -157,6 +158,8 @@ class _Batch:
 
     def _logits(self) -> Tensor:
         """(B, V) of the next token."""
+        if self._switches and self._cache is not None and self._fresh == 1:
+            self._switch()
         new = self._fresh if self._cache is not None else self._ids_BT.shape[1]
         inputs = dict(self._inputs)
         if self._cache is not None:
@@ -174,6 +177,18 @@ class _Batch:
             ).logits
         self._fresh = 1
         return logits_BTV[:, -1]
+
+    def _switch(self) -> None:
+        """Begin anew, without the cache, where the model's own ``generate`` does: at a switching length (Phi-3)."""
+        inputs = {"attention_mask": self._mask_BT, "past_key_values": self._cache, "use_cache": True}
+        # How many tokens are not in the cache; the first transformers 5 want to know which.
+        place = torch.tensor([self._ids_BT.shape[1] - 1], device=self._ids_BT.device)
+        given = self._model.prepare_inputs_for_generation(
+            self._ids_BT, next_sequence_length=1, cache_position=place, **inputs
+        )
+        if given.get("past_key_values") is None:
+            self._cache = type(self._cache)(config=self._model.config)
+            self._fresh = given["input_ids"].shape[1]
 
     def _choose(self, scores_BV: Tensor) -> Tensor:
         """(B,) the likeliest tokens, or those that each row draws by its own generator."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import WIDTH, randomise, small_model
+from tiny_families import VARIANTS, tiny_config, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +21,7 @@ from fastzoo.core.errors import DataError, InputError
 from fastzoo.core.threads import one_thread
 from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.tokenizer import ChatTokenizer
+from fastzoo.lm.lengths import LengthRules
 from fastzoo.saes import architecture
 from fastzoo.steering.generate import GenerationSettings, write_answers
 from fastzoo.steering.hooks import steer
@@ -158,26 +160,53 @@ def test_rows_that_end_leave_and_change_no_other(
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LONGROPE |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 5.0, 7.0]}
-SWITCHING: dict[str, dict[str, Any]] = {"llama": {"rope_parameters": LONGROPE}}
+SWITCHING: dict[str, dict[str, Any]] = {
+    "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
+    "llama": {"rope_parameters": LONGROPE},
+}
 """Rotary embeddings that the longest row of a batch decides about."""
 
 
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated"])
 @pytest.mark.parametrize("kind", SWITCHING)
-def test_rows_on_both_sides_of_a_switching_length(kind: str, sae: Any) -> None:
+def test_rows_on_both_sides_of_a_switching_length(kind: str, positions: str, sae: Any) -> None:
     """Short all along, crossing it, and long from the start."""
     model, told = small_model(kind, **SWITCHING[kind]), Counter[int]()
     chat, lengths, edited = words(), (3, 5, 9, 16, 17, 40), {"latents": [7], "alphas": [0.0, 9.0]}
     prompts = [[2 + (7 * n + i * i) % 90 for i in range(n)] for n in lengths]
     questions = [Dialogue([{"role": "user", "content": str(n)}]) for n in range(len(lengths))]
     chat.prompt = lambda question: prompts[int(question.turns[0]["content"])]
-    found = make(model, sae, chat=chat, questions=questions, control=False, **edited).cells(
-        lambda step: told.update(row for row, _ in step)
-    )
+    sweep = make(model, sae, chat=chat, questions=questions, control=False, positions=positions, **edited)
+    found = sweep.cells(lambda step: told.update(row for row, _ in step))
     for row, cell in enumerate(found):
         fresh, ids = small_model(kind, **SWITCHING[kind]), torch.tensor([prompts[cell.question]])
-        with steer(fresh, sae, {7: cell.alpha}, layer=1):
+        with steer(fresh, sae, {7: cell.alpha}, layer=1, positions=positions):
             out = fresh.generate(input_ids=ids, max_new_tokens=12, do_sample=False, eos_token_id=1)
         assert list(cell.ids) == out[0, ids.shape[1] :].tolist() and told[row] == len(cell.ids)
+
+
+PHI = next(own for family, _, own in VARIANTS if family == "phi3")
+MSCALES = {"short_mscale": 1.1, "long_mscale": 1.3}
+
+
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("phimoe", PHI | {"rope_parameters": PHI["rope_parameters"] | MSCALES}),
+        ("phi4_multimodal", PHI),  # which begins anew at every token beyond
+        *((family, own) for family, _, own in VARIANTS[:3]),
+    ],
+)
+def test_an_answer_across_a_switching_length_is_that_of_generate(family: str, own: dict[str, Any]) -> None:
+    config = tiny_config(family, **own)
+    (switch,) = LengthRules.of(config).sides or (LengthRules.of(config).scaled_beyond,)
+    for before in (5, 0, -1):
+        ids = torch.arange(3, 3 + switch - before)[None]
+        how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
+        expected = tiny_model(config).generate(input_ids=ids, **how)[0, ids.shape[1] :].tolist()
+        settings = GenerationSettings(12)
+        found = write_answers(tiny_model(config), ids.tolist(), settings, [1], 0, None, lambda places: None)
+        assert found == [expected]
 
 
 def test_what_a_model_remembers_of_longer_dialogues_counts_no_more() -> None:
