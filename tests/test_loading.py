@@ -320,6 +320,12 @@ def other_tokens(model: Path) -> None:
     (model / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def other_names_of_special_tokens(model: Path) -> None:
+    config = read_json(model / "tokenizer_config.json")
+    config["eos_token"], config["pad_token"] = config["pad_token"], config["eos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def other_rope(model: Path) -> None:
     config = read_json(model / "config.json")
     config["rope_parameters"]["rope_theta"] = 500.0
@@ -332,6 +338,7 @@ def other_rope(model: Path) -> None:
         (other_weights, "weights"),
         (other_template, "chat template"),
         (other_tokens, "tokenizer"),
+        (other_names_of_special_tokens, "special tokens"),
         (other_rope, "config"),
     ],
 )
@@ -368,10 +375,11 @@ def test_the_same_weights_from_elsewhere_are_no_others(
 def test_an_older_record_says_nothing_of_the_template(place: Path) -> None:
     sae = place / "runs" / "own" / NAME
     record = read_json(sae / "config.json")
-    for key in ("weights", "config", "tokenizer", "chat_template"):
+    for key in ("weights", "config", "tokenizer", "chat_template", "special_tokens"):
         del record["base_model"][key]
     (sae / "config.json").write_text(json.dumps(record))
     other_template(place / "models" / "other")
+    other_names_of_special_tokens(place / "models" / "other")
     assert assemble([sae]).dialogues(3)[1]["used"] == 3
 
 

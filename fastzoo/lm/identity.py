@@ -1,4 +1,4 @@
-"""What a language model is, by content: digests of its weights, configuration, tokenizer and chat template.
+"""What a language model is, by content: digests of its weights, configuration, tokenizer, chat template and special tokens.
 
 A Hub model's commit pins all of its files. A folder can be changed at any time, and a tokenizer is also what the
 installed libraries make of its files. The generation configuration is left out: nothing that is trained or
@@ -95,6 +95,12 @@ def template_digest(tokenizer: Any) -> str:
     if isinstance(template, str):
         return f"sha256:{hashlib.sha256(template.encode('utf-8', 'surrogatepass')).hexdigest()}"
     return _digest(template)
+
+
+def special_tokens_digest(tokenizer: Any) -> str:
+    """``sha256:...`` of which token is the BOS, the EOS and the like: templates write them by these names, and an EOS
+    ends an answer."""
+    return _digest(tokenizer.special_tokens_map)
 
 
 def _digest(value: Any) -> str:

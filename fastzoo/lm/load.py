@@ -14,7 +14,13 @@ from fastzoo.config.recipe import EMBEDDED_MODEL, ModelSection
 from fastzoo.core.errors import FastzooError, ModelError
 from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
-from fastzoo.lm.identity import config_digest, template_digest, tokenizer_digest, weights_digest
+from fastzoo.lm.identity import (
+    config_digest,
+    special_tokens_digest,
+    template_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class ModelSource:
             "config": config_digest(self.folder),
             "tokenizer": tokenizer_digest(tokenizer),
             "chat_template": template_digest(tokenizer),
+            "special_tokens": special_tokens_digest(tokenizer),
         }
 
     @property

@@ -34,7 +34,7 @@ from fastzoo.saes.names import SAEName
 from fastzoo.training.buffer import BufferState, MixingBuffer
 from fastzoo.training.trainer import Trainer
 
-FORMAT = 4
+FORMAT = 5
 
 CHECKPOINT_FOLDER = "checkpoints"
 

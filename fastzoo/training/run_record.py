@@ -39,6 +39,7 @@ def model_settings(base_model: Mapping[str, Any]) -> dict[str, Any]:
         "config": "model.config",
         "tokenizer": "model.tokenizer",
         "chat_template": "model.chat_template",
+        "special_tokens": "model.special_tokens",
     }
     return {key: base_model[name] for name, key in keys.items() if name in base_model}
 

@@ -23,7 +23,13 @@ from fastzoo.config.reading import load_recipe
 from fastzoo.core.errors import OutputError
 from fastzoo.core.files import read_json, sha256_of, write_json
 from fastzoo.core.signals import Stopped
-from fastzoo.lm.identity import config_digest, template_digest, tokenizer_digest, weights_digest
+from fastzoo.lm.identity import (
+    config_digest,
+    special_tokens_digest,
+    template_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 from fastzoo.training.checkpoints import checkpoint_bytes
 from fastzoo.training.trainer import Trainer
 
@@ -120,6 +126,12 @@ def a_word_that_is_special() -> None:
     edit_json("model/tokenizer_config.json", extra_special_tokens=[*extra, "<tool>"])
 
 
+def names_of_special_tokens() -> None:
+    """The same tokens are special, but a template that writes ``eos_token`` ends turns with another."""
+    config = read_json(Path("model/tokenizer_config.json"))
+    edit_json("model/tokenizer_config.json", eos_token=config["pad_token"], pad_token=config["eos_token"])
+
+
 def the_second_shard() -> None:
     tensors = load_file(f"model/{SHARD}")
     save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, f"model/{SHARD}", {"format": "pt"})
@@ -150,6 +162,7 @@ def another_line(path: str) -> Callable[[], None]:
         (swapped_tokens, "model.tokenizer"),
         (an_added_token, "model.tokenizer"),
         (a_word_that_is_special, "model.tokenizer"),
+        (names_of_special_tokens, "model.special_tokens"),
         (the_second_shard, "model.revision"),
         (one_file_of_weights_before_the_shards, "model.revision"),
         (another_rope, "model.config"),
@@ -195,8 +208,10 @@ def test_what_has_no_effect_may_change(place: Path, capsys: pytest.CaptureFixtur
     assert base["weights"] == base["sha"] == weights_digest(place / "model")
     assert base["chat_template"] == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     assert base["tokenizer"] == tokenizer_digest(tokenizer)
+    assert base["special_tokens"] == special_tokens_digest(tokenizer)
     card = (folder / "README.md").read_text()
-    assert all(base[key].removeprefix("sha256:") in card for key in ("weights", "tokenizer", "chat_template"))
+    shown = ("weights", "tokenizer", "chat_template", "special_tokens")
+    assert all(base[key].removeprefix("sha256:") in card for key in shown)
     train(RECIPE)
     assert "is complete" in capsys.readouterr().err
     edit_json("model/tokenizer_config.json", chat_template=text.replace("~ message['role']", "~ 'a'"))
