@@ -129,9 +129,9 @@ def test_the_stream_before_a_layer_is_that_after_the_one_before(toys: Path, tmp_
         (
             {
                 "hook_name": "blocks.1.hook_resid_post",
-                "model_from_pretrained_kwargs": {"center_writing_weights": True},
+                "model_from_pretrained_kwargs": {"checkpoint_index": 7},
             },
-            "center_writing_weights is True",
+            "checkpoint_index is 7",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_files import D, F, saelens_folder, saelens_weights, write
 from safetensors.torch import load_file
 from transformers import GPT2Config, LlamaConfig
 
@@ -54,8 +55,48 @@ def test_early_releases_could_be_told_not_to_centre(tmp_path: Path) -> None:
     for centre in (False, True):
         config["model_from_pretrained_kwargs"] = {"center_writing_weights": centre}
         (tmp_path / "x" / "cfg.json").write_text(json.dumps(config))
+        loaded = open_sae(tmp_path / "x")
+        loaded.refuse_centred(LlamaConfig())
         if centre:
-            with pytest.raises(InputError, match="center_writing_weights is True"):
-                open_sae(tmp_path / "x")
+            with pytest.raises(InputError, match="centred by TransformerLens"):
+                loaded.refuse_centred(GPT2Config())
         else:
-            open_sae(tmp_path / "x").refuse_centred(GPT2Config())
+            loaded.refuse_centred(GPT2Config())
+
+
+EARLIEST = json.loads("""{
+"model_name": "gpt2-small", "hook_point": "blocks.3.hook_resid_pre", "hook_point_layer": 3,
+"hook_point_head_index": null, "dataset_path": "org/text", "is_dataset_tokenized": false, "context_size": 128,
+"use_cached_activations": false, "cached_activations_path": "activations/x", "d_in": 12, "d_sae": 30,
+"n_batches_in_buffer": 128, "total_training_tokens": 300000000, "store_batch_size": 32, "device": "mps", "seed": 42,
+"dtype": "torch.float32", "b_dec_init_method": "geometric_median", "expansion_factor": 32,
+"from_pretrained_path": null, "l1_coefficient": 8e-05, "lr": 0.0004, "lr_scheduler_name": null,
+"lr_warm_up_steps": 5000, "train_batch_size": 4096, "use_ghost_grads": false, "feature_sampling_window": 1000,
+"feature_sampling_method": null, "resample_batches": 1028, "feature_reinit_scale": 0.2, "dead_feature_window": 5000,
+"dead_feature_estimation_method": "no_fire", "dead_feature_threshold": 1e-08, "log_to_wandb": true,
+"wandb_project": "p", "wandb_entity": null, "wandb_log_frequency": 100, "n_checkpoints": 10,
+"checkpoint_path": "checkpoints/x", "tokens_per_buffer": 67108864, "run_name": "24576-L1", "start_pos_offset": 1
+}""")
+"""What sae-lens 0.x wrote; it did not say its version."""
+
+
+@pytest.mark.parametrize("version", [{}, {"sae_lens_training_version": None}])
+def test_the_earliest_releases_did_not_say_their_version(tmp_path: Path, version: dict[str, None]) -> None:
+    loaded = open_sae(write(tmp_path, EARLIEST | version, saelens_weights(), "sae_weights.safetensors"))
+    assert (loaded.layer, loaded.model_name, loaded.sae.subtracts_b_dec) == (2, "gpt2-small", True)
+    loaded.refuse_centred(LlamaConfig())
+    with pytest.raises(InputError, match="centred by TransformerLens") as caught:
+        loaded.refuse_centred(GPT2Config())
+    # As the error says, whoever knows better can say so; and version 6, with metadata, centres no weights.
+    said = {"model_from_pretrained_kwargs": {"center_writing_weights": False}}
+    assert '{"center_writing_weights": false}' in str(caught.value)
+    for config in (EARLIEST | version | said, {"d_in": D, "d_sae": F, "metadata": version}):
+        write(tmp_path, config, saelens_weights(), "sae_weights.safetensors")
+        open_sae(tmp_path).refuse_centred(GPT2Config())
+
+
+@pytest.mark.parametrize("value", [7, "true", []])
+def test_centring_is_true_or_false(tmp_path: Path, value: object) -> None:
+    folder = saelens_folder(tmp_path, model_from_pretrained_kwargs={"center_writing_weights": value})
+    with pytest.raises(InputError, match=r"center_writing_weights is .*, not true or false"):
+        open_sae(folder)

@@ -1,6 +1,6 @@
 """What becomes of every key that an SAE's files can have: obeyed, refused if set, or without meaning here.
 
-The rows are from the sources of sae-lens 2.1 to 6.54 and sparsify 1.0 to 1.3, and from Gemma Scope's files. The
+The rows are from the sources of sae-lens 0.0 to 6.54 and sparsify 1.0 to 1.3, and from Gemma Scope's files. The
 readers ask ``refuse_keys``, which refuses what the rows refuse, and every key without a row that is set.
 """
 
@@ -84,7 +84,8 @@ SAELENS = (
     _keys(
         OBEYED,
         "sae_lens_training_version",
-        "models of versions before 3.20 had centred weights; see model_from_pretrained_kwargs",
+        "models of versions before 3.20 had centred weights, and before version 6 so has one without this; "
+        "see center_writing_weights",
         described=True,
     ),
     _keys(
@@ -111,7 +112,11 @@ SAELENS = (
         described=True,
     ),
     _keys(REFUSED, "hook_name_out hf_hook_name_out", f"it is a transcoder; {_NOT_RESIDUAL}", described=True),
-    _keys(REFUSED, "d_out", f"it is a transcoder; {_NOT_RESIDUAL}"),
+    _keys(
+        REFUSED,
+        "d_out is_transcoder out_hook_point out_hook_point_layer",
+        f"it is a transcoder; {_NOT_RESIDUAL}",
+    ),
     _keys(
         REFUSED,
         "model_kwargs",
@@ -130,7 +135,7 @@ SAELENS = (
         "prepend_bos context_size seqpos_slice exclude_special_tokens dataset_path "
         "dataset_trust_remote_code streaming is_dataset_tokenized use_chat_formatting "
         "disable_concat_sequences sequence_separator_token use_cached_activations "
-        "cached_activations_path",
+        "cached_activations_path start_pos_offset end_pos_offset",
         "on which text and positions it was trained; fastzoo has its own",
         described=True,
     ),
@@ -153,10 +158,11 @@ SAELENS = (
     _keys(
         HARMLESS,
         "lr finetuning_method finetuning_tokens n_restart_cycles n_batches_in_buffer "
-        "tokens_per_buffer store_batch_size_prompts activations_mixing_fraction act_store_device "
-        "llm_device prefetch_llm_batches n_eval_batches n_batches_for_norm_estimate "
-        "feature_sampling_window feature_sampling_method feature_reinit_scale resample_batches "
-        "dead_feature_window dead_feature_threshold autocast autocast_lm compile_llm "
+        "tokens_per_buffer total_training_tokens store_batch_size store_batch_size_prompts "
+        "activations_mixing_fraction act_store_device llm_device prefetch_llm_batches "
+        "n_eval_batches n_eval_seqs n_batches_for_norm_estimate feature_sampling_window "
+        "feature_sampling_method feature_reinit_scale resample_batches dead_feature_window "
+        "dead_feature_threshold dead_feature_estimation_method autocast autocast_lm compile_llm "
         "llm_compilation_mode compile_sae sae_compilation_mode n_checkpoints resume "
         "resume_from_checkpoint save_final_checkpoint output_path logger",
         "how training ran",
@@ -181,10 +187,10 @@ SAELENS_NOTES = (
 MODEL_ARGUMENTS = (
     _keys(OBEYED, "revision", "the version of the model, unless another is asked for"),
     _keys(
-        REFUSED,
+        OBEYED,
         "center_writing_weights",
-        "TransformerLens took the mean out of the residual stream that it was trained on; use it "
-        "with TransformerLens",
+        "whether TransformerLens took the mean out of the residual stream that it was trained on, "
+        "which it does where a LayerNorm reads it: such a model is refused; use it with TransformerLens",
     ),
     _keys(
         REFUSED,

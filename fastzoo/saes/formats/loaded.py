@@ -47,8 +47,9 @@ class LoadedSAE:
         """Raise InputError where the model of a transformers configuration has the mean that the SAE never saw."""
         if self.centred and not hasattr(config.get_text_config(), "rms_norm_eps"):
             how = "of weights centred by TransformerLens, as sae-lens before 3.20 had them"
+            wrong = 'if it was not, give its model_from_pretrained_kwargs {"center_writing_weights": false}'
             raise InputError(
-                f"{self.folder}: trained on a residual stream {how}; use it with TransformerLens"
+                f"{self.folder}: trained on a residual stream {how}; use it with TransformerLens, or {wrong}"
             )
 
 

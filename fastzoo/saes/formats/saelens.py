@@ -106,7 +106,7 @@ def read(folder: Path) -> LoadedSAE:
         text_at(about, "model_name"),
         config,
         model_revision=text_at(model_arguments, "revision"),
-        centred=_centred(about, model_arguments),
+        centred=_centred(about, model_arguments, path),
     )
 
 
@@ -158,12 +158,19 @@ def _architecture(config: Mapping[str, Any], path: Path) -> tuple[str, Any]:
     return name, counts[0]
 
 
-def _centred(about: Mapping[str, Any], model_arguments: Mapping[str, Any]) -> bool:
+def _centred(about: Mapping[str, Any], model_arguments: Mapping[str, Any], path: Path) -> bool:
     """Whether it was trained by TransformerLens with weights that take the mean out of the residual stream, as
-    sae-lens did by default before 3.20."""
-    version = re.match(r"([0-9]{1,3})\.([0-9]{1,3})\.", text_at(about, "sae_lens_training_version") or "")
-    early = version is not None and (int(version[1]), int(version[2])) < (3, 20)
-    return early and "center_writing_weights" not in model_arguments
+    sae-lens did by default before 3.20. Raises InputError."""
+    said = model_arguments.get("center_writing_weights")
+    if said is not None:
+        if not isinstance(said, bool):
+            raise InputError(f"{path}: center_writing_weights is {one_line(said, 40)}, not true or false")
+        return said
+    version = text_at(about, "sae_lens_training_version")
+    if version is None:  # flat ones, of before version 6: the earliest did not say
+        return "metadata" not in about
+    numbers = re.match(r"([0-9]{1,3})\.([0-9]{1,3})\.", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < (3, 20)
 
 
 def _sinks(about: Mapping[str, Any], path: Path) -> Sinks | None:
