@@ -18,7 +18,6 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastzoo.config.reading import load_recipe
@@ -26,6 +25,7 @@ from fastzoo.config.recipe import Recipe
 from fastzoo.config.recipe_checks import check_against_model, check_sizes, doubts
 from fastzoo.core.errors import InputError, OutputError
 from fastzoo.core.exit import report_failures
+from fastzoo.core.paths import path_of
 from fastzoo.core.processes import talking
 from fastzoo.core.signals import Stopped, end_undisturbed, obeying_signals, stoppable
 from fastzoo.training.trackers import check_trackers, start_trackers
@@ -69,7 +69,7 @@ def read_arguments(arguments: list[str]) -> tuple[Recipe, bool]:
     files = [a for a in arguments if a not in overrides and a not in options]
     if len(files) > 1:
         raise InputError(f"more than one recipe file: {', '.join(files)}")
-    return load_recipe(Path(files[0]) if files else None, overrides), "--fresh" in options
+    return load_recipe(path_of(files[0], "recipe") if files else None, overrides), "--fresh" in options
 
 
 @dataclass

@@ -13,6 +13,7 @@ import typer
 
 from fastzoo.core.errors import EXIT_CODES
 from fastzoo.core.exit import DEBUG
+from fastzoo.core.paths import path_of
 from fastzoo.core.version import __version__
 
 SOURCE_HELP = "A zoo name, a local folder, or hf:org/repo[/folder][@revision]."
@@ -104,6 +105,11 @@ def which(key: str, help: str) -> Any:
     return typer.Option(
         help=help, metavar=key.upper(), autocompletion=_complete_values(key), show_default=False
     )
+
+
+def path_option(name: str, help: str, metavar: str = "FILE") -> Any:
+    """An option whose text becomes a path."""
+    return typer.Option(name, parser=lambda text: path_of(text, name), help=help, metavar=metavar)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastzoo.cli.app import Json, Namespace, complete_names, print_hints, print_json
+from fastzoo.cli.app import Json, Namespace, complete_names, path_option, print_hints, print_json
 
 
 def pull(
@@ -22,7 +22,7 @@ def pull(
         ),
     ],
     local_dir: Annotated[
-        Path | None, typer.Option(help="Where to put them, instead of in the Hub's cache.")
+        Path | None, path_option("--local-dir", "Where to put them, instead of in the Hub's cache.", "PATH")
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit, instead of the published one.")

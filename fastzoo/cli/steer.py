@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from fastzoo.cli.app import Json, ModelName, Revision, Source, print_json
+from fastzoo.cli.app import Json, ModelName, Revision, Source, path_option, print_json
 from fastzoo.core.errors import InputError
 from fastzoo.steering.settings import SteerSettings
 
@@ -46,8 +46,12 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if setting.default_factory is not MISSING:  # typer reads a list without values as None
             hint, default = hint | None, None
         if how:
-            callback = _text if hint == (str | None) else None
-            hint = Annotated[hint, typer.Option(*how.pop("names"), callback=callback, **how)]
+            names = how.pop("names")
+            if hint == (Path | None):
+                made = path_option(*names or [f"--{setting.name.replace('_', '-')}"], **how)
+            else:
+                made = typer.Option(*names, callback=_text if hint == (str | None) else None, **how)
+            hint = Annotated[hint, made]
         hint = SHARED.get(setting.name, hint)
         default = Parameter.empty if default is MISSING else default
         parameters.append(Parameter(setting.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
@@ -59,12 +63,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def steer_sae(
     *,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report as one HTML file.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all answers and scores as JSON.")
-    ] = None,
+    html: Annotated[Path | None, path_option("--html", "Write a report as one HTML file.")] = None,
+    save: Annotated[Path | None, path_option("--save", "Write all answers and scores as JSON.")] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:

@@ -17,6 +17,8 @@ RUNS = Path("runs")
 def local_results(folder: Path) -> list[tuple[SAEName, Path]]:
     """Complete SAE folders at, in, or one level below ``folder``, by name."""
     found: dict[Path, SAEName] = {}
+    if not os.path.isdir(folder):  # unlike glob, false for a name that is too long
+        return []
     for pattern in ("metrics.json", "*/metrics.json", "*/*/metrics.json"):
         for path in folder.glob(pattern):
             try:

@@ -66,7 +66,7 @@ def pull_all(
 ) -> tuple[list[Fetched], list[FastzooError]]:
     """As ``pull``: what was fetched, and the errors of the others."""
     meant = Sources(namespace or default_namespace(), revision)
-    results = _fetch(meant, meant.read(sources), local_dir and path_of(local_dir, "--local-dir"), shown)
+    results = _fetch(meant, meant.read(sources), local_dir, shown)
     done = [result for result in results if isinstance(result, Fetched)]
     return done, [*meant.failures, *(r for r in results if isinstance(r, FastzooError))]
 
@@ -94,10 +94,9 @@ def dry_run(
 ) -> tuple[list[dict[str, Any]], list[FastzooError]]:
     """What ``pull_all`` would fetch, with what is ``here`` already, and the errors known before."""
     meant = Sources(namespace or default_namespace(), revision)
-    folder = local_dir and path_of(local_dir, "--local-dir")
     rows = []
     for sae in meant.read(sources):
-        missing = {file for file in sae.files if find(sae, file, folder) is None}
+        missing = {file for file in sae.files if find(sae, file, local_dir) is None}
         facts = {f.path: {"sha256": f.sha256, "here": f not in missing} for f in sae.files}
         rows.append(sae.report(facts) | {"download_bytes": sum(file.size for file in missing)})
     return rows, meant.failures

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -408,3 +409,52 @@ def test_completion_installed_into_bash(tmp_path: Path) -> None:
     assert "_fastzoo_completion" in function
     stem = "qwen2.5-7b-L25-8x-standard"
     assert offered == [stem, f"{stem}-bt-f", f"{stem}-bt-p"]
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+OUTPUTS = ("steer", "tiny-chat-L1-2x-jumprelu", "Hi", "--latent", "1")
+PATHS = [
+    ("list", "--folder"),
+    ("pull", "tiny-chat-L1-2x-topk", "--dry-run", "--local-dir"),
+    *((*OUTPUTS, option) for option in ("--html", "--save", "--questions", "--judge-cache")),
+]
+
+
+def test_every_path_is_tried_here() -> None:
+    """Typer's own type for paths knows neither ``~`` nor what no path can be, so that no option has it."""
+    found = set()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
+            kind, *made = get_args(parameter.annotation)
+            if Path in (kind, *get_args(kind)):
+                assert made[0].parser is not None, f"{command.name}: {parameter}"
+                found.add((command.name, made[0].default))  # of an annotation the first name
+    assert found == {(words[0], words[-1]) for words in PATHS}
+
+
+@pytest.mark.parametrize("words", PATHS, ids=" ".join)
+@pytest.mark.parametrize("text", ["", "\udcff\0x"])
+def test_what_no_path_can_be(words: tuple[str, ...], text: str) -> None:
+    failed = CliRunner().invoke(app, [*words, text])
+    assert isinstance(failed.exception, InputError), failed.output
+    assert str(failed.exception).startswith(f"{words[-1]}: '") and "cannot be a path" in str(failed.exception)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("words", PATHS, ids=" ".join)
+def test_a_path_that_is_too_long(words: tuple[str, ...]) -> None:
+    failed = CliRunner().invoke(app, [*words, "x" * 5000])
+    assert failed.exception is None or isinstance(failed.exception, FastzooError | SystemExit), failed
+
+
+def test_a_tilde_is_the_home_folder(workplace: Path, tmp_path: Path) -> None:
+    """Also where no shell has put it there, as behind ``=``."""
+    home = {"HOME": str(workplace)}
+    listed = fastzoo("list", "--folder=~/runs", "--local", "--json", cwd=tmp_path, **home)
+    assert [row["path"] for row in json.loads(listed.stdout)] == [str(*workplace.glob("runs/*/tiny-chat-*"))]
+    (workplace / "recipe.yaml").write_text("layers: [9]")
+    failed = fastzoo("train", "~/recipe.yaml", cwd=tmp_path, **home)
+    assert "recipe.yaml" in failed.stderr and "no recipe file" not in failed.stderr, failed.stderr
+    assert "recipe: '' cannot be a path" in fastzoo("train", "", cwd=tmp_path).stderr
