@@ -36,7 +36,9 @@ GEMMA_SCOPE_SITES = {
     "embedding": "the embeddings",
 }
 """What Gemma Scope's repositories (``gemma-scope-2b-pt-mlp``) and folders are for; None: residual streams."""
-_SITE = re.compile(rf"(?:^|-)({'|'.join(GEMMA_SCOPE_SITES)})(?=-|$)")
+_SITE = "|".join(GEMMA_SCOPE_SITES).replace("_", "-")
+_ONLY_SITE = re.compile(rf"({_SITE})(?:-all)?")
+_WITH_SITE = re.compile(rf"(?:^|-)({_SITE})(?=-|$)")
 _REPOSITORY_ABOVE_LAYER = 4
 """Folders from ``layer_20`` up to its repository's name: snapshots and a commit lie between in the Hub's cache."""
 
@@ -87,17 +89,27 @@ def layer_named(path: str) -> int | None:
 def _gemma_scope_layer(names: list[str]) -> int | None:
     # layer_20/width_16k/average_l0_71: other parts have numbers too
     at = next((i for i in reversed(range(len(names))) if names[i].startswith("layer_")), None)
-    above = names[: at + 1] if at is not None else names
-    for name in reversed(above[-1 - _REPOSITORY_ABOVE_LAYER :]):
-        sites = _SITE.findall(name.lower())
-        if sites and (what := GEMMA_SCOPE_SITES[sites[-1]]):
+    last = len(names) - 1 if at is None else at + 1
+    for i in reversed(range(max(0, last - 1 - _REPOSITORY_ABOVE_LAYER), min(last + 1, len(names)))):
+        site = _gemma_scope_site(names[i], beside=at is None or i >= at - 1)
+        if site and (what := GEMMA_SCOPE_SITES[site]):
             raise InputError(
-                f"'{one_line(name, 60)}' holds SAEs of {what}; only residual streams ('-res') are read"
+                f"'{one_line(names[i], 60)}' holds SAEs of {what}; only residual streams ('-res') are read"
             )
-        if sites:
+        if site:
             break
     number = names[at].removeprefix("layer_") if at is not None else ""
     return int(number) if re.fullmatch(r"[0-9]{1,4}", number) else None
+
+
+def _gemma_scope_site(name: str, *, beside: bool) -> str | None:
+    """The site that a folder is named for: one with Gemma Scope in its name, or of no other name ``beside`` the
+    layer's. Others are their owner's, and may be named for anything."""
+    plain = name.lower().replace("_", "-")
+    found = _WITH_SITE.findall(plain) if re.search("gemma-?scope", plain) else []
+    if beside and (only := _ONLY_SITE.fullmatch(plain)):
+        found = [only[1]]
+    return found[-1].replace("-", "_") if found else None
 
 
 def _sparsify_layer(names: list[str]) -> int | None:
