@@ -89,7 +89,9 @@ def measure_real(model: str, data: Path, tokens: int, rounds: int) -> dict[str, 
             # As recipes/smollm2-135m.yaml, but of the usual buffer a run as short as this would read a large part ahead.
             used["training"] = {"tokens": FORWARD_TOKENS, "batch_size": 512, "buffer_tokens": 16384}
             ours = Fastzoo(resolve(used, "benchmark"))
-            times = interleave({"train": ours.run, "forward": ours.forward}, seconds=0, least=2, warm_up=False)
+            times = interleave(
+                {"train": ours.run, "forward": ours.forward}, seconds=0, least=2, warm_up=False
+            )
             found |= {
                 f"train_over_forward{key}": ratio(times["forward"], times["train"]),
                 f"train_over_forward{key}_tokens_per_second": {
