@@ -51,10 +51,12 @@ def main(arguments: list[str]) -> None:
         if not recipe.push.namespace:
             run(recipe, fresh=fresh)
             return
+        from fastzoo.hub.registry import DATASET
         from fastzoo.publish.access import check_token
         from fastzoo.publish.push import push_run
 
-        check_token(recipe.push.namespace)
+        also = [DATASET] if recipe.push.collection else []
+        check_token(recipe.push.namespace, [*map(str, recipe.names()), *also])
         if run(recipe, fresh=fresh):
             # All is on the disk, and whatever happens now, 'fastzoo push' can finish it.
             push_run(recipe.folder, recipe.push)

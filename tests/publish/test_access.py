@@ -16,7 +16,7 @@ ASK = """
 import sys
 from fastzoo.core.exit import report_failures
 from fastzoo.publish.access import check_token
-report_failures(lambda: check_token(sys.argv[1]))
+report_failures(lambda: check_token(sys.argv[1], ["one", "other"]))
 """
 TRAIN = f"""
 import sys, runpy
@@ -80,7 +80,13 @@ def scope(kind: str, name: str, *permissions: str) -> dict[str, Any]:
         ([scope("org", "org", "repo.content.read")], False),
         ([], False),
         ([scope("user", "user"), scope("org", "org", "repo.write")], True),
-        ([scope("model", "org/qwen2.5-0.5b-L4-8x-topk", "repo.write")], True),
+        ([scope("org", "Org", "repo.write")], True),
+        ([scope("model", "org/qwen2.5-0.5b-L4-8x-topk", "repo.write")], False),
+        ([scope("model", "org/one", "repo.write")], False),
+        ([scope("model", "org/one", "repo.write"), scope("model", "org/other")], False),
+        ([scope("model", "org/one", "repo.write"), scope("model", "Org/other", "repo.write")], True),
+        ([scope("model", "user/one", "repo.write"), scope("model", "user/other", "repo.write")], False),
+        (["no scope", {"entity": None, "permissions": ["repo.write"]}], False),
         (None, True),
     ],
 )
@@ -93,12 +99,39 @@ def test_fine_grained_tokens(hub: LoopbackHub, tmp_path: Path, scopes: Any, may:
     assert len(lines) == (0 if may else 1) and all("repositories of org" in line for line in lines)
 
 
-def test_a_reader_of_an_organisation(hub: LoopbackHub, tmp_path: Path) -> None:
-    orgs = [{"name": "org", "roleInOrg": "read"}]
-    who = {"name": "user", "orgs": orgs, "auth": {"accessToken": {"role": "write"}}}
+@pytest.mark.parametrize("token", ["write", "fineGrained"])
+@pytest.mark.parametrize(
+    ("role", "may"),
+    [
+        *((role, True) for role in ("admin", "write", "contributor", None)),
+        *((role, False) for role in ("read", "no_access", "guest")),
+    ],
+)
+def test_roles_in_an_organisation(
+    hub: LoopbackHub, tmp_path: Path, role: str | None, may: bool, token: str
+) -> None:
+    """Whatever the token may; where no role is said, nobody knows."""
+    scopes = {"fineGrained": {"scoped": [scope("org", "org", "repo.write")]}}
+    orgs = [{"name": "org", **({"roleInOrg": role} if role else {})}]
+    who = {"name": "user", "orgs": orgs, "auth": {"accessToken": {"role": token, **scopes}}}
     hub.fail("whoami", lambda request: as_json(who))
-    code, (line,) = check(hub, tmp_path, "org")
-    assert code == AccessError.exit_code and "user may only read in 'org'" in line
+    code, lines = check(hub, tmp_path, "Org")
+    assert code == (0 if may else AccessError.exit_code) and len(lines) == (not may)
+    assert all(f"user may not write in 'Org', whose role there is {role}" in line for line in lines)
+
+
+@pytest.mark.parametrize(("collection", "may"), [(True, False), (False, True)])
+def test_the_repositories_of_a_run(hub: LoopbackHub, tmp_path: Path, collection: bool, may: bool) -> None:
+    """Its SAEs, and the results dataset if that is brought up to date. Next, the model is not there."""
+    scopes = [scope("model", f"org/nothing-L{layer}-2x-jumprelu", "repo.write") for layer in (0, 1)]
+    token = {"role": "fineGrained", "fineGrained": {"scoped": scopes}}
+    who = {"name": "user", "orgs": [], "auth": {"accessToken": token}}
+    hub.fail("whoami", lambda request: as_json(who))
+    run = ("model.name=./nothing", "data.source=x.jsonl", "layers=[0,1]", "expansions=[2]")
+    options = ("architectures=[jumprelu]", f"push.collection={collection}", "output.folder=out")
+    code, lines = check(hub, tmp_path, *run, *options, "push.namespace=org", code=TRAIN)
+    assert code != 0 and ("fine-grained" not in lines[-1]) == may
+    assert (code == AccessError.exit_code) != may
 
 
 def test_what_can_be_mended_until_the_end_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
