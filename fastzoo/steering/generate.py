@@ -143,7 +143,7 @@ class _Batch:
         self._switches = bool(rules.sides)
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
-        self._cache = inputs.get("past_key_values") if inputs.get("use_cache") else None
+        self._cache: Any = inputs.get("past_key_values") if inputs.get("use_cache") else None
         self._inputs = {k: v for k, v in inputs.items() if k in ("logits_to_keep", "use_cache")}
         self._fresh = ids_BT.shape[1]
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
