@@ -83,8 +83,13 @@ class ModelSource:
 
     @property
     def max_positions(self) -> int | None:
-        value = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if value and value > 0 else None
+        """How many tokens a dialogue can have, if the configuration says; MPT's and BART's say it in words of theirs."""
+        text, keys = (
+            self.config.get_text_config(),
+            ("max_position_embeddings", "max_seq_len", "max_target_positions"),
+        )
+        found = [value for key in keys if (value := getattr(text, key, None)) and value > 0]
+        return int(found[0]) if found else None
 
 
 def find_model(section: ModelSection) -> ModelSource:

@@ -111,6 +111,14 @@ def test_a_model_whose_file_asks_for_tuples_is_read(tmp_path: Path) -> None:
     check_model(ResidualReader(model))
 
 
+@pytest.mark.parametrize(
+    ("family", "key"), [("llama", "max_position_embeddings"), ("gpt2", "n_positions"), ("mpt", "max_seq_len")]
+)
+def test_how_long_a_dialogue_can_be(family: str, key: str, tmp_path: Path) -> None:
+    tiny_config(family, **{key: 77}).save_pretrained(tmp_path)
+    assert find_model(ModelSection(name=str(tmp_path))).max_positions == 77
+
+
 def test_a_vision_tower_as_deep_as_the_language_model_is_not_taken_for_it() -> None:
     reader, plain = of("gemma3")
     towers = reader.model.model.vision_tower.modules()
