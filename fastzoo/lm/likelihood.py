@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastzoo.lm.lengths import LengthRules, forget
+from fastzoo.lm.padding import batch_key, inputs_of
 
 BATCH_TOKENS = 8_192
 """Tokens of a forward pass, padding included; a longer answer is a batch of its own."""
@@ -39,7 +40,7 @@ def answer_nlls(
     unique = list(found)
     vocabulary = int(model.config.get_text_config().vocab_size)
     rules = LengthRules.of(model.config)
-    for rows in _batches([(len(p), len(a)) for p, a in unique], vocabulary, rules):
+    for rows in _batches([(len(p), len(a)) for p, a in unique], vocabulary, batch_key(model)):
         part = [unique[row] for row in rows]
         if rules.remembers:
             forget(model)
@@ -47,9 +48,11 @@ def answer_nlls(
     return [found[pair] for pair in pairs]
 
 
-def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int, rules: LengthRules) -> Iterator[list[int]]:
+def _batches(
+    lengths: Sequence[tuple[int, int]], vocabulary: int, key: Callable[[int, int], tuple[int, ...] | None]
+) -> Iterator[list[int]]:
     """Rows with an answer, in batches within the bounds and of lengths that may be together."""
-    keys = [rules.key(sum(both), sum(both)) for both in lengths]
+    keys = [key(sum(both), sum(both)) for both in lengths]
     rows = [row for row, (_, n) in enumerate(lengths) if n]
     rows.sort(key=lambda r: (keys[r] or (), lengths[r][::-1]))
     batch: list[int] = []
@@ -75,14 +78,8 @@ def _forward(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -
         whole = torch.tensor([*prompt, *answer], dtype=torch.int64)
         ids[row, width - len(whole) :] = whole
         mask[row, width - len(whole) :] = 1
-    device = model.get_input_embeddings().weight.device
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0).to(device),
-        use_cache=False,
-        logits_to_keep=kept,
-    ).logits[:, -kept:]
+    how = {"use_cache": False, "logits_to_keep": kept}
+    logits = model(**inputs_of(model, ids, mask), **how).logits[:, -kept:]
     for row, (_, answer) in enumerate(pairs):
         targets = ids[row, width - len(answer) :].to(logits.device)
         # Row by row, because the whole batch in float32 would take as much memory again.

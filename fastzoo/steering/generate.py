@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fastzoo.core.threads import one_thread
 from fastzoo.lm.lengths import LengthRules, forget
+from fastzoo.lm.padding import padding_is_exact, positions_of
+from fastzoo.lm.stack import accepted
 
 ENDED_SHARE = 1 / 8
 """Ended rows leave once they are this share of the batch, since leaving copies the cache."""
@@ -75,7 +77,7 @@ def write_answers(
     The tokens of a row are those of a ``generate`` call of its own: greedy ones up to rounding, and
     sampled ones, since each row draws as if ``torch.manual_seed(seed)`` came before its call. torch's
     own generator is left alone. Of the model's generation config only ``OBEYED`` counts. That holds for
-    prompts that may be together (``LengthRules.key``), whatever the model wrote before.
+    prompts that may be together (``lm.padding``), whatever the model wrote before.
 
     Args:
         told: called after each step with (row, token) of the rows that go on.
@@ -143,11 +145,13 @@ class _Batch:
         self._switches = bool(rules.sides)
         self._model, self._ids_BT, self._mask_BT = model, ids_BT, self._mask_BT.to(ids_BT.device)
         self._padded = not bool(self._mask_BT.all())
-        self._cache: Any = inputs.get("past_key_values") if inputs.get("use_cache") else None
+        known = inspect.signature(type(model).forward).parameters
+        cached = inputs.get("use_cache") and "past_key_values" in known
+        self._cache: Any = inputs.get("past_key_values") if cached else None
         self._inputs = {k: v for k, v in inputs.items() if k in ("logits_to_keep", "use_cache")}
         self._fresh = ids_BT.shape[1]
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._placed = "position_ids" in inspect.signature(model.forward).parameters
+        self._placed = bool(accepted(model, {"position_ids": None}))
         while self._going:
             logits_BV = self._logits().to(dtype=torch.float32, device=ids_BT.device, copy=True)
             tokens_B = self._choose(logits_processor(self._ids_BT, logits_BV))
@@ -165,7 +169,7 @@ class _Batch:
         if self._cache is not None:
             inputs["past_key_values"] = self._cache
         if self._placed:
-            inputs["position_ids"] = (self._mask_BT.cumsum(1) - 1).clamp(min=0)[:, -new:]
+            inputs["position_ids"] = positions_of(self._mask_BT)[:, -new:]
         products = self._parameters * len(self._ids_BT) * new
         toy = self._parameters <= TOY_PARAMETERS and products <= TOY_PRODUCTS
         with one_thread() if toy and self._ids_BT.device.type == "cpu" else nullcontext():
@@ -187,8 +191,11 @@ class _Batch:
             self._ids_BT, next_sequence_length=1, cache_position=place, **inputs
         )
         if given.get("past_key_values") is None:
-            self._cache = type(self._cache)(config=self._model.config)
-            self._fresh = given["input_ids"].shape[1]
+            self._begin_anew(given["input_ids"].shape[1])
+
+    def _begin_anew(self, tokens: int) -> None:
+        """Give the next forward so many tokens, and an empty cache."""
+        self._cache, self._fresh = type(self._cache)(config=self._model.config), tokens
 
     def _choose(self, scores_BV: Tensor) -> Tensor:
         """(B,) the likeliest tokens, or those that each row draws by its own generator."""
@@ -217,6 +224,8 @@ class _Batch:
         places_B = torch.tensor(stay, device=self._ids_BT.device)
         self._ids_BT, self._mask_BT = self._ids_BT[places_B], self._mask_BT[places_B]
         self._padded = not bool(self._mask_BT.all())
-        if self._cache is not None:
+        if self._cache is not None and padding_is_exact(self._model):
             self._cache.reorder_cache(places_B)
+        elif self._cache is not None:  # such a model may have states outside the cache (RecurrentGemma)
+            self._begin_anew(self._ids_BT.shape[1])
         self._kept(places_B)

@@ -19,7 +19,7 @@ import torch
 from fastzoo.core.errors import DataError, InputError, ModelError
 from fastzoo.data.dialogues import Dialogue, Unusable, text_of
 from fastzoo.data.tokenizer import ChatTokenizer
-from fastzoo.lm.lengths import LengthRules
+from fastzoo.lm.padding import batch_key
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
 from fastzoo.steering.generate import GenerationSettings, Step, write_answers
@@ -150,8 +150,8 @@ class Sweep:
         told = _Told(watch) if watch else None
         longest = max(len(row.prompt) for row in rows)
         size = self.settings.rows or rows_that_fit(self.model, longest, self.settings.max_new_tokens)
-        new, rules = self.settings.max_new_tokens - 1, LengthRules.of(self.model.config)
-        for queue in groups_of(rows, lambda length: rules.key(length, length + new)):
+        new, key = self.settings.max_new_tokens - 1, batch_key(self.model)
+        for queue in groups_of(rows, lambda length: key(length, length + new)):
             while queue:
                 batch = queue[:size]
                 try:

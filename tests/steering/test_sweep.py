@@ -22,6 +22,7 @@ from fastzoo.core.threads import one_thread
 from fastzoo.data.dialogues import Dialogue
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.lm.lengths import LengthRules
+from fastzoo.lm.padding import padding_is_exact
 from fastzoo.saes import architecture
 from fastzoo.steering.generate import GenerationSettings, write_answers
 from fastzoo.steering.hooks import steer
@@ -144,6 +145,7 @@ def test_rows_that_end_leave_and_change_no_other(
     model = small_model(kind)
     model.generation_config.use_cache = cache
     model.generation_config.eos_token_id = ENDS
+    assert padding_is_exact(model)
     sizes: list[int] = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -183,6 +185,23 @@ def test_rows_on_both_sides_of_a_switching_length(kind: str, positions: str, sae
         with steer(fresh, sae, {7: cell.alpha}, layer=1, positions=positions):
             out = fresh.generate(input_ids=ids, max_new_tokens=12, do_sample=False, eos_token_id=1)
         assert list(cell.ids) == out[0, ids.shape[1] :].tolist() and told[row] == len(cell.ids)
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "rwkv", "trocr", "git", "openai-gpt", "whisper"])
+def test_answers_of_models_that_padding_disturbs(family: str) -> None:
+    """Or that know no cache, or take places without saying so."""
+    model, ends = tiny_model(tiny_config(family)), list(range(1, 1024, 12))
+    model.generation_config.eos_token_id = ends
+    sae = randomise(architecture("jumprelu")(64, 24), seed=3).requires_grad_(False)
+    questions, far = QUESTIONS[1:], {"alphas": [*range(10)], "settings": {"max_new_tokens": 40}}
+    cells = make(model, sae, control=False, questions=questions, **far).cells()
+    for cell in cells:
+        ids = torch.tensor([ids_of(TEXTS[1 + cell.question])])
+        with steer(model, sae, {7: cell.alpha}, layer=1):
+            out = model.generate(
+                input_ids=ids, max_new_tokens=40, do_sample=False, pad_token_id=0, eos_token_id=ends
+            )
+        assert list(cell.ids) == out[0, ids.shape[1] :].tolist()
 
 
 PHI = next(own for family, _, own in VARIANTS if family == "phi3")
@@ -276,6 +295,7 @@ def test_toys_decode_in_one_thread_and_leave_torch_its_threads(
     sae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, threads = small_model("llama"), torch.get_num_threads()
+    assert padding_is_exact(model)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     torch.set_num_threads(3)
@@ -314,6 +334,7 @@ def test_the_wish_goes_where_the_template_has_room_for_it(role: str, sae: Any) -
 
 def test_what_is_asked_twice_is_answered_once(sae: Any) -> None:
     model, sizes = small_model("llama"), []
+    assert padding_is_exact(model)
     model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
