@@ -83,13 +83,14 @@ class ModelSource:
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens a dialogue can have, if the configuration says; MPT's and BART's say it in words of theirs."""
-        text, keys = (
-            self.config.get_text_config(),
-            ("max_position_embeddings", "max_seq_len", "max_target_positions"),
-        )
-        found = [value for key in keys if (value := getattr(text, key, None)) and value > 0]
-        return int(found[0]) if found else None
+        return max_positions(self.config)
+
+
+def max_positions(config: Any) -> int | None:
+    """How many tokens a dialogue can have, if a configuration says; MPT's and BART's say it in words of theirs."""
+    keys = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    said = [getattr(config.get_text_config(), key, None) or 0 for key in keys]
+    return next((int(value) for value in said if value > 0), None)
 
 
 def find_model(section: ModelSection) -> ModelSource:

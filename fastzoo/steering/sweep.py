@@ -19,6 +19,7 @@ import torch
 from fastzoo.core.errors import DataError, InputError, ModelError
 from fastzoo.data.dialogues import Dialogue, Unusable, text_of
 from fastzoo.data.tokenizer import ChatTokenizer
+from fastzoo.lm.load import max_positions
 from fastzoo.lm.padding import batch_key
 from fastzoo.saes.base import SAE
 from fastzoo.steering.edits import Edit, make_edit
@@ -118,7 +119,7 @@ class Sweep:
         except Unusable as unusable:
             why = ": ".join(filter(None, (unusable.reason, unusable.detail)))
             raise DataError(f"question {index + 1}: {why}") from None
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max_positions(self.model.config)
         if longest and len(ids) + self.settings.max_new_tokens > longest:
             more = f"with {self.settings.max_new_tokens} new ones that is more than the model's {longest} positions"
             raise DataError(f"question {index + 1} has {len(ids)} tokens; {more}")

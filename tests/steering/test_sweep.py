@@ -419,6 +419,11 @@ def test_bad_questions_and_alphas(sae: Any, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="question 2 has 200 tokens"):
         long = Dialogue([{"role": "user", "content": "word " * 200}])
         make(model, sae, questions=[QUESTIONS[0], long]).cells()
+    mpt = tiny_model(tiny_config("mpt", max_seq_len=64))
+    wide = randomise(architecture("standard")(64, 24), seed=3).requires_grad_(False)
+    far = {"questions": QUESTIONS[1:2], "settings": {"max_new_tokens": 60}}
+    with pytest.raises(DataError, match=r"question 1 has 10 tokens; .* more than the model's 64 positions"):
+        make(mpt, wide, **far).cells()
     chat = ChatTokenizer(tokenizer, DataSection(), "tiny-chat")
     refused = [Dialogue([{"role": "nobody"}])]
     with pytest.raises(DataError, match=r"question 1: refused by the chat template: .*unknown role"):
