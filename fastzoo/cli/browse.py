@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,8 +59,7 @@ def list_saes(
 
     Shows our figures (from the local folder if there is one, else the published ones) and the paper's.
     """
-    from fastzoo.cli.listing import column_key, list_rows, matches, nothing_found, pick, sort_rows, table
-    from fastzoo.results.figures import MARKED, is_older
+    from fastzoo.cli.listing import column_key, list_rows, matches, nothing_found, pick, sort_rows
 
     if sort is not None:
         sort = column_key(sort)
@@ -86,14 +86,22 @@ def list_saes(
     elif not rows:
         hints.append(nothing_found(pattern, known))
     else:
-        headings, lines, left, left_out = table(rows, sort)
-        print_table(headings, lines, left)
-        if left_out:
-            hints.append(f"no space for: {', '.join(left_out)}; --json has everything")
-        if any(map(is_older, rows)):
-            hints.append(MARKED)
-        hints.append("'paper:' is what arXiv 2506.07691 reports; all other figures are ours")
+        hints += _print_rows(rows, sort)
     print_hints(hints)
+
+
+def _print_rows(rows: list[dict[str, Any]], sort: str | None) -> Iterator[str]:
+    """A table; yields what is to be said of it."""
+    from fastzoo.cli.listing import table
+    from fastzoo.results.figures import MARKED, is_older
+
+    headings, lines, left, left_out = table(rows, sort)
+    print_table(headings, lines, left)
+    if left_out:
+        yield f"no space for: {', '.join(left_out)}; --json has everything"
+    if any(map(is_older, rows)):
+        yield MARKED
+    yield "'paper:' is what arXiv 2506.07691 reports; all other figures are ours"
 
 
 def info(
