@@ -117,7 +117,8 @@ class ChatTemplate:
 
     def _lost_turns(self, dialogue: Dialogue, answer: bool) -> list[int]:
         """The places of turns whose content is not shown in a dialogue of this shape, whatever they say."""
-        shape = answer, tuple(map(_shape, dialogue.turns)), *sorted(dialogue.variables)
+        variables = sorted((name, bool(value)) for name, value in dialogue.variables.items())
+        shape = answer, tuple(map(_shape, dialogue.turns)), *variables
         if (known := self._lost.get(shape)) is not None:
             return known
         told = [_saying(turn, NUMBERED.format(i)) for i, turn in enumerate(dialogue.turns)]

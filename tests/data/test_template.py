@@ -207,35 +207,32 @@ WITH_LAST = (
             [USER, ANSWER, USER],
             "earlier turns",
         ),
-        (CHATML.replace("m.content", "('' if m.tool_calls else m.content)"), None, None),
     ],
 )
 def test_what_is_shown_depends_on_the_whole_dialogue(
-    tokenizer: Any, template: str, turns: Any, hidden: str | None
+    tokenizer: Any, template: str, turns: Any, hidden: str
 ) -> None:
     chat = chat_of(with_template(tokenizer, template))
-    if hidden is None:  # the call is not shown, either
-        beside = call(content="I add these.")
-        ids, counts = one(chat, {"messages": [USER, beside, RESULT, ANSWER]})
-        assert ids and counts.unshown == {"tool_calls": 1, "content beside tool_calls": 1}
-        assert not one(chat, {"messages": [USER, call(content=" "), RESULT, ANSWER]})[1].skipped
-        return
     ids, counts = one(chat, {"messages": turns})
     assert not ids and counts.skipped == {f"the chat template shows nothing of {hidden}": 1}
     assert one(chat, {"messages": [USER, ANSWER]})[0]
-    question = [Dialogue([SYSTEM, USER])]
-    if template == WITH_LAST:
-        assert "Be brief." in tokenizer.decode(chat.prompt(question[0]))
+
+
+def test_a_question_can_show_what_a_dialogue_would_lose(tokenizer: Any) -> None:
+    chat = chat_of(with_template(tokenizer, WITH_LAST))
+    assert "Be brief." in tokenizer.decode(chat.prompt(Dialogue([SYSTEM, USER])))
 
 
 def test_content_beside_calls_that_is_not_shown_is_said(tokenizer: Any) -> None:
-    chat = chat_of(with_template(tokenizer, WITH_LAST))
-    ids, counts = one(chat, {"messages": [USER, call(content="I add these."), RESULT, ANSWER]})
-    assert "I add" not in tokenizer.decode(ids) and counts.unshown == {"content beside tool_calls": 1}
-    assert (
-        one(chat_of(model_of(tokenizer, "qwen3")), {"messages": [USER, call(content="I add.")]})[1].unshown
-        == {}
-    )
+    lost, row = "content beside tool_calls", {"messages": [USER, call(content="I add."), RESULT, ANSWER]}
+    neither = CHATML.replace("m.content", "('' if m.tool_calls else m.content)")
+    for template, unshown in ((WITH_LAST, {lost: 1}), (neither, {lost: 1, "tool_calls": 1})):
+        chat = chat_of(with_template(tokenizer, template))
+        ids, counts = one(chat, row)
+        assert "I add" not in tokenizer.decode(ids) and counts.unshown == unshown and not counts.skipped
+        blank = {"messages": [USER, call(content=" "), RESULT, ANSWER]}
+        assert lost not in one(chat, blank)[1].unshown
+    assert not one(chat_of(model_of(tokenizer, "qwen3")), row)[1].unshown
 
 
 def test_an_empty_list_of_calls_is_no_call(tokenizer: Any) -> None:
@@ -274,6 +271,7 @@ def test_templates_are_tried_with_tools_too(tokenizer: Any) -> None:
     deaf = CHATML.replace("in messages", "in messages if not tools or m.role != 'system'")
     chat = chat_of(with_template(tokenizer, deaf))
     assert one(chat, {"messages": [SYSTEM, USER, ANSWER]})[0]
+    assert one(chat, {"messages": [SYSTEM, USER, ANSWER], "tools": []})[0]
     ids, counts = one(chat, {"messages": [SYSTEM, USER, ANSWER], "tools": [TOOL]})
     assert not ids and counts.skipped == {"the chat template shows nothing of a system turn": 1}
 
