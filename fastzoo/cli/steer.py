@@ -65,12 +65,19 @@ def steer_sae(
     *,
     html: Annotated[Path | None, path_option("--html", "Write a report as one HTML file.")] = None,
     save: Annotated[Path | None, path_option("--save", "Write all answers and scores as JSON.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TITLE", callback=_text, help="Keep latent and window beside the SAE, for the Space."
+        ),
+    ] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
     """Steer the SAE's language model with latents, and find the alphas that change answers without degrading them."""
     from fastzoo.cli.steer_tables import LiveAnswers, print_outcome
     from fastzoo.core.files import refuse_unwritable, refused, write_text
+    from fastzoo.steering.measured import keep_latent, open_to_keep
     from fastzoo.steering.report import render_report
     from fastzoo.steering.run import run_steer
 
@@ -80,8 +87,16 @@ def steer_sae(
         refuse_unwritable(path)
     if len({path.resolve() for path in written}) < len(written):
         raise InputError("two of --html, --save and --judge-cache name the same file")
+    kept_beside = None if keep is None else open_to_keep(chosen.source, keep)
     outcome = run_steer(chosen, LiveAnswers)
     failures: list[BaseException] = []
+    if keep is not None and kept_beside is not None:
+        try:
+            print(f"wrote {keep_latent(kept_beside, keep, outcome)}", file=sys.stderr)
+        except (OSError, InputError) as error:
+            failures.append(
+                refused(kept_beside.folder.parent, error) if isinstance(error, OSError) else error
+            )
     for file, render in ((save, _as_json), (html, render_report)):
         if file is not None:
             try:

@@ -40,7 +40,7 @@ def find_local(source: str) -> Path | None:
 
     if source.startswith("hf:"):
         return fetch_to_load(source)
-    return _on_disk(source) or find_pulled(parse_name(source))
+    return on_disk(source) or find_pulled(parse_name(source))
 
 
 def locate(source: str) -> Path:
@@ -50,13 +50,13 @@ def locate(source: str) -> Path:
     if source.startswith("hf:"):
         return fetch_to_load(source)
     try:
-        return _on_disk(source) or fetch_to_load(source)
+        return on_disk(source) or fetch_to_load(source)
     except NotFoundError as error:
         raise NotFoundError(f"not on this machine (looked in . and runs/*/), and {error}") from None
 
 
-def _on_disk(source: str) -> Path | None:
-    """The local folder that a path or name means; None for a name without one."""
+def on_disk(source: str) -> Path | None:
+    """The local folder that a path or name means; None for a name without one. Raises InputError."""
     if not source:
         return None
     path = path_of(source, "the SAE")

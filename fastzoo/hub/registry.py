@@ -64,7 +64,7 @@ def known_files(sae: SAEName | str) -> tuple[str, ...]:
     return (
         *("README.md", "config.json", "metrics.json"),
         *(f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"),
-        *(f"{folder}/sparsity.safetensors", "training_log.csv", "training.png", "NOTICE"),
+        *(f"{folder}/sparsity.safetensors", "training_log.csv", "training.png", "steering.json", "NOTICE"),
     )
 
 

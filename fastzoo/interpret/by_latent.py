@@ -66,7 +66,7 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
     for name in saes:
         contexts = (gathered.report(assembly.texts, occurrences[name]) for gathered in firing[name])
         known = dict(zip(latents, contexts, strict=True))
-        found[name] = _part(assembly, name, sums[name].result(), known)
+        found[name] = part_of(assembly, name, sums[name].result(), known)
     return {
         "base_model": assembly.base_model,
         "split": split,
@@ -87,7 +87,7 @@ def rank_by_activation(
     for name, figures in known.items():
         chosen = list(latents) or strongest(figures.mean_max_F.numpy(), top)
         best = sorted(chosen, key=lambda k: (-figures.mean_max_F[k].item(), k))[:top]
-        ranked[name] = _part(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
+        ranked[name] = part_of(assembly, name, figures, {k: {} for k in best}, candidates=len(chosen))
     return about | {"rank": "activation", "definition": FIGURES, "saes": ranked}
 
 
@@ -132,7 +132,7 @@ def rank_by_output(
             )
             best = sorted(zip(scores, chosen[name], strict=True), key=lambda x: (-x[0], x[1]))[:top]
             scored = {k: {"output_score": score} for score, k in best}
-            ranked[name] = _part(assembly, name, figures, scored, candidates=len(scores))
+            ranked[name] = part_of(assembly, name, figures, scored, candidates=len(scores))
     definition = f"{OUTPUT_SCORE}. {FIGURES}"
     return about | {
         "rank": "output",
@@ -161,7 +161,7 @@ def _measured(
     return known, sequences, {"base_model": assembly.base_model, "split": split}
 
 
-def _part(
+def part_of(
     assembly: Assembly,
     name: str,
     figures: LatentStatistics,

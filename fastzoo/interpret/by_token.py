@@ -6,6 +6,7 @@ Plain data for all SAEs of a model, as ``fastzoo features`` shows it (by default
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,16 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, 
     The text is a user's message or, if ``raw``, taken as it is, special tokens included. Raises
     InputError: empty, longer than the model's context, or refused by the chat template.
     """
-    sequence = _sequence(assembly, text, raw)
+    return _of_sequence(assembly, _sequence(assembly, text, raw), raw, top)
+
+
+@torch.no_grad()
+def of_messages(assembly: Assembly, messages: Sequence[Mapping[str, Any]], *, top: int) -> dict[str, Any]:
+    """The same for a dialogue: turns with ``role`` and ``content``. Raises InputError."""
+    return _of_sequence(assembly, _templated(assembly, "the dialogue", messages), False, top)
+
+
+def _of_sequence(assembly: Assembly, sequence: TokenSequence, raw: bool, top: int) -> dict[str, Any]:
     texts = assembly.texts
     places = []
     for place, number in enumerate(sequence.ids.tolist()):
@@ -177,18 +187,24 @@ def _fired(acts_F: np.ndarray, top: int) -> dict[str, Any]:
 
 
 def _sequence(assembly: Assembly, text: str, raw: bool) -> TokenSequence:
-    chat = assembly.chat
     if not text.strip():
         raise InputError("--text: the text is empty")
-    if raw:
-        found = [chat.sequence(_tokenized(assembly, "--text", text), 0)]
-    else:
-        counts = Counts()
-        row = {chat.data.column or "messages": [{"role": "user", "content": text}]}
-        found = list(chat.dialogues([(0, row)], counts, truncate=False))
-        if not found:
-            raise InputError(f"--text: cannot be a user's message ({', '.join(counts.skipped)})")
-    limit = chat.data.max_tokens
-    if len(found[0]) > limit:
-        raise InputError(f"--text: {len(found[0])} tokens; at most {limit} go through the model")
-    return found[0]
+    if not raw:
+        return _templated(assembly, "--text", [{"role": "user", "content": text}])
+    return _bounded(assembly, "--text", assembly.chat.sequence(_tokenized(assembly, "--text", text), 0))
+
+
+def _templated(assembly: Assembly, what: str, messages: Sequence[Mapping[str, Any]]) -> TokenSequence:
+    chat, counts = assembly.chat, Counts()
+    row = {chat.data.column or "messages": list(messages)}
+    for sequence in chat.dialogues([(0, row)], counts, truncate=False):
+        return _bounded(assembly, what, sequence)
+    use = "a user's message" if what.startswith("--") else "written by the chat template"
+    raise InputError(f"{what}: cannot be {use} ({', '.join(counts.skipped)})")
+
+
+def _bounded(assembly: Assembly, what: str, sequence: TokenSequence) -> TokenSequence:
+    limit = assembly.chat.data.max_tokens
+    if len(sequence) > limit:
+        raise InputError(f"{what}: {len(sequence)} tokens; at most {limit} go through the model")
+    return sequence

@@ -39,7 +39,7 @@ class Edit:
 
     layer: int
     values_RX: Tensor
-    """float32. Mode ``add``: (R, D), what is added. Other modes: (R, K), the latents' alphas."""
+    """float32. Mode ``add``: (R, D), what is added. Other modes: (R, K), the latents' alphas; NaN: left alone."""
     mode: str = "add"
     sae: SAE | None = None  # this and the next: of the other modes
     latents_K: Tensor | None = None
@@ -48,6 +48,11 @@ class Edit:
     @property
     def rows(self) -> int:
         return self.values_RX.shape[0]
+
+    @property
+    def nothing(self) -> Tensor:
+        """The values (X,) of a row that is not steered."""
+        return torch.full_like(self.values_RX[0], 0.0 if self.mode == "add" else torch.nan)
 
     def change(self, hidden_BTD: Tensor) -> Tensor:
         """What to add to the residual stream: (B, T, D), or what broadcasts to it, in its dtype."""
@@ -59,8 +64,9 @@ class Edit:
             self.sae = copy.deepcopy(self.sae).to(x_BTD.device)
         latents_K = self.latents_K.to(x_BTD.device)
         acts_BTK = self.sae.encode_latents(x_BTD, latents_K).float()
-        change_BTK = CHANGES[self.mode](acts_BTK, self._rows(x_BTD))
-        change_BTK.masked_fill_(self.sae.passed_through(x_BTD)[..., None], 0)
+        values_B1K = self._rows(x_BTD)
+        change_BTK = CHANGES[self.mode](acts_BTK, values_B1K)
+        change_BTK.masked_fill_(self.sae.passed_through(x_BTD)[..., None] | values_B1K.isnan(), 0)
         return (change_BTK @ self.sae.W_dec[latents_K].float()).to(hidden_BTD.dtype)
 
     def _rows(self, like_BTD: Tensor) -> Tensor:

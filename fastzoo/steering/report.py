@@ -35,7 +35,7 @@ def render_report(outcome: Outcome) -> str:
     environment.filters |= {"figure": show, "short": short, "visible": control_pictures}
     return environment.get_template("report.html.j2").render(
         vars(outcome),
-        arms=[(arm, TITLES[arm], _table(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
+        arms=[(arm, TITLES[arm], answers(outcome, arm)) for arm in ARMS if outcome.rows(arm)],
         means=means(outcome),
         curves=draw_curves(outcome),
         titles=TITLES,
@@ -74,7 +74,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _table(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
+def answers(outcome: Outcome, arm: str) -> list[list[dict[str, Any]]]:
     """For each question the answers by alpha."""
     table: list[list[dict[str, Any]]] = [[] for _ in outcome.questions]
     for cell, score, verdict in outcome.judged_cells():
@@ -105,8 +105,9 @@ def control_pictures(text: str) -> str:
     return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\t\n" else c for c in text)
 
 
-def draw_curves(outcome: Outcome) -> str:
-    """Effect, quality and their harmonic mean over alpha, as SVG."""
+def draw_curves(outcome: Outcome, window: tuple[float, float] | None = None) -> str:
+    """Effect, quality and their harmonic mean over alpha, as SVG; with the sweep's own window, or else one that was
+    measured before."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -117,11 +118,13 @@ def draw_curves(outcome: Outcome) -> str:
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots(1, 2 if spot.reported else 1, squeeze=False)
-    halves = (("chosen on these questions", spot.chosen_on), ("reported on these", spot.reported))
+    chose = "chosen on these questions" if spot.reported else "on this question"
+    halves = ((chose, spot.chosen_on), ("reported on these", spot.reported))
     colours = {"effect": "#d1495b", "quality": "#2a6f97", "score": "#333333"}
     for axis, (title, curve) in zip(axes[0], halves, strict=False):
-        if spot.low is not None and spot.high is not None:
-            axis.axvspan(spot.low, spot.high, color="#a8d5a8", alpha=0.6, linewidth=4)
+        own = None if spot.low is None or spot.high is None else (spot.low, spot.high)
+        if shaded := own or window:
+            axis.axvspan(*shaded, color="#a8d5a8", alpha=0.6, linewidth=4)
         for key, colour in colours.items():
             middle, low, high = zip(*(astuple(getattr(rates, key)) for rates in curve), strict=True)
             axis.plot(spot.alphas, middle, "o-", color=colour, label=key, markersize=4)

@@ -36,14 +36,16 @@ WORDS = 8
 def run_steer(
     settings: SteerSettings,
     watch: Callable[[Sweep], AbstractContextManager[Watch | None]] = lambda sweep: nullcontext(),
+    assembly: Assembly | None = None,
 ) -> Outcome:
     """Steer the SAE's language model as the settings say.
 
-    ``watch`` makes of a sweep the context in which it runs, with what is told of its tokens. Raises InputError for
+    ``watch`` makes of a sweep the context in which it runs, with what is told of its tokens; ``assembly`` is the SAE's
+    where it is loaded already. Raises InputError for
     latents, alphas, units or questions that cannot be used; DataError, ModelError, HubError, TrainingError.
     """
     settings.check()
-    assembly = assemble(
+    assembly = assembly or assemble(
         [settings.source], model_name=settings.model, revision=settings.revision, data=settings.data
     )
     # Whatever cannot work is refused before latents are measured and answers written.

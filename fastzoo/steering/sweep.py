@@ -78,11 +78,23 @@ class Sweep:
         """
         return self._answers(self.rows(), watch)
 
+    def pair(self, watch: Watch | None = None) -> tuple[Cell, Cell]:
+        """The answers to two questions: the first unsteered, the second steered at the first alpha.
+
+        They may be one question, or conversations that went their own ways. ``watch`` is told of rows 0 and 1. Raises
+        as ``cells``.
+        """
+        unsteered, steered = self.prompts()
+        edit, alpha = self.edit(self.latents), float(self.alphas[0])
+        rows = [SweepRow(LATENT, 0, 0.0, unsteered), SweepRow(LATENT, 1, alpha, steered, edit)]
+        first, second = self._answers(rows, watch)
+        return first, second
+
     def many(self, latents: Sequence[int]) -> dict[int, list[Cell]]:
         """The cells of several latents, each alone and without controls, in as few calls."""
         assert self.mode == "add", "a row of a batch cannot be clamped by a latent of its own"
         prompts = self.prompts()
-        rows = [row for k in latents for row in arm_rows(str(k), prompts, self.alphas, self._edit([k]))]
+        rows = [row for k in latents for row in arm_rows(str(k), prompts, self.alphas, self.edit([k]))]
         cells = self._answers(rows, None)
         return {k: [cell for cell in cells if cell.arm == str(k)] for k in latents}
 
@@ -129,7 +141,7 @@ class Sweep:
         """All answers to be written, with their prompts and edits. Raises as ``cells`` does."""
         if not self.questions or not self.alphas:
             raise InputError("a sweep needs at least one question and one alpha")
-        edit, prompts = self._edit(self.latents), self.prompts()
+        edit, prompts = self.edit(self.latents), self.prompts()
         rows = arm_rows(LATENT, prompts, self.alphas, edit)
         if self.control and self.mode == "add":
             rows += arm_rows(RANDOM, prompts, self.alphas, random_edit(edit, self.alphas, self.settings.seed))
@@ -138,8 +150,8 @@ class Sweep:
                 rows.append(SweepRow(PROMPT, i, 0.0, self._told(i, question, self.wish)))
         return rows
 
-    def _edit(self, latents: Sequence[int]) -> Edit:
-        """One row for each alpha. Raises InputError, ModelError."""
+    def edit(self, latents: Sequence[int]) -> Edit:
+        """What latents are steered by: one row for each alpha. Raises InputError, ModelError."""
         check_fits(self.model, self.sae, self.layer)
         how = {"layer": self.layer, "mode": self.mode, "units": self.units, "statistics": self.statistics}
         return make_edit(self.sae, dict.fromkeys(latents, self.alphas), **how)

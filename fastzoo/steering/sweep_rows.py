@@ -64,8 +64,7 @@ def joined(rows: Sequence[SweepRow]) -> list[Edit]:
     first = next((row.edit for row in rows if row.edit is not None), None)
     if first is None:
         return []
-    nothing = torch.zeros_like(first.values_RX[0])
-    values = [nothing if r.edit is None else r.edit.values_RX[r.index] for r in rows]
+    values = [first.nothing if r.edit is None else r.edit.values_RX[r.index] for r in rows]
     return [replace(first, values_RX=torch.stack(values))]
 
 
@@ -74,19 +73,16 @@ def groups_of(
 ) -> list[list[list[int]]]:
     """The places of rows, those with the same answer in one group: they are answered once.
 
-    Returns queues of groups that may share a batch: ``key_of`` their prompts' lengths is one (None: alone), and a
-    latent cannot be clamped in some of its rows only. In each, prompts of similar length are neighbours, so that
-    little is padding.
+    Returns queues of groups that may share a batch: ``key_of`` their prompts' lengths is one (None: alone). In each,
+    prompts of similar length are neighbours, so that little is padding.
     """
     same: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
         same.setdefault(row.key(), []).append(place)
-    added = all(row.edit is None or row.edit.mode == "add" for row in rows)
     queues: dict[Any, list[list[int]]] = {}
     for group in sorted(same.values(), key=lambda group: len(rows[group[0]].prompt)):
-        row = rows[group[0]]
-        key = key_of(len(row.prompt)) or group[0]
-        queues.setdefault((key, added or row.edit is None), []).append(group)
+        key = key_of(len(rows[group[0]].prompt))
+        queues.setdefault(group[0] if key is None else key, []).append(group)
     return list(queues.values())
 
 
