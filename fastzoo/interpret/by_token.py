@@ -18,6 +18,7 @@ from fastzoo.core.progress import Progress
 from fastzoo.core.text import one_line
 from fastzoo.data.sequences import Counts, TokenSequence
 from fastzoo.data.special_tokens import SpecialTokens
+from fastzoo.interpret.output_score import refuse_missing
 from fastzoo.interpret.special_latents import Occurrences, SpecialLatents
 from fastzoo.interpret.statistics import encode_packs, strongest
 from fastzoo.loading import Assembly
@@ -155,12 +156,19 @@ def of_text(assembly: Assembly, text: str, *, raw: bool, top: int) -> dict[str, 
 
 
 @torch.no_grad()
-def of_messages(assembly: Assembly, messages: Sequence[Mapping[str, Any]], *, top: int) -> dict[str, Any]:
-    """The same for a dialogue: turns with ``role`` and ``content``. Raises InputError."""
-    return _of_sequence(assembly, _templated(assembly, "the dialogue", messages), False, top)
+def of_messages(
+    assembly: Assembly, messages: Sequence[Mapping[str, Any]], *, top: int, asked: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The same for a dialogue: turns with ``role`` and ``content``. Of the latents ``asked`` about, each token also has
+    their activations, by latent. Raises InputError."""
+    for name, (_, sae) in assembly.saes.items():
+        refuse_missing(asked, sae.d_sae, name)
+    return _of_sequence(assembly, _templated(assembly, "the dialogue", messages), False, top, asked)
 
 
-def _of_sequence(assembly: Assembly, sequence: TokenSequence, raw: bool, top: int) -> dict[str, Any]:
+def _of_sequence(
+    assembly: Assembly, sequence: TokenSequence, raw: bool, top: int, asked: Sequence[int] = ()
+) -> dict[str, Any]:
     texts = assembly.texts
     places = []
     for place, number in enumerate(sequence.ids.tolist()):
@@ -171,6 +179,12 @@ def _of_sequence(assembly: Assembly, sequence: TokenSequence, raw: bool, top: in
         for name, x_TD, acts_TF, _ in encoded:
             skipped = assembly.saes[name][1].passed_through(x_TD).tolist()
             fired = [_fired(acts_F, top) for acts_F in acts_TF.float().cpu().numpy()]
+            if asked:
+                columns = acts_TF[:, list(asked)].tolist()
+                fired = [
+                    {**found, "asked": dict(zip(asked, acts, strict=True))}
+                    for found, acts in zip(fired, columns, strict=True)
+                ]
             saes[name] = {
                 "tokens": [
                     {**place, "skipped": sink, **found}

@@ -23,7 +23,7 @@ from fastzoo.data.special_tokens import SpecialTokens
 from fastzoo.interpret.by_latent import part_of
 from fastzoo.interpret.contexts import Firing
 from fastzoo.interpret.output_score import refuse_missing
-from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, sinks_of
+from fastzoo.interpret.statistics import LatentStatistics, StatisticsSums, sinks_of, strongest
 from fastzoo.lm.activations import ResidualReader
 from fastzoo.lm.packing import packs
 from fastzoo.loading import Assembly
@@ -55,16 +55,27 @@ class LayerStates:
         dialogues."""
         if not sequences:
             raise DataError("there are no dialogues to look at")
-        self.layer, self.sequences, parts = layer, list(sequences), []
-        groups = list(packs(self.sequences, reader.pack_tokens))
+        groups, parts = list(packs(sequences, reader.pack_tokens)), []
         for group, columns in zip(groups, reader.columns(groups, {layer}), strict=True):
             parts.append(columns[f"L{layer}"])
             progress(sum(map(len, group)))
-        self.x_TD: Tensor = torch.cat(parts)
+        self._hold(layer, list(sequences), torch.cat(parts))
+
+    def _hold(self, layer: int, sequences: list[TokenSequence], x_TD: Tensor) -> None:
+        self.layer, self.sequences = layer, sequences
+        self.x_TD = x_TD
         """In the model's dtype, on its device, in the order of ``sequences``."""
-        self.lengths = [len(sequence) for sequence in self.sequences]
-        self.ids_T, position_T = column(self.sequences, "ids"), column(self.sequences, "position")
-        self.position_T = torch.from_numpy(position_T).to(self.x_TD.device)
+        self.lengths = [len(sequence) for sequence in sequences]
+        self.ids_T, self.special_T = column(sequences, "ids"), column(sequences, "special")
+        self.position_T = column(sequences, "position")
+
+    @classmethod
+    def joined(cls, parts: Sequence[LayerStates]) -> LayerStates:
+        """What was read in parts, between which others used the model."""
+        found = cls.__new__(cls)
+        sequences = [sequence for part in parts for sequence in part.sequences]
+        found._hold(parts[0].layer, sequences, torch.cat([part.x_TD for part in parts]))
+        return found
 
 
 class LatentPages:
@@ -83,7 +94,8 @@ class LatentPages:
 
     @cached_property
     def _sink_T(self) -> np.ndarray:
-        x_TD, position_T = self._states.x_TD, self._states.position_T
+        x_TD = self._states.x_TD
+        position_T = torch.from_numpy(self._states.position_T).to(x_TD.device)
         parts = zip(x_TD.split(CHUNK), position_T.split(CHUNK), strict=True)
         found: np.ndarray = torch.cat([sinks_of(self.sae, x.float(), p) for x, p in parts]).cpu().numpy()
         return found
@@ -145,26 +157,39 @@ class LatentPages:
     def _occurrences(self) -> Counter[int]:
         return Counter(self._states.ids_T[~self._sink_T].tolist())
 
+    @cached_property
+    def _special_T(self) -> np.ndarray:
+        """Which tokens are special ones, or role words, and no sinks."""
+        special, states = SpecialTokens.of(self._assembly.chat), self._states
+        counted: np.ndarray = special.among(states.ids_T, states.position_T, states.special_T) & ~self._sink_T
+        return counted
+
     def _special(self, act_T: np.ndarray) -> list[dict[str, Any]]:
         """The special tokens, the one with the largest mean activation first."""
-        special = SpecialTokens.of(self._assembly.chat)
-        states, found = self._states, []
-        counted_T = special.among(
-            states.ids_T, column(states.sequences, "position"), column(states.sequences, "special")
-        )
-        counted_T = counted_T & ~self._sink_T
-        for number in np.unique(states.ids_T[counted_T]).tolist():
-            acts = act_T[counted_T & (states.ids_T == number)]
-            found.append(
-                {
-                    "token_id": number,
-                    "token": self._assembly.texts(number),
-                    "occurrences": len(acts),
-                    "fired": int((acts > 0).sum()),
-                    "mean": float(acts.mean()),
-                }
-            )
+        found = []
+        for number in np.unique(self._states.ids_T[self._special_T]).tolist():
+            acts = act_T[self._special_T & (self._states.ids_T == number)]
+            fired, mean = int((acts > 0).sum()), float(acts.mean())
+            entry = {"token_id": number, "token": self._assembly.texts(number)}
+            found.append(entry | {"occurrences": len(acts), "fired": fired, "mean": mean})
         return sorted(found, key=lambda entry: (-entry["mean"], entry["token_id"]))
+
+    @torch.no_grad()
+    def on_special_tokens(self, top: int) -> list[dict[str, Any]]:
+        """For each special token, the most frequent first, the latents with the largest mean activation on it (over all
+        places where it is no sink): ``token``, ``occurrences`` and ``latents``, each with its ``mean``."""
+        found, states = [], self._states
+        for number in np.unique(states.ids_T[self._special_T]).tolist():
+            places = np.flatnonzero(self._special_T & (states.ids_T == number))
+            sum_F = torch.zeros(self.sae.d_sae, dtype=torch.float64, device=states.x_TD.device)
+            for part in np.array_split(places, len(places) // CHUNK + 1):
+                x_TD = states.x_TD[torch.from_numpy(part).to(states.x_TD.device)].float()
+                sum_F += self.sae.encode(x_TD, skip_sinks=True).double().sum(0)
+            mean_F = (sum_F / len(places)).cpu().numpy()
+            latents = [{"latent": k, "mean": float(mean_F[k])} for k in strongest(mean_F, top)]
+            entry = {"token_id": number, "token": self._assembly.texts(number), "occurrences": len(places)}
+            found.append(entry | {"latents": latents})
+        return sorted(found, key=lambda entry: (-entry["occurrences"], entry["token_id"]))
 
     @cached_property
     def _directions_FD(self) -> Tensor:

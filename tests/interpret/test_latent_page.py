@@ -44,6 +44,31 @@ def test_states_are_those_of_each_dialogue_alone(alone: Assembly) -> None:
         torch.testing.assert_close(x_TD, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_parts_join_to_the_whole(alone: Assembly) -> None:
+    sequences, split = alone.dialogues(12)
+    whole = LayerStates(alone.reader, sequences, 2)
+    parts = [LayerStates(alone.reader, sequences[start : start + 5], 2) for start in (0, 5, 10)]
+    found = LayerStates.joined(parts)
+    torch.testing.assert_close(found.x_TD, whole.x_TD, rtol=1e-5, atol=1e-4)
+    assert found.lengths == whole.lengths and (found.ids_T == whole.ids_T).all()
+    pages = LatentPages(alone, found, split)
+    assert pages.figures.tokens == LatentPages(alone, whole, split).figures.tokens
+
+
+def test_latents_of_special_tokens(alone: Assembly, pages: LatentPages) -> None:
+    found = pages.on_special_tokens(3)
+    assert [entry["occurrences"] for entry in found] == sorted(
+        (e["occurrences"] for e in found), reverse=True
+    )
+    end = next(entry for entry in found if entry["token"] == "<|im_end|>")
+    means = [
+        float(pages.activations(k)[pages._special_T & (pages._states.ids_T == end["token_id"])].mean())
+        for k in range(256)
+    ]
+    assert [x["latent"] for x in end["latents"]] == sorted(range(256), key=lambda k: -means[k])[:3]
+    assert end["latents"][0]["mean"] == pytest.approx(max(means), rel=1e-5)
+
+
 def test_a_page_says_what_the_report_on_the_latent_says(alone: Assembly, pages: LatentPages) -> None:
     sequences, _ = alone.dialogues(DIALOGUES)
     expected = statistics(alone.reader, alone.saes, sequences)[NAME]

@@ -1,15 +1,8 @@
-"""The zoo's SAEs: filters, a table, a plot, and what is known of a chosen one."""
+"""The tab of the zoo's SAEs: filters, a table, a plot, and what is known of a chosen one."""
 
 from __future__ import annotations
 
-import os
-
-# Read when gradio and huggingface_hub are imported.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -26,9 +19,11 @@ SORTS = [(UNSORTED, UNSORTED), *((heading, column) for column, heading in zoo.HE
 # Ours are put into the address; what else stands there (a theme, a signature) stays.
 TO_ADDRESS = """(...values) => {
     const names = ["model", "architecture", "method", "expansion", "published", "sort", "descending",
-        "sae", "plot"];
+        "zoo", "plot"];
     const ours = new URLSearchParams();
     const all = new URLSearchParams(location.search);
+    all.set("tab", "zoo");
+    ours.set("tab", "zoo");
     names.forEach((name, i) => {
         const value = values[i] === true ? "1" : values[i];
         all.delete(name);
@@ -114,7 +109,7 @@ class Answers:
         only, descending = (asked.get(key) == "1" for key in ("published", "descending"))
         sort = asked["sort"] if asked.get("sort") in zoo.HEADINGS else UNSORTED
         figure = asked["plot"] if asked.get("plot") in zoo.PLOTS else "fvu"
-        name = asked.get("sae")
+        name = asked.get("zoo")
         return (
             *(gr.Dropdown([ALL, *known[key]], value=value) for key, value in filters.items()),
             *(only, sort, descending),
@@ -124,36 +119,32 @@ class Answers:
         )
 
 
-def build(source: zoo.Results) -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="fastzoo: SAEs of instruct models", analytics_enabled=False) as page:
-        gr.HTML(INTRODUCTION)
-        with gr.Row(elem_id="filters"):
-            filters = [gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS]
-            sort = gr.Dropdown(SORTS, value=UNSORTED, label="sort by", min_width=120)
-            descending = gr.Checkbox(label="largest first", min_width=120, elem_classes="tick")
-            only = gr.Checkbox(label="published only", min_width=120, elem_classes="tick")
-        note = gr.HTML(elem_id="note")
-        results = gr.Dataframe(
-            headers=list(zoo.HEADINGS.values()),
-            datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)],
-            **TABLE,
-        )
-        with gr.Row():
-            with gr.Column(min_width=320):
-                label = "SAE (or click a row of the table)"
-                sae = gr.Dropdown([], value=None, label=label, allow_custom_value=True)
-                about = gr.HTML(elem_id="about")
-                pull = gr.Code(language="shell", label="pull it", **PLAIN_CODE)
-                python = gr.Code(language="python", label="load it", **PLAIN_CODE)
-            with gr.Column(min_width=320):
-                plots = [(label, key) for key, label in zoo.PLOTS.items()]
-                figure = gr.Radio(plots, value="fvu", label="L0 of the published ones against")
-                plot = gr.ScatterPlot(**PLOT)
-        controls = [*filters, only, sort, descending]
-        shown, details = [results, note, plot, figure], [about, pull, python]
-        connect(page, Answers(source), controls, sae, shown, details)
-    return page
+def build(page: gr.Blocks, source: zoo.Results) -> None:
+    """The tab, in a page that is being built."""
+    gr.HTML(INTRODUCTION)
+    with gr.Row(elem_id="filters"):
+        filters = [gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS]
+        sort = gr.Dropdown(SORTS, value=UNSORTED, label="sort by", min_width=120)
+        descending = gr.Checkbox(label="largest first", min_width=120, elem_classes="tick")
+        only = gr.Checkbox(label="published only", min_width=120, elem_classes="tick")
+    note = gr.HTML(elem_id="note")
+    results = gr.Dataframe(
+        headers=list(zoo.HEADINGS.values()), datatype=["str", *["number"] * (len(zoo.HEADINGS) - 1)], **TABLE
+    )
+    with gr.Row():
+        with gr.Column(min_width=320):
+            label = "SAE (or click a row of the table)"
+            sae = gr.Dropdown([], value=None, label=label, allow_custom_value=True)
+            about = gr.HTML(elem_id="about")
+            pull = gr.Code(language="shell", label="pull it", **PLAIN_CODE)
+            python = gr.Code(language="python", label="load it", **PLAIN_CODE)
+        with gr.Column(min_width=320):
+            plots = [(label, key) for key, label in zoo.PLOTS.items()]
+            figure = gr.Radio(plots, value="fvu", label="L0 of the published ones against")
+            plot = gr.ScatterPlot(**PLOT)
+    controls = [*filters, only, sort, descending]
+    shown, details = [results, note, plot, figure], [about, pull, python]
+    connect(page, Answers(source), controls, sae, shown, details)
 
 
 def connect(
@@ -178,7 +169,7 @@ def connect(
 
 
 INTRODUCTION = (
-    "<h1>fastzoo</h1><p>Sparse autoencoders of instruct language models, with what was "
+    "<p>Sparse autoencoders of instruct language models, with what was "
     "measured of each. Columns that begin with <b>paper</b> are what "
     '<a href="https://arxiv.org/abs/2506.07691" target="_blank" rel="noopener">Li et al. '
     "2025</a> report, on their own data and without an L0; all others are ours. The "
@@ -213,15 +204,3 @@ PLAIN_CODE: dict[str, Any] = {
     "lines": 1,
     "visible": False,
 }
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-
-LOOKS: dict[str, Any] = {
-    "theme": gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO),
-    "css_paths": Path(__file__).parent / "style.css",
-    "footer_links": [],
-    "ssr_mode": False,
-}
-
-if __name__ == "__main__":
-    build(zoo.Results()).launch(**LOOKS)

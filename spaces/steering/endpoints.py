@@ -1,0 +1,154 @@
+"""What the page does as named endpoints for gradio_client, and as tools of an MCP server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+import results
+from chooser import MODEL
+from engine import USUAL_TOKENS, Engine, Push, Turn
+from explore import read
+from steer import steered_answers
+from sweep import outcomes
+
+from fastzoo.core.errors import FastzooError, InputError
+
+
+def has_mcp() -> bool:
+    """Whether Gradio can serve MCP here."""
+    return importlib.util.find_spec("mcp") is not None
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """With the expected failures of fastzoo as errors of one line, which the caller is told."""
+
+    @wraps(function)
+    def answer(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except FastzooError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return answer
+
+
+def add(engine: Engine, source: results.Results) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def saes() -> list[str]:
+        """Names of the SAEs that can be steered with here; the first is the default."""
+        return engine.names
+
+    def latents(sae: str) -> dict:
+        """Latents of an SAE that are worth a try: 'measured' (with their window of strengths), those that fire most on
+        'special' tokens, and the 'strongest' others, with the tokens that they make likelier.
+
+        Args:
+            sae: name of an SAE.
+        """
+        found = {"measured": [known.model_dump() for known in engine.open(sae).measured]}
+        return found | {"special": engine.special_latents(sae), "strongest": engine.strongest_latents(sae)}
+
+    def latent(sae: str, latent: int) -> dict:
+        """All that is known of a latent: how often and where it fires, what it makes likelier, similar latents.
+
+        Args:
+            sae: name of an SAE.
+            latent: number of the latent, from 0.
+        """
+        return engine.latent_page(sae, latent)
+
+    def explore(sae: str, messages: list) -> dict:
+        """The strongest latents on every token of a dialogue, after the model's chat template.
+
+        Args:
+            sae: name of an SAE.
+            messages: turns as {"role": "user", "content": "..."}; roles are system, user and assistant.
+        """
+        if not all(isinstance(turn, dict) for turn in messages):
+            raise InputError('each turn is {"role": "...", "content": "..."}')
+        return read(engine, sae, messages)
+
+    def steer(
+        sae: str,
+        latent: int,
+        alpha: float,
+        question: str,
+        mode: str = "add",
+        positions: str = "all",
+        temperature: float = 0.0,
+        seed: int = 0,
+        max_new_tokens: int = USUAL_TOKENS,
+        history: list | None = None,
+    ) -> Iterator[dict]:
+        """A chat model's answer to a question without and with a latent pushed; grows until 'done'.
+
+        Args:
+            sae: name of an SAE.
+            latent: number of the latent, from 0.
+            alpha: how hard it is pushed, in raw multiples of its decoder row.
+            question: what the user asks.
+            mode: add, clamp, scale or ablate.
+            positions: all, prompt, generated, user or assistant.
+            temperature: 0 is greedy.
+            seed: of sampling.
+            max_new_tokens: length of each answer, at most.
+            history: earlier turns as {"question": "...", "unsteered": "...", "steered": "..."}.
+        """
+        push = Push(sae, latent, alpha, mode, positions, temperature, seed, max_new_tokens)
+        try:
+            yield from steered_answers(engine, push, [_turn(turn) for turn in history or []], question)
+        except FastzooError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def sweep(sae: str, latent: int, questions: list, alphas: list) -> dict:
+        """Answers to questions over strengths of a latent, with scores and the window of strengths that change answers
+        without spoiling them.
+
+        Args:
+            sae: name of an SAE.
+            latent: number of the latent, from 0.
+            questions: one or several texts.
+            alphas: strengths, in raw multiples of the latent's decoder row.
+        """
+        outcome = None
+        for _, outcome in outcomes(engine, Push(sae, latent, 0.0), questions, alphas):
+            pass
+        assert outcome is not None
+        found: dict[str, Any] = json.loads(json.dumps(outcome.to_value()))
+        return found
+
+    def zoo(published_only: bool = True) -> list:
+        """The table of SAEs: what is published, and with published_only false also the paper's 240.
+
+        Args:
+            published_only: leave out what nobody has published.
+        """
+        rows, problem = source.get()
+        if problem and not rows:
+            raise InputError(problem)
+        return results.select(rows, {}, published_only)
+
+    for function, running in (
+        (saes, {}),
+        (latents, {}),
+        (latent, {}),
+        (zoo, {}),
+        (explore, MODEL),
+        (sweep, MODEL),
+    ):
+        gr.api(plainly(function), api_name=function.__name__, **running)
+    gr.api(steer, api_name="steer", **MODEL)
+
+
+def _turn(turn: Any) -> Turn:
+    if not isinstance(turn, dict) or not set(turn) <= {"question", "unsteered", "steered"}:
+        raise InputError(
+            'each turn of the history is {"question": "...", "unsteered": "...", "steered": "..."}'
+        )
+    return Turn(**{key: str(value) for key, value in turn.items()})

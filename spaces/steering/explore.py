@@ -1,0 +1,118 @@
+"""The tab that looks into dialogues and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import markup
+from chooser import MODEL, QUIET, Chooser, address, html, on_gpu, told
+from engine import Engine
+
+from fastzoo.core.errors import FastzooError
+
+
+class ExploreTab:
+    """A dialogue of the visitor's, token by token, and the page of the chosen latent."""
+
+    def __init__(self, engine: Engine, chooser: Chooser) -> None:
+        self.engine, self.chooser = engine, chooser
+        self.read_dialogue = gr.State(None, time_to_live=3600)
+        gr.HTML(
+            "<p class='hint'>Which latents fire on a dialogue? It goes through the model's own chat template.</p>"
+        )
+        with gr.Row():
+            self.user = gr.Textbox(label="user", lines=2, max_lines=8, max_length=2000, min_width=220)
+            self.assistant = gr.Textbox(
+                label="assistant (may be empty)", lines=2, max_lines=8, max_length=2000, min_width=220
+            )
+            self.system = gr.Textbox(
+                label="system (may be empty)", lines=2, max_lines=8, max_length=2000, min_width=220
+            )
+        self.read = gr.Button("Look", variant="primary", min_width=80)
+        self.tokens, self.fired = html(elem_id="dialogue"), html(elem_id="fired")
+        self.note = gr.HTML()
+        self.page = html(elem_id="latent-page")
+
+    def connect(self) -> None:
+        sae, latent = self.chooser.sae, self.chooser.latent
+        texts = [self.system, self.user, self.assistant]
+        self.read.click(
+            self._look,
+            [sae, *texts],
+            [self.read_dialogue, self.tokens, self.fired, self.note],
+            **QUIET,
+            **MODEL,
+        )
+        latent.change(
+            self._marked,
+            [sae, latent, self.read_dialogue],
+            self.tokens,
+            trigger_mode="always_last",
+            **QUIET,
+            **MODEL,
+        )
+        self.tokens.click(self._token, [sae, self.read_dialogue], self.fired, **QUIET)
+        for place in (self.fired, self.page):
+            place.click(self.chooser.from_click, None, latent, **QUIET)
+        shown = latent.change(
+            self._page, [sae, latent], self.page, concurrency_id="look", trigger_mode="always_last", **QUIET
+        )
+        shown.then(None, [sae, latent], None, js=ONLY_HERE)
+
+    def _look(self, *values: Any) -> Iterator[Any]:
+        yield from looked(self.engine, *values)
+
+    def _token(self, name: str, found: dict[str, Any] | None, event: gr.EventData) -> Any:
+        place = event._data.get("position", -1)
+        if found is None or found["sae"] != name or not 0 <= place < len(found["tokens"]):
+            return gr.skip()
+        entry = found["tokens"][place]
+        try:
+            writes = {x["latent"]: self.engine.writes(name, x["latent"]) for x in entry["latents"]}
+        except FastzooError as error:
+            return markup.problem(error)
+        return markup.token_latents(entry, writes)
+
+    def _marked(self, name: str, latent: Any, found: dict[str, Any] | None) -> Any:
+        """The dialogue that was read, marked by the chosen latent."""
+        if found is None or found["sae"] != name:
+            return gr.skip()
+        try:
+            found = read(self.engine, name, found["turns"], latent)
+        except FastzooError as error:
+            return markup.problem(error)
+        return markup.dialogue_tokens(found, int(latent))
+
+    def _page(self, name: str, latent: Any) -> Iterator[str]:
+        if self.engine.open(name).pages is None:
+            yield "<p class='hint'>Reading dialogues, which takes up to a minute the first time…</p>"
+        try:
+            yield markup.latent_page(self.engine.latent_page(name, latent))
+        except FastzooError as error:
+            yield markup.problem(error)
+
+
+@told(4)
+def looked(engine: Engine, name: str, system: str, user: str, assistant: str) -> Iterator[Any]:
+    """The dialogue that was read, its tokens, an empty place for a token's latents, and a note."""
+    texts = {"system": system, "user": user, "assistant": assistant}
+    turns = [
+        {"role": role, "content": text}
+        for role, text in texts.items()
+        if (text or "").strip() or role == "user"
+    ]
+    found = read(engine, name, turns)
+    yield found, markup.dialogue_tokens(found), "<p class='hint'>Choose a token.</p>", ""
+
+
+@on_gpu
+def read(engine: Engine, name: str, turns: list[dict[str, str]], asked: Any = None) -> dict[str, Any]:
+    return engine.read_dialogue(name, turns, asked=asked)
+
+
+ONLY_HERE = (
+    "(...values) => { if (new URLSearchParams(location.search).get('tab') === 'explore') (%s)(...values) }"
+    % address("explore", ["sae", "latent"])
+)

@@ -1,0 +1,126 @@
+"""The tab in which a visitor asks, pushes a latent, and sees both answers being written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import markup
+from chooser import MODEL, QUIET, Chooser, address, on_gpu, told
+from engine import MOST_TOKENS, POSITIONS, USUAL_TOKENS, Engine, Push, Turn
+
+from fastzoo.steering.edits import MODES
+
+SHOWN_EVERY = 0.06
+"""Seconds between two pictures of answers that are being written."""
+
+
+class SteerTab:
+    """Question, strength, and two answers side by side."""
+
+    def __init__(self, engine: Engine, chooser: Chooser) -> None:
+        self.engine, self.chooser = engine, chooser
+        self.history = gr.State([], time_to_live=3600)
+        with gr.Row(elem_id="ask"):
+            self.question = gr.Textbox(label="question", lines=1, max_lines=4, max_length=2000, scale=4)
+            with gr.Column(scale=1, min_width=180):
+                self.ask = gr.Button("Ask", variant="primary")
+                with gr.Row():
+                    self.stop = gr.Button("Stop", size="sm", min_width=60)
+                    self.anew = gr.Button("New conversation", size="sm", min_width=60)
+        self.alpha = gr.Slider(
+            0, 100, value=0, label="strength: let go, and the last question is answered again"
+        )
+        self.window = gr.HTML(elem_id="window")
+        with gr.Accordion("How it is steered", open=False), gr.Row():
+            self.mode = gr.Dropdown(list(MODES), value="add", label="mode", min_width=110)
+            self.positions = gr.Dropdown(list(POSITIONS), value="all", label="positions", min_width=110)
+            self.temperature = gr.Number(
+                0, label="temperature (0: greedy)", minimum=0, maximum=5, step=0.1, min_width=110
+            )
+            self.seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=80)
+            self.length = gr.Number(
+                USUAL_TOKENS, label="tokens", precision=0, minimum=1, maximum=MOST_TOKENS, min_width=80
+            )
+        with gr.Row(elem_id="answers"):
+            self.unsteered = gr.HTML(markup.conversation([], "unsteered"))
+            self.steered = gr.HTML(markup.conversation([], "steered"))
+        self.verdict = gr.HTML(elem_id="verdict")
+        gr.HTML(
+            "<p class='hint'>Darker tokens: the latent fires there, before it is pushed. Hover over a token, or move to it by "
+            "Tab, for its activation and what the model thought likely, without and with steering.</p>"
+        )
+
+    def connect(self) -> None:
+        """Let the tab answer."""
+        how = [self.mode, self.positions, self.temperature, self.seed, self.length]
+        inputs = [self.chooser.sae, self.chooser.latent, self.alpha, *how, self.question, self.history]
+        outputs = [self.history, self.unsteered, self.steered, self.verdict]
+        running: dict[str, Any] = {**QUIET, **MODEL}
+        events = [
+            event(function, inputs, outputs, **running)
+            for event, function in (
+                (self.ask.click, self._ask),
+                (self.question.submit, self._ask),
+                (self.alpha.release, self._again),
+            )
+        ]
+        self.stop.click(None, None, None, cancels=events, **QUIET)
+        self.anew.click(self._anew, None, outputs, cancels=events, **QUIET)
+        keys = [self.chooser.sae, self.chooser.latent, self.alpha, self.question]
+        for event in events:
+            event.then(None, keys, None, js=address("steer", ["sae", "latent", "alpha", "q"]))
+
+    @staticmethod
+    def _anew() -> tuple[Any, ...]:
+        return [], markup.conversation([], "unsteered"), markup.conversation([], "steered"), ""
+
+    def _ask(self, *values: Any) -> Iterator[Any]:
+        yield from self._answer(*values)
+
+    def _again(self, *values: Any) -> Iterator[Any]:
+        """The last question once more, as the slider has it now."""
+        *how, _, history = values
+        if history:
+            yield from self._answer(*how, history[-1].question, history[:-1])
+        else:
+            yield tuple(gr.skip() for _ in range(4))
+
+    def _answer(self, *values: Any) -> Iterator[Any]:
+        yield from answer(self.engine, *values)
+
+
+@told(4)
+def answer(engine: Engine, *values: Any) -> Iterator[Any]:
+    """History, both columns and the verdict, while the answers are written."""
+    *how, question, history = values
+    sae, latent, alpha, mode, positions, temperature, seed, length = how
+    push = Push(sae, latent, alpha, mode, positions, temperature, seed, length)
+    before: list[Turn] = list(history or [])
+    shown = 0.0
+    for found in steered_answers(engine, push, before, question):
+        if not found["done"] and time.monotonic() - shown < SHOWN_EVERY:
+            continue
+        shown = time.monotonic()
+        turns = [*before, Turn(question, found["unsteered"], found["steered"])]
+        last = dict.fromkeys(markup.SIDES, None) if not found["done"] else _tokens(found["tokens"])
+        columns = (
+            markup.conversation([(t.question, getattr(t, side)) for t in turns], side, last[side])
+            for side in markup.SIDES
+        )
+        yield turns, *columns, markup.verdict(found) if found["done"] else "<p class='hint'>writing…</p>"
+
+
+@on_gpu
+def steered_answers(
+    engine: Engine, push: Push, before: list[Turn], question: str
+) -> Iterator[dict[str, Any]]:
+    yield from engine.answers(push, before, question)
+
+
+def _tokens(tokens: dict[str, Any]) -> dict[str, Any]:
+    """Both last answers as HTML, on one scale."""
+    largest = max((view["activation"] for side in tokens.values() for view in side), default=0.0)
+    return {side: markup.answer_tokens(views, largest) for side, views in tokens.items()}
