@@ -36,7 +36,7 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
         *("fastzoo/tiny/tiny-chat/model.safetensors", "fastzoo/tiny/data/dialogues.jsonl"),
         *("fastzoo/tiny/build.py", "fastzoo/recipes/accelerate/cpu.yaml"),
         "fastzoo/saes/paper_special_token_features.csv",
-        *("fastzoo/spaces/zoo/app.py", "fastzoo/spaces/zoo/style.css"),
+        *("fastzoo/spaces/steering/app.py", "fastzoo/spaces/steering/style.css"),
     ):
         assert needed in names
     assert not [n for n in names if n.startswith(("tests/", "spaces/"))]

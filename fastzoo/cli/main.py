@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | push | eval | features | steer | train``.
+"""The command line: ``fastzoo list | info | pull | push | eval | features | steer | train | space``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.core.errors``). torch is loaded only by the commands that compute.
@@ -15,6 +15,7 @@ from fastzoo.cli.evaluate import evaluate_saes
 from fastzoo.cli.features import find_features
 from fastzoo.cli.pull import pull
 from fastzoo.cli.push import push_saes
+from fastzoo.cli.space import space
 from fastzoo.cli.steer import steer_sae
 from fastzoo.cli.train import train
 from fastzoo.core.exit import report_failures
@@ -28,6 +29,7 @@ app.command("eval")(evaluate_saes)
 app.command("features")(find_features)
 app.command("steer")(steer_sae)
 app.command("train", context_settings={"ignore_unknown_options": True})(train)
+app.add_typer(space, name="space")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def push_saes(
         bool, typer.Option(help="Also bring the collection and the results dataset up to date.")
     ] = True,
     space: Annotated[
-        str | None, typer.Option(help="Publish a Gradio Space with them: 'zoo', or a folder.")
+        str | None, typer.Option(help="Publish a Gradio Space with them: 'steering', or a folder.")
     ] = None,
     overwrite_cards: Annotated[
         bool, typer.Option("--overwrite-cards", help="Drop what was written into cards on the Hub.")
@@ -39,9 +39,9 @@ def push_saes(
     """
     from fastzoo.core.signals import obeying_signals
     from fastzoo.publish.candidates import candidates
-    from fastzoo.publish.namespace import find_space
     from fastzoo.publish.push import push
     from fastzoo.publish.report import PushOptions, say
+    from fastzoo.publish.space import find_space
 
     options = PushOptions(
         namespace=namespace,

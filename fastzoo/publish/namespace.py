@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastzoo.core.errors import HubError, InputError, IntegrityError, NotFoundError
-from fastzoo.core.files import resource
-from fastzoo.core.paths import path_of
+from fastzoo.core.errors import HubError, InputError, IntegrityError
 from fastzoo.core.progress import Progress
-from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.hub.client import hub_errors
 from fastzoo.hub.registry import DATASET, FILE, Registry, parse_registry
 from fastzoo.hub.retries import with_retries
@@ -21,6 +17,7 @@ from fastzoo.publish.collection import TITLE, Item, arrange, ask, find_or_create
 from fastzoo.publish.journal import Journal
 from fastzoo.publish.report import PushOptions, PushReport, say
 from fastzoo.publish.results_dataset import dataset_files
+from fastzoo.publish.space import NAME, push_space
 from fastzoo.publish.upload import Content, Remote, look_or_make, put, read_text
 from fastzoo.results.figures import column_shown, is_older, show, shown
 from fastzoo.results.table import with_grid
@@ -88,19 +85,13 @@ def headline(figures: Mapping[str, Any]) -> str:
 
 def _publish_space(folder: Path, options: PushOptions, report: PushReport) -> str | None:
     """The Space's repository; None where the Hub refuses one, as it does to some accounts."""
-    repo_id = f"{options.namespace}/fastzoo"
-    contents = {
-        path.relative_to(folder).as_posix(): Content(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-    }
+    repo_id = f"{options.namespace}/{NAME}"
     try:
-        remote = look_or_make("space", repo_id, private=options.starts_private, sdk="gradio")
-        end, _ = put("space", repo_id, lambda _: contents, remote, "Update the Space")
+        _, changed = push_space(repo_id, folder, private=options.starts_private)
     except (HubError, InputError) as error:
         say(f"the Space is left out: {error}")
         return None
-    report.commits += int(end.sha != remote.sha)
+    report.commits += int(changed)
     return repo_id
 
 
@@ -132,20 +123,3 @@ def _registry(repo_id: str, namespace: str, remote: Remote) -> Registry:
             "wrote it), or delete it there and push every SAE again"
         ) from None
     return replace(found, namespace=namespace)
-
-
-def find_space(text: str) -> Path:
-    """The folder of a Space given by fastzoo's name for it or, with a slash in it, by its own path.
-
-    Raises NotFoundError: fastzoo has no Space of this name. InputError: no Space in that folder.
-    """
-    if "/" in text or "\\" in text:
-        folder = path_of(text, "--space")
-        if not os.path.isfile(folder / "README.md"):
-            raise InputError(f"'{one_line(text)}' is not a folder with a Space's README.md")
-        return folder
-    spaces = resource("spaces")
-    names = sorted(path.parent.name for path in spaces.glob("*/app.py"))
-    if text not in names:
-        raise NotFoundError(f"fastzoo has no Space '{one_line(text, 100)}'.{did_you_mean(text, names)}")
-    return spaces / text

@@ -116,10 +116,7 @@ def add(engine: Engine, source: results.Results) -> None:
             questions: one or several texts.
             alphas: strengths, in raw multiples of the latent's decoder row.
         """
-        outcome = None
-        for _, outcome in outcomes(engine, Push(sae, latent, 0.0), questions, alphas):
-            pass
-        assert outcome is not None
+        *_, (_, outcome) = outcomes(engine, Push(sae, latent, 0.0), questions, alphas)
         found: dict[str, Any] = json.loads(json.dumps(outcome.to_value()))
         return found
 

@@ -112,7 +112,6 @@ def read(engine: Engine, name: str, turns: list[dict[str, str]], asked: Any = No
     return engine.read_dialogue(name, turns, asked=asked)
 
 
-ONLY_HERE = (
-    "(...values) => { if (new URLSearchParams(location.search).get('tab') === 'explore') (%s)(...values) }"
-    % address("explore", ["sae", "latent"])
-)
+HERE = "(...values) => { if (new URLSearchParams(location.search).get('tab') === 'explore') ("
+ONLY_HERE = HERE + address("explore", ["sae", "latent"]) + ")(...values) }"
+"""Another tab's address stays as it is."""

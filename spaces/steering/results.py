@@ -11,14 +11,17 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastzoo.cli.listing import sort_rows
-from fastzoo.core.errors import InputError
-from fastzoo.hub.registry import DATASET, default_namespace
+from fastzoo.cli.listing import list_rows, sort_rows
+from fastzoo.core.errors import FastzooError, InputError
+from fastzoo.hub.find import RUNS
+from fastzoo.hub.registry import DATASET, Registry, default_namespace, last_seen
 from fastzoo.results import table
 from fastzoo.results.figures import MARKED, SHOWN, SUBSETS, cell_shown, column_shown, is_older, shown
+from fastzoo.results.table import ResultRow
 from fastzoo.saes.names import METHODS, parse_name
 from fastzoo.saes.references import REPO
 
@@ -90,11 +93,13 @@ class Results:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def get(self) -> tuple[list[Row], str]:
-        """The rows, and one line on why they are not the newest; never raises."""
+        """The rows, and one line on why they are not the newest; never raises. What this machine has comes first; the
+        paper's grid is there even if the Hub never answered."""
         with self._lock:
             if time.monotonic() >= self._due:
+                self.rows = self.rows or here(self.repo_id.partition("/")[0])
                 try:
-                    self.rows, self.problem = self._read(), ""
+                    self.rows, self.problem = with_local(self._read()), ""
                 except Exception as error:  # whatever the Hub sends must not take the page down
                     self.problem = f"{self.repo_id} cannot be read from the Hub: {_why(error)}"
                 self._due = time.monotonic() + (self.retry if self.problem else self.max_age)
@@ -105,6 +110,31 @@ class Results:
 
         path = hf_hub_download(self.repo_id, FILE, repo_type="dataset", token=False)
         return read_rows(Path(path).read_text(encoding="utf-8"))
+
+
+def here(owner: str) -> list[Row]:
+    """What can be known without asking: this machine's SAEs, what was last seen of the namespace, the paper's grid."""
+    registry = None
+    with suppress(FastzooError):
+        registry = last_seen(owner)
+    rows = list_rows(registry or Registry(owner), RUNS)
+    return [{column: _known(row, column) for column in COLUMNS} for row in rows]
+
+
+def _known(row: ResultRow, column: str) -> Cell:
+    """A cell of ``fastzoo list`` as the dataset has it."""
+    value = row.get("repo" if column == "repo_id" else column)
+    if column == "status" and value == "both":
+        return "published"
+    return float(value) if isinstance(value, int) else value
+
+
+def with_local(rows: list[Row]) -> list[Row]:
+    """Rows of the Hub, after those of this machine's own SAEs that are not published."""
+    published_names = {row["name"] for row in rows if published(row)}
+    local = [row for row in here("") if row["status"] == "local" and row["name"] not in published_names]
+    names = {row["name"] for row in local}
+    return [*local, *(row for row in rows if row["name"] not in names)]
 
 
 def _why(error: Exception) -> str:
@@ -282,6 +312,8 @@ def details(row: Row, endpoint: str) -> str:
     ]
     address = link(row, endpoint)
     where = "Not published: a cell of the paper's grid."
+    if row["status"] == "local":
+        where = "On this machine, not published."
     if published(row):
         where = f"Published in a repository whose name is not valid: {escape(row['repo_id'])}"
     if address:

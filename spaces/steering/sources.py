@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from results import namespace
+
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.errors import FastzooError, InputError
 from fastzoo.core.files import read_json, resource
+from fastzoo.core.paths import path_of
 from fastzoo.core.values import text_at
 from fastzoo.hub.find import RUNS, local_results, locate
-from fastzoo.hub.registry import default_namespace, read_registry
+from fastzoo.hub.registry import read_registry
+from fastzoo.publish.space import SAES
 from fastzoo.steering.measured import FILE
 
 REAL = "smollm2-135m"
@@ -24,16 +28,16 @@ TOY = "tiny-chat-L2-8x-jumprelu"
 def find_saes(wanted: Sequence[str]) -> dict[str, str]:
     """SAEs by name, in the order in which they are offered, and where each is. Raises FastzooError: one is not there,
     or two have one name."""
-    if wanted:
-        return _given(wanted)
-    here = _on_this_machine()
-    return here or _published() or _toy()
+    pushed = Path(__file__).with_name(SAES)
+    if not wanted and pushed.is_file():
+        wanted = pushed.read_text(encoding="utf-8").split()
+    return _given(wanted) if wanted else _on_this_machine() or _published() or _toy()
 
 
 def _given(wanted: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in wanted:
-        inside = local_results(Path(source)) if not source.startswith("hf:") else []
+        inside = [] if source.startswith("hf:") else local_results(path_of(source, "the SAE"))
         for name, path in [(str(n), str(p)) for n, p in inside] or [(_name(source), source)]:
             if found.setdefault(name, path) != path:
                 raise InputError(f"{name} is given twice: '{found[name]}' and '{path}'")
@@ -68,7 +72,7 @@ def _is_toy(path: Path) -> bool:
 def _published() -> dict[str, str]:
     """SAEs of a small real model in the zoo's namespace; nothing where the Hub does not answer."""
     try:
-        saes = read_registry(default_namespace()).saes
+        saes = read_registry(namespace()).saes
     except FastzooError as error:
         print(f"the Hub is left out: {error}", file=sys.stderr)
         return {}

@@ -19,7 +19,7 @@ from fastzoo.data.rows import open_rows
 from fastzoo.hub.find import find_local
 from fastzoo.lm.load import find_model
 from fastzoo.publish.candidates import candidates
-from fastzoo.publish.namespace import find_space
+from fastzoo.publish.space import find_space
 
 ROOT = Path(__file__).parents[2]
 IMPOSSIBLE = ["~\ud800", "\ud800", "a/\udfff/b", "~\0", "a\0b", "~nobody\0/x"]

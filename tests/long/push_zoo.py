@@ -80,7 +80,7 @@ class Zoo:
         return json.loads(out)
 
     def push(self) -> subprocess.Popen[str]:
-        options = ("--namespace", NAMESPACE, "--space", "zoo", "--json")
+        options = ("--namespace", NAMESPACE, "--space", "steering", "--json")
         return self.start("push", "push", str(self.folder), *options)
 
     def push_through_kills(self, moments: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""The Space ``spaces/zoo``: its folder, what it says of the rows, and the page in a browser."""
+"""The Space's tab of the zoo: its folder, what it says of the rows, and the tab in a browser."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from hub_server import LoopbackHub, hang_up
 
 from fastzoo.core.errors import NotFoundError
 from fastzoo.core.version import __version__
-from fastzoo.publish.namespace import find_space
+from fastzoo.publish.space import find_space
 from fastzoo.saes.paper import paper_figures
 
-FOLDER = find_space("zoo")
-ROOT = Path(__file__).parents[1]
+FOLDER = find_space("steering")
+ROOT = Path(__file__).parents[2]
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "<script>document.title='taken'</script>",
@@ -106,15 +106,15 @@ def test_folder_is_a_space_with_the_tested_versions() -> None:
     pins = set((ROOT / "constraints.txt").read_text().splitlines())
     tested = {pin.split(";")[0] for pin in pins}
     wanted = (FOLDER / "requirements.txt").read_text().split()
-    assert set(wanted) - {f"fastzoo=={__version__}"} <= tested and len(wanted) == 4
+    assert set(wanted) - {f"fastzoo=={__version__}"} <= tested and len(wanted) == 5
     assert f"gradio=={card['sdk_version']}" in wanted
     for path in FOLDER.glob("*.py"):
         compile(path.read_text(), str(path), "exec")
 
 
 def test_an_unknown_space() -> None:
-    with pytest.raises(NotFoundError, match=r"no Space 'zo'\. Did you mean zoo\?"):
-        find_space("zo")
+    with pytest.raises(NotFoundError, match=r"no Space 'stering'\. Did you mean steering\?"):
+        find_space("stering")
 
 
 def test_it_reads_the_columns_of_the_dataset_and_loads_no_torch() -> None:
@@ -260,10 +260,11 @@ def test_reading_from_the_hub_at_most_every_ten_minutes(zoo: ModuleType, tmp_pat
             process.stdin.flush()
 
         cannot = "org/fastzoo-results cannot be read from the Hub: "
-        assert look() == [0, cannot + "there is no such public dataset."]
+        # The paper's grid needs no Hub.
+        assert look() == [240, cannot + "there is no such public dataset."]
         hub.add("dataset", "org/fastzoo-results", {"results.csv": b"nothing\n1\n"})
         go_on()
-        assert look() == [0, cannot + "results.csv has no column 'name'."]
+        assert look() == [240, cannot + "results.csv has no column 'name'."]
         hub.add("dataset", "org/fastzoo-results", {"results.csv": as_csv(grid(), zoo)})
         go_on()
         assert look() == [240, ""]
@@ -301,14 +302,15 @@ class Page:
     def __init__(self, browser: Any, address: str):
         self.address = address
         self.faults: list[str] = []
+        self._leaving = False  # a page that is left complains of answers that it was waiting for
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("pageerror", lambda error: self._leaving or self.faults.append(str(error)))
         self.page.on("dialog", lambda box: (self.faults.append(box.message), box.dismiss()))
         self.page.on("console", self._console)
         self.page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
-        if message.type == "error":
+        if message.type == "error" and not self._leaving:
             self.faults.append(message.text)
 
     def _request(self, request: Any) -> None:
@@ -317,7 +319,9 @@ class Page:
 
     def open(self, query: str = "", width: int = 1280) -> None:
         self.page.set_viewport_size({"width": width, "height": 900})
+        self._leaving = True
         self.page.goto("about:blank")
+        self._leaving = False
         self.page.goto(f"{self.address}/{query}")
         self.page.wait_for_selector("#note p")
 
@@ -347,8 +351,10 @@ def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run = (
-        "import app, results; app.build(results.Results(max_age=0, retry=0))"
-        f".launch(server_name='127.0.0.1', server_port={port}, **app.LOOKS)"
+        "import app, results, zoo\nimport gradio as gr\n"
+        "with gr.Blocks(title='fastzoo: SAEs of instruct models', analytics_enabled=False) as page:\n"
+        "    zoo.build(page, results.Results(max_age=0, retry=0))\n"
+        f"page.launch(server_name='127.0.0.1', server_port={port}, **app.LOOKS)"
     )
     with LoopbackHub() as hub:
         home = tmp_path_factory.mktemp("space")
@@ -382,6 +388,7 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     hub, page = space
     page.open()
     page.note("org/fastzoo-results cannot be read from the Hub: there is no such public dataset.")
+    page.note("240 of 240 SAEs, 0 published.")
 
     fill(hub, grid(), zoo)
     page.open()
@@ -391,6 +398,8 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     page.choose("sort by", "L0")
     page.page.get_by_label("largest first").click()
     page.wait("location.search.includes('descending=1')")
+    most = max(r["l0"] for r in grid() if "l0" in r)
+    page.wait(f"document.querySelector('#table .body-cell[data-col=\"1\"]').innerText === '{most}'")
     shown = [float(text) for text in page.column(1)]
     assert len(shown) > 5 and shown == sorted(shown, reverse=True)
 
@@ -400,9 +409,9 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     address = page.page.locator("#about a").get_attribute("href")
     assert address == f"{hub.endpoint}/org/{second}"
     page.wait(f"document.body.innerText.includes('fastzoo pull {second} --namespace org')")
-    page.wait("location.search.includes('sae=')")
+    page.wait("location.search.includes('zoo=')")
     query = page.page.evaluate("location.search")
-    assert query == f"?model=qwen2.5-7b&sort=l0_without_sinks&descending=1&sae={second}"
+    assert query == f"?tab=zoo&model=qwen2.5-7b&sort=l0_without_sinks&descending=1&zoo={second}"
 
     for width in (1280, 390):
         page.open(query, width)
@@ -419,7 +428,7 @@ def test_page_with_hostile_rows_many_rows_and_no_hub(space: tuple[Any, Page], zo
     hub, page = space
     fill(hub, hostile(), zoo)
     for name in (*HOSTILE, "nothing-known", "<b>unknown</b>"):
-        page.open(f"?sae={quote(name)}&model={quote(name)}")
+        page.open(f"?zoo={quote(name)}&model={quote(name)}")
         page.about(name)
         assert page.page.locator("#about img, #about script, #about b, #table img").count() == 0
         assert page.page.title() == "fastzoo: SAEs of instruct models"
