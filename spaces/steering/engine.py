@@ -179,10 +179,12 @@ class Engine:
         return self.pages(name).on_special_tokens(top)
 
     def strongest_latents(self, name: str, top: int = 12) -> list[dict[str, Any]]:
-        """The latents with the largest mean maximum that fire in some but not most dialogues, with what they write."""
+        """The latents with the largest mean maximum, with what they write; of those that fire in few dialogues, if there
+        are any: those of every dialogue are about its form."""
         figures = self.pages(name).figures
         some = (figures.dialogue_frequency_F > 0.02) & (figures.dialogue_frequency_F < 0.5)
-        chosen = strongest((figures.mean_max_F * some).numpy(), top)
+        mean_max_F = figures.mean_max_F.numpy()
+        chosen = strongest(mean_max_F * some.numpy(), top) or strongest(mean_max_F, top)
         return [{"latent": k, "writes": self.writes(name, k)} for k in chosen]
 
     def writes(self, name: str, latent: int) -> list[str]:

@@ -174,7 +174,7 @@ def window(reach: Mapping[str, Any]) -> str:
 
 
 def latent_button(latent: int, words: Sequence[str] = (), extra: str = "") -> str:
-    said = " ".join(f"{word(word)}" for word in words)
+    said = " ".join(map(word, words))
     return (
         f"<button type='button' class='latent' data-latent='{int(latent)}' aria-label='latent {int(latent)}'>"
         f"{int(latent)}{f' {extra}' if extra else ''}{f' {said}' if said else ''}</button>"

@@ -8,37 +8,28 @@ import io
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
-from urllib.request import urlopen
 
 import pytest
+import space_pages
 import yaml
 from hub_server import LoopbackHub, hang_up
+from space_pages import FOLDER, Page, browser, free_port, serving
 
 from fastzoo.core.errors import NotFoundError
 from fastzoo.core.version import __version__
 from fastzoo.publish.space import find_space
 from fastzoo.saes.paper import paper_figures
 
-FOLDER = find_space("steering")
 ROOT = Path(__file__).parents[2]
-HOSTILE = (
-    "<img src=x onerror=alert(1)>",
-    "<script>document.title='taken'</script>",
-    "${document.title='taken'}",
-    "{{constructor.constructor('alert(1)')()}}`${alert(1)}`",
-    "[x](javascript:alert(1)) $(touch x); 'y' \"z\"",
-    "x" * 300,
-)
+HOSTILE = (*space_pages.HOSTILE, "x" * 300)
+_ = browser  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -283,60 +274,17 @@ def test_reading_from_the_hub_at_most_every_ten_minutes(zoo: ModuleType, tmp_pat
 # --- the page ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    pytest.importorskip("gradio")
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+class ZooPage(Page):
+    """The zoo's tab by itself."""
 
-
-class Page:
-    """The Space open in a browser; what it asked of other hosts or complained of is in ``faults``."""
-
-    def __init__(self, browser: Any, address: str):
-        self.address = address
-        self.faults: list[str] = []
-        self._leaving = False  # a page that is left complains of answers that it was waiting for
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
-        self.page.on("pageerror", lambda error: self._leaving or self.faults.append(str(error)))
-        self.page.on("dialog", lambda box: (self.faults.append(box.message), box.dismiss()))
-        self.page.on("console", self._console)
-        self.page.on("request", self._request)
-
-    def _console(self, message: Any) -> None:
-        if message.type == "error" and not self._leaving:
-            self.faults.append(message.text)
-
-    def _request(self, request: Any) -> None:
-        if not request.url.startswith((self.address, "data:", "blob:")):
-            self.faults.append(request.url)
-
-    def open(self, query: str = "", width: int = 1280) -> None:
-        self.page.set_viewport_size({"width": width, "height": 900})
-        self._leaving = True
-        self.page.goto("about:blank")
-        self._leaving = False
-        self.page.goto(f"{self.address}/{query}")
-        self.page.wait_for_selector("#note p")
-
-    def wait(self, script: str) -> None:
-        self.page.wait_for_function(script, timeout=20_000)
+    def open(self, query: str = "", width: int = 1280, ready: str = "#note p") -> None:
+        super().open(query, width, ready)
 
     def note(self, text: str) -> None:
         self.wait(f"document.querySelector('#note').innerText.includes({json.dumps(text)})")
 
     def about(self, text: str) -> None:
         self.wait(f"document.querySelector('#about').innerText.includes({json.dumps(text)})")
-
-    def choose(self, label: str, value: str) -> None:
-        self.page.get_by_label(label, exact=True).first.click()
-        self.page.get_by_role("option", name=value, exact=True).first.click()
 
     def column(self, number: int) -> list[str]:
         cells = f'#table .body-cell[data-col="{number}"]'
@@ -345,11 +293,9 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Page]]:
+def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, ZooPage]]:
     """The loopback Hub and the page; the Space asks the Hub whenever it is looked at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     run = (
         "import app, results, zoo\nimport gradio as gr\n"
         "with gr.Blocks(title='fastzoo: SAEs of instruct models', analytics_enabled=False) as page:\n"
@@ -359,24 +305,9 @@ def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     with LoopbackHub() as hub:
         home = tmp_path_factory.mktemp("space")
         path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
-        process = subprocess.Popen(
-            [sys.executable, "-c", run],
-            cwd=FOLDER,
-            env=hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path),
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(240):
-                assert process.poll() is None
-                try:
-                    urlopen(address).close()
-                    break
-                except OSError:
-                    time.sleep(0.25)
-            yield hub, Page(browser, address)
-        finally:
-            process.kill()
-            process.wait()
+        environment = hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path)
+        with serving(["-c", run], port, cwd=FOLDER, env=environment) as address:
+            yield hub, ZooPage(browser, address)
         assert not hub.foreign
 
 
@@ -384,7 +315,7 @@ def fill(hub: Any, rows: list[dict[str, Any]], zoo: ModuleType) -> None:
     hub.add("dataset", "org/fastzoo-results", {"results.csv": as_csv(rows, zoo)})
 
 
-def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: ModuleType) -> None:
+def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, ZooPage], zoo: ModuleType) -> None:
     hub, page = space
     page.open()
     page.note("org/fastzoo-results cannot be read from the Hub: there is no such public dataset.")
@@ -424,7 +355,7 @@ def test_page_filters_sorts_chooses_and_remembers(space: tuple[Any, Page], zoo: 
     assert not page.faults
 
 
-def test_page_with_hostile_rows_many_rows_and_no_hub(space: tuple[Any, Page], zoo: ModuleType) -> None:
+def test_page_with_hostile_rows_many_rows_and_no_hub(space: tuple[Any, ZooPage], zoo: ModuleType) -> None:
     hub, page = space
     fill(hub, hostile(), zoo)
     for name in (*HOSTILE, "nothing-known", "<b>unknown</b>"):
