@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,9 +58,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], port: int, **how: Any) -> Iterator[str]:
+def serving(command: list[Any], port: int, **how: Any) -> Iterator[str]:
     """A process that serves a page; its address."""
-    process = subprocess.Popen([sys.executable, *command], **how)
+    process = subprocess.Popen(list(map(str, command)), **how)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(480):

@@ -11,6 +11,9 @@ import venv
 import zipfile
 from pathlib import Path
 
+from gradio_client import Client
+from space_pages import free_port, serving
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -67,3 +70,12 @@ def test_wheel_outside_the_checkout(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["tiny-chat-L1-8x-standard"]
     card = outside / "runs" / "tiny-chat-fast" / "tiny-chat-L1-8x-standard" / "README.md"
     assert "## Figures" in card.read_text()
+
+    port = free_port()
+    command = [home / "bin" / "fastzoo", "space", "--no-browser", "--port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    with serving(command, port, cwd=outside, env=environment) as address:
+        page = Client(address, verbose=False)
+        assert page.predict(api_name="/saes") == ["tiny-chat-L1-8x-standard"]
+        found = page.predict("tiny-chat-L1-8x-standard", 0, 5.0, "Where is Paris?", api_name="/steer")
+        assert found["unsteered"] == "Paris is in France."

@@ -45,15 +45,17 @@ def run_space(
     """
     if context.invoked_subcommand is not None:
         return
-    import importlib.util
-
     from fastzoo.publish.space import find_space
 
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs gradio; install it with: pip install 'fastzoo[space]'")
     sys.path.insert(0, str(find_space(SPACE)))
-    import app  # type: ignore[import-not-found, unused-ignore]
-
+    try:
+        import app  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("gradio", "pandas"):
+            raise
+        raise InputError(
+            f"the page needs {error.name}; install it with: pip install 'fastzoo[space]'"
+        ) from None
     try:
         app.start(saes or [], inbrowser=browser, share=share, server_port=port)
     except OSError as error:  # Gradio's word for a port that is taken

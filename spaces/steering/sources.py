@@ -22,7 +22,8 @@ from fastzoo.steering.measured import FILE
 REAL = "smollm2-135m"
 """The model that a CPU has answers of in seconds: its SAEs are offered where they are published."""
 
-TOY = "tiny-chat-L2-8x-jumprelu"
+TRAINED = ["layers=[2]", "architectures=[jumprelu]"]
+"""Of the toy's recipe, where there is nothing else."""
 
 
 def find_saes(wanted: Sequence[str]) -> dict[str, str]:
@@ -83,6 +84,5 @@ def _toy() -> dict[str, str]:
     """An SAE of the embedded model, trained now: it takes about a minute."""
     print("no SAE here: one of the embedded toy model is trained, which takes a minute", file=sys.stderr)
     script = runpy.run_path(str(resource("recipes") / "train.py"), run_name="fastzoo_recipe")
-    script["main"](["layers=[2]", "architectures=[jumprelu]"])
-    found = _on_this_machine()
-    return {name: found[name] for name in found if name == TOY} or found
+    script["main"](TRAINED)
+    return _on_this_machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ def address(saes: Path) -> Iterator[str]:
         "GRADIO_SERVER_PORT": str(port),
         "HF_HOME": str(saes / "hf"),
     }
-    with serving([str(FOLDER / "app.py")], port, cwd=saes, env=environment) as found:
+    with serving([sys.executable, FOLDER / "app.py"], port, cwd=saes, env=environment) as found:
         yield found
 
 

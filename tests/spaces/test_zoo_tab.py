@@ -306,7 +306,7 @@ def space(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         home = tmp_path_factory.mktemp("space")
         path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
         environment = hub.env(home, SPACE_AUTHOR_NAME="org", PYTHONPATH=path)
-        with serving(["-c", run], port, cwd=FOLDER, env=environment) as address:
+        with serving([sys.executable, "-c", run], port, cwd=FOLDER, env=environment) as address:
             yield hub, ZooPage(browser, address)
         assert not hub.foreign
 
