@@ -33,7 +33,7 @@ element.addEventListener('keydown', (event) => {
 
 ADDRESS = """(...values) => {
     const names = %s, all = new URLSearchParams(location.search);
-    for (const name of ["tab", "sae", "latent", "alpha", "q"]) all.delete(name);
+    for (const name of ["tab", "sae", "latent", "alpha", "q", "text"]) all.delete(name);
     names.forEach((name, i) => { if (values[i] !== null && values[i] !== "") all.set(name, values[i]); });
     all.set("tab", "%s");
     history.replaceState(null, "", location.pathname + "?" + all.toString() + location.hash);
@@ -92,7 +92,7 @@ class Chooser:
 
     def connect(self, page: gr.Blocks, tabs: Sequence[Any]) -> None:
         """Let every tab follow the choice."""
-        steering = tabs[0]
+        steering, _, exploring = tabs
         chosen = [self.latent, steering.alpha, steering.question]
         self.featured.input(self._pick_featured, [self.sae, self.featured], chosen, **QUIET)
         self.sae.input(
@@ -116,8 +116,8 @@ class Chooser:
             concurrency_id="look",
             **QUIET,
         )
-        start = [self.sae, self.featured, *chosen, self.about, steering.window]
-        page.load(self._from_address, None, start, **QUIET)
+        start = [self.sae, self.featured, *chosen, self.about, steering.window, exploring.user]
+        exploring.after(page.load(self._from_address, None, start, **QUIET))
         for tab in tabs:
             tab.connect()
 
@@ -140,7 +140,9 @@ class Chooser:
     def _strength(self, name: str, latent: int) -> tuple[float, str]:
         reach = self.engine.reach(name, latent)
         known = reach["measured"]
-        return reach["best"] or round(reach["end"] / 2, 2), known["question"] if known else ""
+        return reach["best"] or round(reach["end"] / 2, 2), known[
+            "question"
+        ] if known else self.engine.first_question(name)
 
     def _pick_featured(self, name: str, title: str) -> tuple[Any, ...]:
         for known in self.engine.open(name).measured:
@@ -205,17 +207,10 @@ class Chooser:
             alpha = _number(asked.get("alpha"), alpha)
             words, reach = self.engine.writes(name, latent), self.engine.reach(name, latent)
         except FastzooError as error:
-            return name, *(gr.skip() for _ in range(4)), markup.problem(error), ""
-        question = asked.get("q", question)[:2000]
-        return (
-            name,
-            titles,
-            latent,
-            self._slider(name, latent, alpha),
-            question,
-            self._line(latent, words),
-            markup.window(reach),
-        )
+            return name, *(gr.skip() for _ in range(4)), markup.problem(error), "", ""
+        question, text = asked.get("q", question)[:2000], asked.get("text", "")[:2000]
+        slider, line = self._slider(name, latent, alpha), self._line(latent, words)
+        return name, titles, latent, slider, question, line, markup.window(reach), text
 
 
 def _number(text: str | None, usual: float) -> float:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.errors import FastzooError, InputError
 from fastzoo.core.text import did_you_mean, one_line
 from fastzoo.data.dialogues import Dialogue
@@ -20,13 +21,14 @@ from fastzoo.interpret.by_token import of_messages
 from fastzoo.interpret.latent_page import LatentPages, LayerStates
 from fastzoo.interpret.output_score import refuse_missing
 from fastzoo.interpret.statistics import strongest
+from fastzoo.lm.logit_lens import final_norm, lens_tokens
 from fastzoo.loading import Assembly, assemble, open_sae
 from fastzoo.steering.edits import MODES
 from fastzoo.steering.live import Live
 from fastzoo.steering.measured import Measured, read_measured
 from fastzoo.steering.outcome import Outcome
 from fastzoo.steering.prepare import make_sweep
-from fastzoo.steering.questions import Question
+from fastzoo.steering.questions import Question, load_questions
 from fastzoo.steering.run import run_steer
 from fastzoo.steering.settings import SteerSettings
 from fastzoo.steering.side_by_side import SideBySide
@@ -126,6 +128,9 @@ class Engine:
                 else:
                     with self.model_lock:
                         self._readers = {key: assembly.reader}
+                        _ = final_norm(
+                            assembly.reader.model
+                        )  # found by a forward, which ``writes`` then does without
                 self._opened[name] = Opened(name, assembly, read_measured(open_sae(source)))
                 while len(self._opened) > KEPT_SAES:
                     self._opened.popitem(last=False)
@@ -189,8 +194,6 @@ class Engine:
 
     def writes(self, name: str, latent: int) -> list[str]:
         """The tokens that a latent's decoder row raises most."""
-        from fastzoo.lm.logit_lens import lens_tokens
-
         opened = self.open(name)
         refuse_missing([latent], opened.sae.d_sae, name)
         model, texts = opened.assembly.reader.model, opened.assembly.texts
@@ -221,6 +224,10 @@ class Engine:
         else:
             norm = 100.0
         return {"end": _short(NORMS * norm / length), "window": None, "best": None, "measured": None}
+
+    def first_question(self, name: str) -> str:
+        """A question that the model can answer."""
+        return load_questions(tiny=self.open(name).assembly.source.name == EMBEDDED_MODEL)[0].text
 
     # --- steering ------------------------------------------------------------------------------
 

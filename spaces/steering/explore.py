@@ -34,17 +34,13 @@ class ExploreTab:
         self.tokens, self.fired = html(elem_id="dialogue"), html(elem_id="fired")
         self.note = gr.HTML()
         self.page = html(elem_id="latent-page")
+        self.looked = [self.read_dialogue, self.tokens, self.fired, self.note]
 
     def connect(self) -> None:
         sae, latent = self.chooser.sae, self.chooser.latent
         texts = [self.system, self.user, self.assistant]
-        self.read.click(
-            self._look,
-            [sae, *texts],
-            [self.read_dialogue, self.tokens, self.fired, self.note],
-            **QUIET,
-            **MODEL,
-        )
+        look = self.read.click(self._look, [sae, *texts], self.looked, **QUIET, **MODEL)
+        look.then(None, [sae, latent, self.user], None, js=address("explore", ["sae", "latent", "text"]))
         latent.change(
             self._marked,
             [sae, latent, self.read_dialogue],
@@ -59,7 +55,18 @@ class ExploreTab:
         shown = latent.change(
             self._page, [sae, latent], self.page, concurrency_id="look", trigger_mode="always_last", **QUIET
         )
-        shown.then(None, [sae, latent], None, js=ONLY_HERE)
+        shown.then(None, [sae, latent, self.user], None, js=ONLY_HERE)
+
+    def after(self, loaded: Any) -> None:
+        """Look at the text that the page's address holds."""
+        texts = [self.chooser.sae, self.system, self.user, self.assistant]
+        loaded.then(self._look_if_given, texts, self.looked, **QUIET, **MODEL)
+
+    def _look_if_given(self, name: str, system: str, user: str, assistant: str) -> Iterator[Any]:
+        if (user or "").strip():
+            yield from looked(self.engine, name, system, user, assistant)
+        else:
+            yield tuple(gr.skip() for _ in self.looked)
 
     def _look(self, *values: Any) -> Iterator[Any]:
         yield from looked(self.engine, *values)
@@ -113,5 +120,5 @@ def read(engine: Engine, name: str, turns: list[dict[str, str]], asked: Any = No
 
 
 HERE = "(...values) => { if (new URLSearchParams(location.search).get('tab') === 'explore') ("
-ONLY_HERE = HERE + address("explore", ["sae", "latent"]) + ")(...values) }"
+ONLY_HERE = HERE + address("explore", ["sae", "latent", "text"]) + ")(...values) }"
 """Another tab's address stays as it is."""

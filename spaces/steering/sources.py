@@ -5,7 +5,9 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from results import namespace
 
@@ -17,13 +19,19 @@ from fastzoo.core.values import text_at
 from fastzoo.hub.find import RUNS, local_results, locate
 from fastzoo.hub.registry import read_registry
 from fastzoo.publish.space import SAES
-from fastzoo.steering.measured import FILE
+from fastzoo.steering.measured import FILE, keep_latent, open_to_keep
+from fastzoo.steering.run import run_steer
+from fastzoo.steering.settings import SteerSettings
 
 REAL = "smollm2-135m"
 """The model that a CPU has answers of in seconds: its SAEs are offered where they are published."""
 
 TRAINED = ["layers=[2]", "architectures=[jumprelu]"]
 """Of the toy's recipe, where there is nothing else."""
+
+TITLE = "French"
+MEASURED: dict[str, Any] = {"auto": True, "language": "fr", "max_new_tokens": 40, "candidates": 128}
+"""What the toy's latent is to do."""
 
 
 def find_saes(wanted: Sequence[str]) -> dict[str, str]:
@@ -81,8 +89,12 @@ def _published() -> dict[str, str]:
 
 
 def _toy() -> dict[str, str]:
-    """An SAE of the embedded model, trained now: it takes about a minute."""
-    print("no SAE here: one of the embedded toy model is trained, which takes a minute", file=sys.stderr)
+    """An SAE of the embedded model, trained now, with a latent that is found and measured: about two minutes."""
+    print("no SAE here: one of the embedded toy model is trained, which takes two minutes", file=sys.stderr)
     script = runpy.run_path(str(resource("recipes") / "train.py"), run_name="fastzoo_recipe")
-    script["main"](TRAINED)
+    with redirect_stdout(sys.stderr):
+        script["main"](TRAINED)
+    for source in _on_this_machine().values():
+        outcome = run_steer(SteerSettings(source=source, **MEASURED))
+        keep_latent(open_to_keep(source, TITLE), TITLE, outcome)
     return _on_this_machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 from hub_server import LoopbackHub
 from space_pages import FOLDER, NAME, OTHER, free_port, saes
 
+from fastzoo.loading import open_sae
+from fastzoo.steering.measured import read_measured
+
 pytest.importorskip("gradio")
 _ = saes  # a fixture
 
@@ -21,8 +25,6 @@ FIND = "import json, sys, sources; print(json.dumps(sources.find_saes(sys.argv[1
 
 
 def find(where: Path, *wanted: str, code: int = 0, **more: str) -> Any:
-    import json
-
     environment = os.environ | {"PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1", **more}
     command = [sys.executable, "-c", FIND, *wanted]
     done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
@@ -45,13 +47,18 @@ def test_sources_that_cannot_be(saes: Path, tmp_path: Path) -> None:
 
 def test_without_any_sae_one_of_the_toy_is_trained(tmp_path: Path) -> None:
     small = "training.tokens=8192"
-    script = FIND.replace("sources.find", f"sources.TRAINED.append({small!r}) or sources.find")
+    quickly = f"sources.TRAINED.append({small!r}) or sources.MEASURED.update(candidates=4, dialogues=20) or "
+    script = FIND.replace("sources.find", quickly + "sources.find")
     environment = os.environ | {"PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "no SAE here: one of the embedded toy model is trained" in done.stderr
-    assert (tmp_path / "runs" / "tiny-chat-fast" / "tiny-chat-L2-8x-jumprelu" / "config.json").is_file()
+    assert json.loads(done.stdout) == {
+        "tiny-chat-L2-8x-jumprelu": "runs/tiny-chat-fast/tiny-chat-L2-8x-jumprelu"
+    }
+    (kept,) = read_measured(open_sae(tmp_path / "runs" / "tiny-chat-fast" / "tiny-chat-L2-8x-jumprelu"))
+    assert kept.title == "French" and kept.questions == 24
 
 
 def fastzoo(where: Path, *arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
