@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import endpoints
+import gpu
 import gradio as gr
 import results
 import zoo
@@ -49,17 +50,18 @@ LOOKS: dict[str, Any] = {
 }
 
 QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
-"""Visitors who wait, at most. The model itself answers one at a time (``chooser.MODEL``)."""
+"""Visitors who wait, at most. The model itself answers one at a time (``gpu.MODEL``)."""
 
 
 def build(engine: Engine, source: results.Results) -> gr.Blocks:
     """The page."""
+    gpu.show(engine)
     with gr.Blocks(title="fastzoo: steering and SAEs of instruct models", analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION)
         chooser = Chooser(engine)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Steer", id="steer"):
-                steering = SteerTab(engine, chooser)
+                steering = SteerTab(chooser)
             with gr.Tab("Sweep", id="sweep"):
                 sweeping = SweepTab(engine, chooser)
             with gr.Tab("Explore", id="explore"):
@@ -97,7 +99,7 @@ def start(saes: list[str], **launch: Any) -> None:
     page = build(engine, results.Results())
     warm(engine)
     print(f"{len(engine.names)} SAEs; the first is {engine.names[0]}", file=sys.stderr)
-    page.launch(**LOOKS, mcp_server=endpoints.has_mcp(), **launch)
+    page.launch(**LOOKS, mcp_server=endpoints.has_mcp(), max_file_size=1, **launch)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,6 @@ from fastzoo.core.errors import FastzooError
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""What runs the language model: one visitor after the other, which is as fast on one device, and exact."""
-
 CLICK = """
 const tell = (event) => {
     const place = event.target.closest('[data-latent], [data-position]');
@@ -50,14 +47,6 @@ def address(tab: str, names: Sequence[str]) -> str:
 def html(**how: Any) -> Any:
     """A place whose tokens and latents can be chosen."""
     return gr.HTML(js_on_load=CLICK, **how)
-
-
-try:  # on ZeroGPU a function gets its GPU by this
-    from spaces import GPU as on_gpu
-except ImportError:
-
-    def on_gpu(function: Any) -> Any:
-        return function
 
 
 def told(count: int) -> Callable[[Any], Any]:

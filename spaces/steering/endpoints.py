@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import gpu
 import gradio as gr
 import results
-from chooser import MODEL
 from engine import USUAL_TOKENS, Engine, Push, Turn
-from explore import read
-from steer import steered_answers
-from sweep import outcomes
 
 from fastzoo.core.errors import FastzooError, InputError
 
@@ -72,7 +69,7 @@ def add(engine: Engine, source: results.Results) -> None:
         """
         if not all(isinstance(turn, dict) for turn in messages):
             raise InputError('each turn is {"role": "...", "content": "..."}')
-        return read(engine, sae, messages)
+        return gpu.read_dialogue(sae, messages)
 
     def steer(
         sae: str,
@@ -102,7 +99,7 @@ def add(engine: Engine, source: results.Results) -> None:
         """
         push = Push(sae, latent, alpha, mode, positions, temperature, seed, max_new_tokens)
         try:
-            yield from steered_answers(engine, push, [_turn(turn) for turn in history or []], question)
+            yield from gpu.answers(push, [_turn(turn) for turn in history or []], question)
         except FastzooError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -116,7 +113,7 @@ def add(engine: Engine, source: results.Results) -> None:
             questions: one or several texts.
             alphas: strengths, in raw multiples of the latent's decoder row.
         """
-        *_, (_, outcome) = outcomes(engine, Push(sae, latent, 0.0), questions, alphas)
+        *_, (_, outcome) = gpu.sweep(Push(sae, latent, 0.0), questions, alphas)
         found: dict[str, Any] = json.loads(json.dumps(outcome.to_value()))
         return found
 
@@ -136,11 +133,11 @@ def add(engine: Engine, source: results.Results) -> None:
         (latents, {}),
         (latent, {}),
         (zoo, {}),
-        (explore, MODEL),
-        (sweep, MODEL),
+        (explore, gpu.MODEL),
+        (sweep, gpu.MODEL),
     ):
         gr.api(plainly(function), api_name=function.__name__, **running)
-    gr.api(steer, api_name="steer", **MODEL)
+    gr.api(steer, api_name="steer", **gpu.MODEL)
 
 
 def _turn(turn: Any) -> Turn:

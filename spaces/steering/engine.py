@@ -195,6 +195,7 @@ class Engine:
     def writes(self, name: str, latent: int) -> list[str]:
         """The tokens that a latent's decoder row raises most."""
         opened = self.open(name)
+        latent = _whole(latent, "the latent", 0, 1 << 40)
         refuse_missing([latent], opened.sae.d_sae, name)
         model, texts = opened.assembly.reader.model, opened.assembly.texts
         _, ids_1K = lens_tokens(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gpu
 import gradio as gr
 import markup
-from chooser import MODEL, QUIET, Chooser, address, html, on_gpu, told
+from chooser import QUIET, Chooser, address, html, told
 from engine import Engine
 
 from fastzoo.core.errors import FastzooError
@@ -39,7 +40,7 @@ class ExploreTab:
     def connect(self) -> None:
         sae, latent = self.chooser.sae, self.chooser.latent
         texts = [self.system, self.user, self.assistant]
-        look = self.read.click(self._look, [sae, *texts], self.looked, **QUIET, **MODEL)
+        look = self.read.click(self._look, [sae, *texts], self.looked, **QUIET, **gpu.MODEL)
         look.then(None, [sae, latent, self.user], None, js=address("explore", ["sae", "latent", "text"]))
         latent.change(
             self._marked,
@@ -47,7 +48,7 @@ class ExploreTab:
             self.tokens,
             trigger_mode="always_last",
             **QUIET,
-            **MODEL,
+            **gpu.MODEL,
         )
         self.tokens.click(self._token, [sae, self.read_dialogue], self.fired, **QUIET)
         for place in (self.fired, self.page):
@@ -60,16 +61,16 @@ class ExploreTab:
     def after(self, loaded: Any) -> None:
         """Look at the text that the page's address holds."""
         texts = [self.chooser.sae, self.system, self.user, self.assistant]
-        loaded.then(self._look_if_given, texts, self.looked, **QUIET, **MODEL)
+        loaded.then(self._look_if_given, texts, self.looked, **QUIET, **gpu.MODEL)
 
     def _look_if_given(self, name: str, system: str, user: str, assistant: str) -> Iterator[Any]:
         if (user or "").strip():
-            yield from looked(self.engine, name, system, user, assistant)
+            yield from looked(name, system, user, assistant)
         else:
             yield tuple(gr.skip() for _ in self.looked)
 
     def _look(self, *values: Any) -> Iterator[Any]:
-        yield from looked(self.engine, *values)
+        yield from looked(*values)
 
     def _token(self, name: str, found: dict[str, Any] | None, event: gr.EventData) -> Any:
         place = event._data.get("position", -1)
@@ -87,7 +88,7 @@ class ExploreTab:
         if found is None or found["sae"] != name:
             return gr.skip()
         try:
-            found = read(self.engine, name, found["turns"], latent)
+            found = gpu.read_dialogue(name, found["turns"], latent)
         except FastzooError as error:
             return markup.problem(error)
         return markup.dialogue_tokens(found, int(latent))
@@ -102,7 +103,7 @@ class ExploreTab:
 
 
 @told(4)
-def looked(engine: Engine, name: str, system: str, user: str, assistant: str) -> Iterator[Any]:
+def looked(name: str, system: str, user: str, assistant: str) -> Iterator[Any]:
     """The dialogue that was read, its tokens, an empty place for a token's latents, and a note."""
     texts = {"system": system, "user": user, "assistant": assistant}
     turns = [
@@ -110,13 +111,8 @@ def looked(engine: Engine, name: str, system: str, user: str, assistant: str) ->
         for role, text in texts.items()
         if (text or "").strip() or role == "user"
     ]
-    found = read(engine, name, turns)
+    found = gpu.read_dialogue(name, turns)
     yield found, markup.dialogue_tokens(found), "<p class='hint'>Choose a token.</p>", ""
-
-
-@on_gpu
-def read(engine: Engine, name: str, turns: list[dict[str, str]], asked: Any = None) -> dict[str, Any]:
-    return engine.read_dialogue(name, turns, asked=asked)
 
 
 HERE = "(...values) => { if (new URLSearchParams(location.search).get('tab') === 'explore') ("

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import gpu
 import gradio as gr
 import markup
-from chooser import MODEL, QUIET, Chooser, address, on_gpu, told
-from engine import MOST_TOKENS, POSITIONS, USUAL_TOKENS, Engine, Push, Turn
+from chooser import QUIET, Chooser, address, told
+from engine import MOST_TOKENS, POSITIONS, USUAL_TOKENS, Push, Turn
 
 from fastzoo.steering.edits import MODES
 
@@ -20,8 +21,8 @@ SHOWN_EVERY = 0.06
 class SteerTab:
     """Question, strength, and two answers side by side."""
 
-    def __init__(self, engine: Engine, chooser: Chooser) -> None:
-        self.engine, self.chooser = engine, chooser
+    def __init__(self, chooser: Chooser) -> None:
+        self.chooser = chooser
         self.history = gr.State([], time_to_live=3600)
         with gr.Row(elem_id="ask"):
             self.question = gr.Textbox(label="question", lines=1, max_lines=4, max_length=2000, scale=4)
@@ -58,7 +59,7 @@ class SteerTab:
         how = [self.mode, self.positions, self.temperature, self.seed, self.length]
         inputs = [self.chooser.sae, self.chooser.latent, self.alpha, *how, self.question, self.history]
         outputs = [self.history, self.unsteered, self.steered, self.verdict]
-        running: dict[str, Any] = {**QUIET, **MODEL}
+        running: dict[str, Any] = {**QUIET, **gpu.MODEL}
         events = [
             event(function, inputs, outputs, **running)
             for event, function in (
@@ -89,18 +90,18 @@ class SteerTab:
             yield tuple(gr.skip() for _ in range(4))
 
     def _answer(self, *values: Any) -> Iterator[Any]:
-        yield from answer(self.engine, *values)
+        yield from answer(*values)
 
 
 @told(4)
-def answer(engine: Engine, *values: Any) -> Iterator[Any]:
+def answer(*values: Any) -> Iterator[Any]:
     """History, both columns and the verdict, while the answers are written."""
     *how, question, history = values
     sae, latent, alpha, mode, positions, temperature, seed, length = how
     push = Push(sae, latent, alpha, mode, positions, temperature, seed, length)
     before: list[Turn] = list(history or [])
     shown = 0.0
-    for found in steered_answers(engine, push, before, question):
+    for found in gpu.answers(push, before, question):
         if not found["done"] and time.monotonic() - shown < SHOWN_EVERY:
             continue
         shown = time.monotonic()
@@ -111,13 +112,6 @@ def answer(engine: Engine, *values: Any) -> Iterator[Any]:
             for side in markup.SIDES
         )
         yield turns, *columns, markup.verdict(found) if found["done"] else "<p class='hint'>writing…</p>"
-
-
-@on_gpu
-def steered_answers(
-    engine: Engine, push: Push, before: list[Turn], question: str
-) -> Iterator[dict[str, Any]]:
-    yield from engine.answers(push, before, question)
 
 
 def _tokens(tokens: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
+import gpu
 import gradio as gr
 import markup
-from chooser import MODEL, QUIET, Chooser, address, on_gpu, told
+from chooser import QUIET, Chooser, address, told
 from engine import MOST_ALPHAS, MOST_QUESTIONS, Engine, Push
 
 from fastzoo.cli.steer_tables import summary
@@ -51,7 +52,7 @@ class SweepTab:
     def connect(self) -> None:
         inputs = [self.chooser.sae, self.chooser.latent, self.questions, self.alphas]
         outputs = [self.curves, self.table, self.export, self.snippet, self.note]
-        running: dict[str, Any] = {**QUIET, **MODEL}
+        running: dict[str, Any] = {**QUIET, **gpu.MODEL}
         event = self.run.click(self._run, inputs, outputs, **running)
         self.stop.click(None, None, None, cancels=[event], **QUIET)
         event.then(None, inputs[:2], None, js=address("sweep", ["sae", "latent"]))
@@ -67,7 +68,7 @@ def swept(engine: Engine, sae: str, latent: Any, text: str, strengths: str) -> I
     push = Push(sae, latent, 0.0)
     alphas = read_alphas(strengths) or proposed(engine, sae, latent)
     outcome, blank = None, ("", "", "", gr.Code(visible=False))
-    for written, outcome in outcomes(engine, push, questions, alphas):
+    for written, outcome in gpu.sweep(push, questions, alphas):
         if outcome is None and written % 8 == 0:
             yield *blank, f"<p class='hint'>{written} tokens written…</p>"
     assert outcome is not None
@@ -80,13 +81,6 @@ def swept(engine: Engine, sae: str, latent: Any, text: str, strengths: str) -> I
     table = markup.sweep_table([q.text for q in outcome.questions], answers(outcome, LATENT))
     said = f"<p>{markup.escape(summary(outcome))}</p>"
     yield image if curves else "", table, export, gr.Code(snippet(outcome), visible=True), said
-
-
-@on_gpu
-def outcomes(
-    engine: Engine, push: Push, questions: list[str], alphas: list[float]
-) -> Iterator[tuple[int, Outcome | None]]:
-    yield from engine.sweep(push, questions, alphas)
 
 
 def read_alphas(text: str | None) -> list[float]:

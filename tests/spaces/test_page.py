@@ -186,6 +186,21 @@ def test_other_endpoints_refuse_what_is_too_much(client: Any) -> None:
             client.predict(sae=NAME, messages=messages, api_name="/explore")
 
 
+def test_files_are_neither_served_nor_taken(address: str, saes: Path) -> None:
+    import httpx
+
+    for path in (
+        "/etc/passwd",
+        str(FOLDER / "app.py"),
+        str(saes / "runs" / "small" / "recipe.yaml"),
+        "app.py",
+        "../app.py",
+    ):
+        assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("x.txt", b"x" * 5000)})
+    assert sent.status_code >= 400
+
+
 def test_many_at_once_each_as_alone(client: Any, address: str) -> None:
     cases = [(QUESTIONS[i % 4], 8.0 * i - 90) for i in range(24)]
     alone = [steered(client, alpha, question) for question, alpha in cases]
