@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 PAGES = sorted(
     path
-    for pattern in ("*.md", "cards/*.md", "fastzoo/**/*.md", "recipes/*.md", "tests/**/*.md")
+    for pattern in (
+        "*.md",
+        "cards/*.md",
+        "fastzoo/**/*.md",
+        "recipes/*.md",
+        "spaces/**/*.md",
+        "tests/**/*.md",
+    )
     for path in ROOT.glob(pattern)
     if "tiny-chat" not in path.parts
 )
@@ -56,12 +63,18 @@ def test_named_files_are_there(page: Path) -> None:
 def test_python_compiles_and_commands_exist(page: Path) -> None:
     for code in blocks(page, "python"):
         compile(code, str(page), "exec")
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
     for line in "".join(blocks(page, "bash") + blocks(page, "console")).splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True) if "fastzoo " in line else []
         if words[:1] == ["fastzoo"] and not words[1].startswith("-"):
             assert words[1] in known, line
-            helped = CliRunner().invoke(app, [words[1], "--help"]).stdout
+            groups = {group.name for group in app.registered_groups}
+            part = (
+                words[1:3]
+                if words[1] in groups and not (words[2:] or ["-"])[0].startswith("-")
+                else words[1:2]
+            )
+            helped = CliRunner().invoke(app, [*part, "--help"]).stdout
             for word in words[2:]:
                 if word.startswith("--"):
                     assert word in helped, line

@@ -9,9 +9,11 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import torch
 
 from fastzoo.config.recipe import EMBEDDED_MODEL
 from fastzoo.core.errors import FastzooError, InputError
@@ -108,8 +110,19 @@ class Engine:
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._readers: dict[str, Any] = {}
         self._opening = threading.Lock()
-        self.model_lock = threading.Lock()
-        """Whoever runs the language model holds it: one at a time is as fast, and exactly reproducible."""
+        self._model_lock, self._threads = threading.Lock(), torch.get_num_threads()
+
+    @contextmanager
+    def _model(self) -> Iterator[None]:
+        """Whoever runs the language model is in here: one at a time is as fast, and exactly reproducible."""
+        with self._model_lock:
+            self._all_threads()
+            yield
+
+    def _all_threads(self) -> None:
+        """Let torch compute in as many threads as ever. A thread that first used it while a generation had it down to
+        one keeps that number, and sums in another order: a last digit would depend on who else is here."""
+        torch.set_num_threads(self._threads)
 
     # --- SAEs and latents ----------------------------------------------------------------------
 
@@ -126,7 +139,7 @@ class Engine:
                 if key in self._readers:  # SAEs of one model share it
                     assembly.__dict__["reader"] = self._readers[key]
                 else:
-                    with self.model_lock:
+                    with self._model():
                         self._readers = {key: assembly.reader}
                         _ = final_norm(
                             assembly.reader.model
@@ -163,7 +176,7 @@ class Engine:
         total, done, parts = sum(map(len, sequences)), 0, []
         for start in range(0, len(sequences), READ_AT_ONCE):
             some = sequences[start : start + READ_AT_ONCE]
-            with self.model_lock:
+            with self._model():
                 parts.append(LayerStates(assembly.reader, some, layer))
             done += sum(map(len, some))
             tell(done, total)
@@ -211,12 +224,9 @@ class Engine:
         known = next((found for found in opened.measured if found.latent == latent), None)
         if known:
             window = None if known.low is None or known.high is None else (known.low, known.high)
-            return {
-                "end": known.alphas[-1],
-                "window": window,
-                "best": known.best,
-                "measured": known.model_dump(),
-            }
+            best = known.best and _short(known.best)
+            end = _short(known.alphas[-1])
+            return {"end": end, "window": window, "best": best, "measured": known.model_dump()}
         length = opened.sae.W_dec[latent].float().norm().item() or 1.0
         if opened.pages is not None:
             norm = opened.pages.figures.residual_norm
@@ -247,11 +257,12 @@ class Engine:
         chats = [conversation(asked, which) for which in ("unsteered", "steered")]
         sweep = make_sweep(_settings(push), opened.assembly, [Question(chat) for chat in chats])
         both = SideBySide(replace(sweep, alphas=[_finite(push.alpha)]))
-        with self.model_lock:
+        with self._model():
             for _ in both.steps():
                 unsteered, steered = both.texts()
                 yield {"unsteered": unsteered, "steered": steered, "done": False}
             assembly = opened.assembly
+            self._all_threads()  # each step of a generator can be in another thread
             views = both.tokens(assembly.reader, assembly.texts, assembly.vocabulary)
             scores = both.scores()
         unsteered, steered = (cell.text for cell in both.cells)
@@ -282,7 +293,7 @@ class Engine:
             )
         settings = replace(_settings(push), questions=texts, alphas=wanted, control=len(texts) > 1)
         live = Live(lambda watch: run_steer(settings, lambda sweep: nullcontext(watch), opened.assembly))
-        with self.model_lock:
+        with self._model():
             written = 0
             for step in live.steps():
                 written += len(step)
@@ -305,7 +316,7 @@ class Engine:
                 raise InputError(f"role '{one_line(role, 30)}' is not one of system, user, assistant")
             messages.append({"role": role, "content": _text(turn.get("content", ""), f"the {role}'s turn")})
         opened = self.open(name)
-        with self.model_lock:
+        with self._model():
             latents = [] if asked is None else [_whole(asked, "the latent", 0, 1 << 40)]
             found = of_messages(opened.assembly, messages, top=_whole(top, "top", 1, 50), asked=latents)
         return {"sae": name, "turns": messages, **next(iter(found["saes"].values()))}
