@@ -38,6 +38,8 @@ settings.load_profile("fastzoo")
 CACHES = tempfile.TemporaryDirectory(prefix="fastzoo-hub-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHES.name}
 
+from space_pages import browser, saes  # noqa: E402, F401 (fixtures; their modules read these settings)
+
 # Triton reads this when it is imported, and whichever test comes first may import it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -44,9 +45,13 @@ def run_space(
     trained first.
     """
     if context.invoked_subcommand is not None:
+        if saes or port or share or not browser:
+            raise InputError(f"options of {context.invoked_subcommand} come after it")
         return
     from fastzoo.publish.space import find_space
 
+    if port is None and not os.environ.get("GRADIO_SERVER_PORT", "7860").isdecimal():
+        raise InputError("GRADIO_SERVER_PORT is not a port's number")
     sys.path.insert(0, str(find_space(SPACE)))
     try:
         import app  # type: ignore[import-not-found, unused-ignore]
@@ -56,10 +61,7 @@ def run_space(
         raise InputError(
             f"the page needs {error.name}; install it with: pip install 'fastzoo[space]'"
         ) from None
-    try:
-        app.start(saes or [], inbrowser=browser, share=share, server_port=port)
-    except OSError as error:  # Gradio's word for a port that is taken
-        raise InputError(f"--port: {error}") from None
+    app.start(saes or [], inbrowser=browser, share=share, server_port=port)
 
 
 @space.command("push")

@@ -18,7 +18,7 @@ NAME = "fastzoo"
 """Of a namespace's Space."""
 
 SAES = "saes.txt"
-"""What a pushed Space offers, one reference a line; without it, what its namespace has published."""
+"""What a pushed Space offers, one reference a line; empty: what its namespace has published."""
 
 
 def push_space(repo_id: str, folder: Path, *, private: bool, saes: Sequence[str] = ()) -> tuple[Remote, bool]:
@@ -36,8 +36,7 @@ def push_space(repo_id: str, folder: Path, *, private: bool, saes: Sequence[str]
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     }
-    if saes:
-        contents[SAES] = Content("".join(f"{sae}\n" for sae in saes).encode())
+    contents[SAES] = Content("".join(f"{sae}\n" for sae in saes).encode())
     remote = look_or_make("space", repo_id, private=private, sdk="gradio")
     end, _ = put("space", repo_id, lambda _: contents, remote, "Update the Space")
     return end, end.sha != remote.sha

@@ -6,8 +6,9 @@ They are what somebody who has never heard of the SAE can begin with; the Space 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastzoo.core.errors import InputError
 from fastzoo.core.files import MAX_JSON_BYTES, sha256_of, write_json
@@ -30,29 +31,48 @@ MOST = 64
 LONGEST_TITLE = 60
 
 
+Raw = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class Measured(BaseModel):
-    """A latent that was swept: how far it can be pushed, and what came of that."""
+    """A latent that was swept: how far it can be pushed, and what came of that.
+
+    It may come from anybody, with an SAE: nothing in it is taken as given.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     title: str = Field(min_length=1, max_length=LONGEST_TITLE)
     """What it is kept as."""
     latent: int = Field(ge=0)
-    alphas: list[float] = Field(min_length=2, max_length=200)
+    alphas: list[Raw] = Field(min_length=2, max_length=200)
     """That were tried, sorted; raw, as the next three."""
-    low: float | None
+    low: Raw | None
     """Of the window; None, as the next two, where no alpha changes answers without spoiling them."""
-    high: float | None
-    best: float | None
+    high: Raw | None
+    best: Raw | None
     holds: bool
     """Whether the best alpha is also good on the questions that had no part in the choice."""
-    effect: list[float]
+    effect: list[Share]
     """Of each alpha, on all questions."""
-    quality: list[float]
+    quality: list[Share]
     question: str = Field(max_length=2000)
     """One that shows it: of those that chose the window, the one that changed most there and stayed whole."""
     questions: int = Field(ge=1)
     """How many were asked."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Measured:
+        if self.alphas != sorted(set(self.alphas)):
+            raise ValueError("alphas are not in order")
+        if not len(self.effect) == len(self.quality) == len(self.alphas):
+            raise ValueError("there are not as many effects and qualities as alphas")
+        window = (self.low, self.best, self.high)
+        known = [alpha for alpha in window if alpha is not None]
+        if len(known) not in (0, 3) or known != sorted(known) or not set(known) <= set(self.alphas):
+            raise ValueError("the window is not one of the alphas")
+        return self
 
 
 class _File(BaseModel):
@@ -79,6 +99,8 @@ def read_measured(loaded: LoadedSAE) -> list[Measured]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"{path}: {where}: {first['msg']}; delete it, and measure again") from None
+    if beyond := [known.latent for known in found.latents if known.latent >= loaded.sae.d_sae]:
+        raise InputError(f"{path}: there is no latent {beyond[0]}; delete it, and measure again")
     return found.latents if found.weights == sha256_of(loaded.folder / WEIGHTS) else []
 
 
@@ -112,8 +134,10 @@ def keep_latent(loaded: LoadedSAE, title: str, outcome: Outcome) -> Path:
 def measured_of(loaded: LoadedSAE, title: str, outcome: Outcome) -> Measured:
     """A sweep's latent as it is kept. Raises InputError."""
     spot, about = outcome.spot, outcome.about
-    if spot is None or not spot.reported or len(about["latents"]) != 1 or about["positions"] != "all":
-        raise InputError("--keep: it takes one latent, added at all positions, and two questions or more")
+    one = len(about["latents"]) == 1 and about["positions"] == "all"
+    if spot is None or not spot.reported or not one or spot.alphas[0] < 0:
+        needed = "one latent, added at all positions by no less than 0, and two questions or more"
+        raise InputError(f"--keep: it takes {needed}")
     (latent,) = about["latents"]
     length = loaded.sae.W_dec[latent].float().norm().item()
     raw = {

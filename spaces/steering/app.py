@@ -21,14 +21,17 @@ import gpu
 import gradio as gr
 import results
 import zoo
+from addresses import once_loaded
 from chooser import QUIET, Chooser
 from engine import Engine
 from explore import ExploreTab
+from guard import Guard
 from sources import find_saes
+from starlette.middleware import Middleware
 from steer import SteerTab
 from sweep import SweepTab
 
-from fastzoo.core.errors import FastzooError
+from fastzoo.core.errors import FastzooError, InputError
 from fastzoo.core.exit import report_failures
 
 TABS = ("steer", "sweep", "explore", "zoo")
@@ -60,15 +63,18 @@ def build(engine: Engine, source: results.Results) -> gr.Blocks:
         gr.HTML(INTRODUCTION)
         chooser = Chooser(engine)
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Steer", id="steer"):
+            with gr.Tab("Steer", id="steer") as steer_tab:
                 steering = SteerTab(chooser)
-            with gr.Tab("Sweep", id="sweep"):
+            with gr.Tab("Sweep", id="sweep") as sweep_tab:
                 sweeping = SweepTab(engine, chooser)
-            with gr.Tab("Explore", id="explore"):
+            with gr.Tab("Explore", id="explore") as explore_tab:
                 exploring = ExploreTab(engine, chooser)
-            with gr.Tab("Zoo", id="zoo"):
-                zoo.build(page, source)
-        chooser.connect(page, [steering, sweeping, exploring])
+            with gr.Tab("Zoo", id="zoo") as zoo_tab:
+                kept = zoo.build(page, source)
+        chooser.connect(page, steering, sweeping, exploring)
+        for tab, part in ((steer_tab, steering), (sweep_tab, sweeping), (explore_tab, exploring)):
+            tab.select(None, part.kept, None, js=once_loaded(part.address))
+        zoo_tab.select(None, kept, None, js=once_loaded(zoo.ADDRESS))
         endpoints.add(engine, source)
 
         def chosen_tab(request: gr.Request) -> Any:
@@ -99,7 +105,18 @@ def start(saes: list[str], **launch: Any) -> None:
     page = build(engine, results.Results())
     warm(engine)
     print(f"{len(engine.names)} SAEs; the first is {engine.names[0]}", file=sys.stderr)
-    page.launch(**LOOKS, mcp_server=endpoints.has_mcp(), max_file_size=1, **launch)
+    try:
+        page.launch(
+            **LOOKS,
+            mcp_server=endpoints.has_mcp(),
+            app_kwargs={"middleware": [Middleware(Guard)]},
+            max_file_size=1,
+            **launch,
+        )
+    except OSError as error:
+        if "port" not in str(error):
+            raise
+        raise InputError(f"--port: {error}") from None
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
 import gradio as gr
 import markup
-from engine import Engine
+from addresses import LOADED, number_in, text_in
+from engine import LARGEST_ALPHA, Engine
 
 from fastzoo.core.errors import FastzooError
 
@@ -27,21 +29,6 @@ element.addEventListener('keydown', (event) => {
 });
 """
 """Tells Python which latent or token was chosen, by mouse or keyboard."""
-
-ADDRESS = """(...values) => {
-    const names = %s, all = new URLSearchParams(location.search);
-    for (const name of ["tab", "sae", "latent", "alpha", "q", "text"]) all.delete(name);
-    names.forEach((name, i) => { if (values[i] !== null && values[i] !== "") all.set(name, values[i]); });
-    all.set("tab", "%s");
-    history.replaceState(null, "", location.pathname + "?" + all.toString() + location.hash);
-    if (window.parent !== window)
-        window.parent.postMessage({queryString: all.toString()}, "https://huggingface.co");
-}"""
-
-
-def address(tab: str, names: Sequence[str]) -> str:
-    """JavaScript that puts values, and the tab, into the page's address."""
-    return ADDRESS % (list(names), tab)
 
 
 def html(**how: Any) -> Any:
@@ -76,135 +63,144 @@ class Chooser:
             self.latent = gr.Number(0, label="latent", precision=0, minimum=0, min_width=100)
         self.about = gr.HTML(elem_id="latent-about")
         with gr.Accordion("Find another latent", open=False, elem_id="finder") as self.finder:
-            self.finder_note = gr.HTML("<p class='hint'>Reading dialogues…</p>")
+            self.note = gr.HTML("<p class='hint'>Reading dialogues…</p>")
             self.special, self.strong = html(), html()
 
-    def connect(self, page: gr.Blocks, tabs: Sequence[Any]) -> None:
+    def connect(self, page: gr.Blocks, steering: Any, sweeping: Any, exploring: Any) -> None:
         """Let every tab follow the choice."""
-        steering, _, exploring = tabs
-        chosen = [self.latent, steering.alpha, steering.question]
-        self.featured.input(self._pick_featured, [self.sae, self.featured], chosen, **QUIET)
-        self.sae.input(
-            self._pick_sae,
-            self.sae,
-            [self.featured, *chosen, self.special, self.strong, self.finder_note],
+        self.steering, self.sweeping, self.exploring = steering, sweeping, exploring
+        both = [self.sae, self.latent]
+        told = [self.featured, self.about, steering.alpha, steering.window]
+        self.featured.input(
+            self._pick_featured,
+            [self.sae, self.featured],
+            [self.latent, steering.alpha, steering.question],
             **QUIET,
         )
+        found = [self.special, self.strong, self.note]
+        start = [*both, self.featured, self.about, steering.alpha, steering.window, steering.question]
+        event = self.sae.input(self._pick_sae, self.sae, [*start, *found, *exploring.shown], **QUIET)
+        # The same number is another latent now.
+        exploring.page_after(event)
         for place in (self.special, self.strong):
             place.click(self.from_click, None, self.latent, **QUIET)
-        self.latent.change(
-            self._about,
-            [self.sae, self.latent],
-            [self.featured, self.about, steering.alpha, steering.window],
-            **QUIET,
-        )
-        self.finder.expand(
-            self._find,
-            self.sae,
-            [self.special, self.strong, self.finder_note],
-            concurrency_id="look",
-            **QUIET,
-        )
-        start = [self.sae, self.featured, *chosen, self.about, steering.window, exploring.user]
-        exploring.after(page.load(self._from_address, None, start, **QUIET))
-        for tab in tabs:
+        self.latent.change(self._about, both, told, **QUIET)
+        self.finder.expand(self._find, self.sae, found, concurrency_id="look", **QUIET)
+        settings = [*steering.how, sweeping.questions, sweeping.alphas, *exploring.texts]
+        loaded = page.load(self._from_address, None, [*start, *settings], **QUIET)
+        loaded.then(None, None, None, js=LOADED)
+        exploring.after(loaded)
+        for tab in (steering, sweeping, exploring):
             tab.connect()
 
     @staticmethod
     def from_click(event: gr.EventData) -> Any:
         """The latent of a button."""
-        latent = event._data.get("latent", -1)
-        return int(latent) if latent >= 0 else gr.skip()
+        latent = event._data.get("latent")
+        return latent if isinstance(latent, int) and latent >= 0 else gr.skip()
 
-    def _first(self, name: str) -> tuple[Any, int, float, str]:
-        """What an SAE begins with: its measured latents, and the first one with a strength and a question."""
-        measured = self.engine.open(name).measured
-        titles = gr.Dropdown(
-            [m.title for m in measured], value=measured[0].title if measured else None, visible=bool(measured)
-        )
-        latent = measured[0].latent if measured else 0
-        alpha, question = self._strength(name, latent)
-        return titles, latent, alpha, question
-
-    def _strength(self, name: str, latent: int) -> tuple[float, str]:
-        reach = self.engine.reach(name, latent)
+    def _start(self, name: str, latent: int | None = None, alpha: float | None = None) -> dict[Any, Any]:
+        """The page for an SAE: at its first measured latent, unless another one is asked for. Raises FastzooError."""
+        engine = self.engine
+        measured = engine.open(name).measured
+        if latent is None:
+            latent = measured[0].latent if measured else 0
+        reach = engine.reach(name, latent)
         known = reach["measured"]
-        return reach["best"] or round(reach["end"] / 2, 2), known[
-            "question"
-        ] if known else self.engine.first_question(name)
+        titles = [found.title for found in measured]
+        question = known["question"] if known else engine.first_question(name)
+        return {
+            self.sae: name,
+            self.latent: latent,
+            self.featured: gr.Dropdown(titles, value=known and known["title"], visible=bool(titles)),
+            self.about: self._line(latent, engine.writes(name, latent)),
+            self.steering.alpha: slider(reach, alpha),
+            self.steering.window: markup.window(reach),
+            self.steering.question: question,
+        }
 
-    def _pick_featured(self, name: str, title: str) -> tuple[Any, ...]:
-        for known in self.engine.open(name).measured:
-            if known.title == title:
-                alpha, question = self._strength(name, known.latent)
-                return known.latent, self._slider(name, known.latent, alpha), question
-        return gr.skip(), gr.skip(), gr.skip()
-
-    def _pick_sae(self, name: str) -> Iterator[tuple[Any, ...]]:
-        note = f"<p class='hint'>Fetching {markup.escape(name)}…</p>"
-        yield (*(gr.skip() for _ in range(6)), note)
+    def _pick_featured(self, name: str, title: str) -> Any:
         try:
-            titles, latent, alpha, question = self._first(name)
+            for known in self.engine.open(name).measured:
+                if known.title == title:
+                    found = self._start(name, known.latent)
+                    steering = self.steering
+                    return {key: found[key] for key in (self.latent, steering.alpha, steering.question)}
+        except FastzooError as error:  # it was there a moment ago
+            print(f"{name}: {error}", file=sys.stderr)
+        return {self.latent: gr.skip()}
+
+    def _pick_sae(self, name: str) -> Iterator[dict[Any, Any]]:
+        yield {self.about: f"<p class='hint'>Fetching {markup.escape(name)}…</p>"}
+        try:
+            found = self._start(name)
         except FastzooError as error:
-            yield (*(gr.skip() for _ in range(6)), markup.problem(error))
+            yield {self.about: markup.problem(error)}
             return
         hint = "<p class='hint'>Close and open this to look at its latents.</p>"
-        yield titles, latent, self._slider(name, latent, alpha), question or gr.skip(), "", "", hint
+        empty = dict.fromkeys((self.special, self.strong, *self.exploring.shown), "")
+        yield found | empty | {self.note: hint, self.exploring.read_dialogue: None}
 
-    def _slider(self, name: str, latent: int, alpha: float) -> Any:
-        end = self.engine.reach(name, latent)["end"]
-        return gr.Slider(0, end, value=alpha, step=round(end / 200, 4))
-
-    def _about(self, name: str, latent: float) -> tuple[Any, ...]:
+    def _about(self, name: str, latent: Any) -> dict[Any, Any]:
         """The latent in a line, and the slider's range and window."""
         try:
-            words = self.engine.writes(name, latent)
-            reach = self.engine.reach(name, latent)
+            found = self._start(name, self.engine.latent_of(name, latent))
         except FastzooError as error:
-            return gr.skip(), markup.problem(error), gr.skip(), gr.skip()
-        known, step = reach["measured"], round(reach["end"] / 200, 4)
-        slider = gr.Slider(0, reach["end"], step=step)
-        return known and known["title"], self._line(latent, words), slider, markup.window(reach)
+            return {self.about: markup.problem(error)}
+        reach = self.engine.reach(name, latent)
+        return {
+            self.featured: found[self.featured],
+            self.about: found[self.about],
+            self.steering.alpha: gr.Slider(0, reach["end"], step=step_of(reach)),
+            self.steering.window: found[self.steering.window],
+        }
 
     @staticmethod
-    def _line(latent: float, words: Sequence[str]) -> str:
+    def _line(latent: int, words: Sequence[str]) -> str:
         said = " ".join(map(markup.word, words))
-        return f"<p class='hint'>Latent {int(latent)} makes likelier: {said}</p>"
+        return f"<p class='hint'>Latent {latent} makes likelier: {said}</p>"
 
-    def _find(self, name: str) -> Iterator[tuple[Any, ...]]:
-        yield (
-            gr.skip(),
-            gr.skip(),
-            "<p class='hint'>Reading dialogues, which takes up to a minute the first time…</p>",
+    def _find(self, name: str) -> Iterator[dict[Any, Any]]:
+        yield {self.note: "<p class='hint'>Reading dialogues, which takes up to a minute the first time…</p>"}
+        try:
+            yield {
+                self.special: markup.special_latents(self.engine.special_latents(name)),
+                self.strong: markup.strongest_latents(self.engine.strongest_latents(name)),
+                self.note: "",
+            }
+        except FastzooError as error:
+            yield {self.special: "", self.strong: "", self.note: markup.problem(error)}
+
+    def _from_address(self, request: gr.Request) -> dict[Any, Any]:
+        """The view that the address names; what is not in it is as at the start."""
+        asked = dict(request.query_params)
+        name = asked["sae"] if asked.get("sae") in self.engine.sources else self.engine.names[0]
+        try:
+            latent = self.engine.latent_of(name, int(number_in(asked, "latent", -1, 0, 1e12)))
+        except FastzooError:
+            latent = None
+        try:
+            alpha = number_in(asked, "alpha", -1, 0, LARGEST_ALPHA)
+            found = self._start(name, latent, None if alpha < 0 else alpha)
+        except FastzooError as error:
+            return {self.about: markup.problem(error)}
+        if question := text_in(asked, "q"):
+            found[self.steering.question] = question
+        return (
+            found
+            | self.steering.from_address(asked)
+            | self.sweeping.from_address(asked)
+            | self.exploring.from_address(asked)
         )
-        try:
-            special = markup.special_latents(self.engine.special_latents(name))
-            yield special, markup.strongest_latents(self.engine.strongest_latents(name)), ""
-        except FastzooError as error:
-            yield "", "", markup.problem(error)
-
-    def _from_address(self, request: gr.Request) -> tuple[Any, ...]:
-        """The choice that the address names; what is not in it is as at the start."""
-        asked = request.query_params
-        name = asked.get("sae") if asked.get("sae") in self.engine.sources else self.engine.names[0]
-        try:
-            titles, latent, alpha, question = self._first(name)
-            wanted = asked.get("latent", "")
-            if wanted.isascii() and wanted.isdigit() and int(wanted[:12]) < self.engine.open(name).sae.d_sae:
-                latent = int(wanted)
-                alpha, question = self._strength(name, latent)
-            alpha = _number(asked.get("alpha"), alpha)
-            words, reach = self.engine.writes(name, latent), self.engine.reach(name, latent)
-        except FastzooError as error:
-            return name, *(gr.skip() for _ in range(4)), markup.problem(error), "", ""
-        question, text = asked.get("q", question)[:2000], asked.get("text", "")[:2000]
-        slider, line = self._slider(name, latent, alpha), self._line(latent, words)
-        return name, titles, latent, slider, question, line, markup.window(reach), text
 
 
-def _number(text: str | None, usual: float) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return usual
-    return value if abs(value) <= 1e6 else usual
+def slider(reach: dict[str, Any], alpha: float | None = None) -> Any:
+    """The slider over a latent's range, at a strength that is asked for, else at the best one or in the middle."""
+    end = reach["end"]
+    if alpha is None:
+        alpha = reach["best"] if reach["best"] is not None else end / 2
+    return gr.Slider(0, end, value=float(f"{min(max(alpha, 0.0), end):.4g}"), step=step_of(reach))
+
+
+def step_of(reach: dict[str, Any]) -> float:
+    return float(f"{reach['end'] / 200:.2g}")

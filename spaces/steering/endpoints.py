@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -26,12 +28,22 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def answer(*arguments: Any, **named: Any) -> Any:
-        try:
+        with in_one_line():
             return function(*arguments, **named)
-        except FastzooError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     return answer
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turns what is raised into an error that the caller is told: fastzoo's own words, or that something is wrong here."""
+    try:
+        yield
+    except FastzooError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:
+        traceback.print_exc()
+        raise gr.Error(f"a fault of the page's own: {type(error).__name__}", print_exception=False) from None
 
 
 def add(engine: Engine, source: results.Results) -> None:
@@ -67,8 +79,6 @@ def add(engine: Engine, source: results.Results) -> None:
             sae: name of an SAE.
             messages: turns as {"role": "user", "content": "..."}; roles are system, user and assistant.
         """
-        if not all(isinstance(turn, dict) for turn in messages):
-            raise InputError('each turn is {"role": "...", "content": "..."}')
         return gpu.read_dialogue(sae, messages)
 
     def steer(
@@ -98,10 +108,8 @@ def add(engine: Engine, source: results.Results) -> None:
             history: earlier turns as {"question": "...", "unsteered": "...", "steered": "..."}.
         """
         push = Push(sae, latent, alpha, mode, positions, temperature, seed, max_new_tokens)
-        try:
-            yield from gpu.answers(push, [_turn(turn) for turn in history or []], question)
-        except FastzooError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        with in_one_line():
+            yield from gpu.answers(push, _turns(history), question)
 
     def sweep(sae: str, latent: int, questions: list, alphas: list) -> dict:
         """Answers to questions over strengths of a latent, with scores and the window of strengths that change answers
@@ -140,9 +148,14 @@ def add(engine: Engine, source: results.Results) -> None:
     gr.api(steer, api_name="steer", **gpu.MODEL)
 
 
-def _turn(turn: Any) -> Turn:
-    if not isinstance(turn, dict) or not set(turn) <= {"question", "unsteered", "steered"}:
-        raise InputError(
-            'each turn of the history is {"question": "...", "unsteered": "...", "steered": "..."}'
-        )
-    return Turn(**{key: str(value) for key, value in turn.items()})
+def _turns(history: Any) -> list[Turn]:
+    """Earlier turns as a program gives them. Raises InputError."""
+    form = 'the history is a list of {"question": "...", "unsteered": "...", "steered": "..."}'
+    if history is not None and not isinstance(history, list):
+        raise InputError(form)
+    for turn in history or []:
+        keys = {"question", "unsteered", "steered"}
+        texts = isinstance(turn, dict) and all(isinstance(value, str) for value in turn.values())
+        if not texts or "question" not in turn or not set(turn) <= keys:
+            raise InputError(form)
+    return [Turn(**turn) for turn in history or []]

@@ -6,7 +6,9 @@ All that a visitor sends is checked here: an SAE is one of the zoo's names, text
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,12 +46,16 @@ MOST_TOKENS, USUAL_TOKENS = 200, 60
 MOST_QUESTIONS, MOST_ALPHAS = 6, 9
 """Of a sweep."""
 LARGEST_ALPHA = 1e6
+COLDEST = 1e-3
+"""Below this temperature is none: logits over it would overflow."""
 KEPT_SAES = 4
 """SAEs that are in memory at once."""
 READ_DIALOGUES, READ_TOKENS = 500, 65_536
 """Dialogues that latents are looked up in, at most."""
 READ_AT_ONCE = 8
 """Dialogues between which others may use the model."""
+RETRY = 60.0
+"""Seconds after which dialogues that could not be had are asked for again."""
 POSITIONS = ("all", "prompt", "generated", "user", "assistant")
 NORMS = 1.2
 """The slider's end, in mean norms of the residual stream, where no window was measured."""
@@ -66,6 +72,8 @@ class Opened:
     pages: LatentPages | None = None
     problem: str = ""
     """Why there are no pages."""
+    asked_again: float = 0.0
+    """When to try again."""
 
     @property
     def sae(self) -> Any:
@@ -109,7 +117,7 @@ class Engine:
         self.names = list(sources)
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._readers: dict[str, Any] = {}
-        self._opening = threading.Lock()
+        self._opening, self._opened_lock = threading.Lock(), threading.Lock()
         self._model_lock, self._threads = threading.Lock(), torch.get_num_threads()
 
     @contextmanager
@@ -128,27 +136,40 @@ class Engine:
 
     def open(self, name: str) -> Opened:
         """One of the zoo's SAEs, fetched and loaded if need be. Raises InputError: another name; FastzooError."""
-        if name not in self.sources:
+        if not isinstance(name, str) or name not in self.sources:
             hint = did_you_mean(str(name)[:100], self.names)
             raise InputError(f"there is no SAE '{one_line(name, 60)}' here.{hint and ' ' + hint}")
-        with self._opening:
+        with self._opened_lock:
+            if name in self._opened:
+                self._opened.move_to_end(name)
+                return self._opened[name]
+        with self._opening:  # one at a time; what is in memory need not wait for it
             if name not in self._opened:
-                source = self.sources[name]
-                assembly = assemble([source])
-                key = f"{assembly.source.path}@{assembly.source.sha}"
-                if key in self._readers:  # SAEs of one model share it
-                    assembly.__dict__["reader"] = self._readers[key]
-                else:
-                    with self._model():
-                        self._readers = {key: assembly.reader}
-                        _ = final_norm(
-                            assembly.reader.model
-                        )  # found by a forward, which ``writes`` then does without
-                self._opened[name] = Opened(name, assembly, read_measured(open_sae(source)))
-                while len(self._opened) > KEPT_SAES:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(name)
+                found = self._load(name)
+                with self._opened_lock:
+                    self._opened[name] = found
+                    while len(self._opened) > KEPT_SAES:
+                        self._opened.popitem(last=False)
             return self._opened[name]
+
+    def _load(self, name: str) -> Opened:
+        source = self.sources[name]
+        assembly = assemble([source])
+        key = f"{assembly.source.path}@{assembly.source.sha}"
+        if key in self._readers:  # SAEs of one model share it
+            assembly.__dict__["reader"] = self._readers[key]
+        else:
+            with self._model():
+                self._readers = {key: assembly.reader}
+                _ = final_norm(
+                    assembly.reader.model
+                )  # found by a forward, which ``writes`` then does without
+        try:
+            measured = read_measured(open_sae(source))
+        except InputError as error:  # a stranger's file may have come with a pulled SAE
+            print(error, file=sys.stderr)
+            measured = []
+        return Opened(name, assembly, measured)
 
     def pages(self, name: str, tell: Callable[[int, int], None] = lambda done, total: None) -> LatentPages:
         """What is known of an SAE's latents, from dialogues that are read now if they were not before.
@@ -157,13 +178,14 @@ class Engine:
         """
         opened = self.open(name)
         with opened.building:
-            if opened.problem:
+            if opened.problem and time.monotonic() < opened.asked_again:
                 raise InputError(opened.problem)
             if opened.pages is None:
                 try:
                     opened.pages = self._read(opened, tell)
                 except FastzooError as error:
                     opened.problem = f"what latents fire on is unknown: {error}"
+                    opened.asked_again = time.monotonic() + RETRY
                     raise InputError(opened.problem) from None
             return opened.pages
 
@@ -205,11 +227,15 @@ class Engine:
         chosen = strongest(mean_max_F * some.numpy(), top) or strongest(mean_max_F, top)
         return [{"latent": k, "writes": self.writes(name, k)} for k in chosen]
 
+    def latent_of(self, name: str, latent: Any) -> int:
+        """The number of one of an SAE's latents. Raises InputError: it has no such latent."""
+        number = _whole(latent, "the latent", 0, 1 << 40)
+        refuse_missing([number], self.open(name).sae.d_sae, name)
+        return number
+
     def writes(self, name: str, latent: int) -> list[str]:
         """The tokens that a latent's decoder row raises most."""
-        opened = self.open(name)
-        latent = _whole(latent, "the latent", 0, 1 << 40)
-        refuse_missing([latent], opened.sae.d_sae, name)
+        opened, latent = self.open(name), self.latent_of(name, latent)
         model, texts = opened.assembly.reader.model, opened.assembly.texts
         _, ids_1K = lens_tokens(
             model, opened.sae.W_dec.detach()[[latent]], 6, vocabulary=opened.assembly.vocabulary
@@ -219,8 +245,7 @@ class Engine:
     def reach(self, name: str, latent: int) -> dict[str, Any]:
         """How far a latent can be pushed, raw: the slider's ``end``, and where measured ``window`` (low, high or None)
         and ``best``."""
-        opened = self.open(name)
-        refuse_missing([_whole(latent, "the latent", 0, 1 << 40)], opened.sae.d_sae, name)
+        opened, latent = self.open(name), self.latent_of(name, latent)
         known = next((found for found in opened.measured if found.latent == latent), None)
         if known:
             window = None if known.low is None or known.high is None else (known.low, known.high)
@@ -285,6 +310,8 @@ class Engine:
     ) -> Iterator[tuple[int, Outcome | None]]:
         """A sweep of one latent: yields how many tokens were written, and at the end what was found."""
         opened = self.open(push.sae)
+        if not isinstance(questions, (list, tuple)) or not isinstance(alphas, (list, tuple)):
+            raise InputError("a sweep takes a list of questions and a list of strengths")
         texts = [_text(text, "a question") for text in questions]
         wanted = sorted({0.0, *(_finite(alpha) for alpha in alphas)})
         if not 1 <= len(texts) <= MOST_QUESTIONS or not 2 <= len(wanted) <= MOST_ALPHAS:
@@ -307,10 +334,12 @@ class Engine:
     ) -> dict[str, Any]:
         """Every token of a dialogue with its strongest latents, and the activation of the one ``asked`` about. Raises
         InputError."""
-        if not 1 <= len(turns) <= 2 * MOST_TURNS:
+        if not isinstance(turns, (list, tuple)) or not 1 <= len(turns) <= 2 * MOST_TURNS:
             raise InputError(f"a dialogue here has 1 to {2 * MOST_TURNS} turns")
         messages = []
         for turn in turns:
+            if not isinstance(turn, Mapping):
+                raise InputError('each turn is {"role": "...", "content": "..."}')
             role = str(turn.get("role", ""))
             if role not in ("system", "user", "assistant"):
                 raise InputError(f"role '{one_line(role, 30)}' is not one of system, user, assistant")
@@ -354,7 +383,7 @@ def _settings(push: Push) -> SteerSettings:
         units="raw",
         mode=push.mode,
         positions=push.positions,
-        temperature=temperature,
+        temperature=temperature if temperature >= COLDEST else 0.0,
         seed=_whole(push.seed, "the seed", 0, 2**31),
         max_new_tokens=_whole(push.max_new_tokens, "the length of an answer", 1, MOST_TOKENS),
     )

@@ -39,7 +39,7 @@ def find_saes(wanted: Sequence[str]) -> dict[str, str]:
     or two have one name."""
     pushed = Path(__file__).with_name(SAES)
     if not wanted and pushed.is_file():
-        wanted = pushed.read_text(encoding="utf-8").split()
+        wanted = pushed.read_text(encoding="utf-8").splitlines()
     return _given(wanted) if wanted else _on_this_machine() or _published() or _toy()
 
 

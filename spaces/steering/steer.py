@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gpu
 import gradio as gr
 import markup
-from chooser import QUIET, Chooser, address, told
+from addresses import address, number_in, one_of
+from chooser import QUIET, Chooser, told
 from engine import MOST_TOKENS, POSITIONS, USUAL_TOKENS, Push, Turn
 
 from fastzoo.steering.edits import MODES
@@ -29,10 +30,15 @@ class SteerTab:
             with gr.Column(scale=1, min_width=180):
                 self.ask = gr.Button("Ask", variant="primary")
                 with gr.Row():
+                    self.again = gr.Button("Again", size="sm", min_width=60)
                     self.stop = gr.Button("Stop", size="sm", min_width=60)
                     self.anew = gr.Button("New conversation", size="sm", min_width=60)
         self.alpha = gr.Slider(
-            0, 100, value=0, label="strength: let go, and the last question is answered again"
+            0,
+            100,
+            value=0,
+            label="strength: let go, and the last question is answered again",
+            elem_id="alpha",
         )
         self.window = gr.HTML(elem_id="window")
         with gr.Accordion("How it is steered", open=False), gr.Row():
@@ -45,6 +51,7 @@ class SteerTab:
             self.length = gr.Number(
                 USUAL_TOKENS, label="tokens", precision=0, minimum=1, maximum=MOST_TOKENS, min_width=80
             )
+        self.how = [self.mode, self.positions, self.temperature, self.seed, self.length]
         with gr.Row(elem_id="answers"):
             self.unsteered = gr.HTML(markup.conversation([], "unsteered"))
             self.steered = gr.HTML(markup.conversation([], "steered"))
@@ -56,8 +63,7 @@ class SteerTab:
 
     def connect(self) -> None:
         """Let the tab answer."""
-        how = [self.mode, self.positions, self.temperature, self.seed, self.length]
-        inputs = [self.chooser.sae, self.chooser.latent, self.alpha, *how, self.question, self.history]
+        inputs = [self.chooser.sae, self.chooser.latent, self.alpha, *self.how, self.question, self.history]
         outputs = [self.history, self.unsteered, self.steered, self.verdict]
         running: dict[str, Any] = {**QUIET, **gpu.MODEL}
         events = [
@@ -65,14 +71,33 @@ class SteerTab:
             for event, function in (
                 (self.ask.click, self._ask),
                 (self.question.submit, self._ask),
+                (self.again.click, self._again),
                 (self.alpha.release, self._again),
             )
         ]
         self.stop.click(None, None, None, cancels=events, **QUIET)
         self.anew.click(self._anew, None, outputs, cancels=events, **QUIET)
-        keys = [self.chooser.sae, self.chooser.latent, self.alpha, self.question]
         for event in events:
-            event.then(None, keys, None, js=address("steer", ["sae", "latent", "alpha", "q"]))
+            event.then(None, self.kept, None, js=self.address)
+
+    @property
+    def kept(self) -> list[Any]:
+        """What the address keeps, as ``address`` takes it."""
+        return [self.chooser.sae, self.chooser.latent, self.alpha, self.question, *self.how]
+
+    address = address(
+        "steer", ["sae", "latent", "alpha", "q", "mode", "positions", "temperature", "seed", "tokens"]
+    )
+
+    def from_address(self, asked: Mapping[str, str]) -> dict[Any, Any]:
+        """How to steer, as an address says."""
+        return {
+            self.mode: one_of(asked, "mode", list(MODES)),
+            self.positions: one_of(asked, "positions", POSITIONS),
+            self.temperature: number_in(asked, "temperature", 0, 0, 5),
+            self.seed: int(number_in(asked, "seed", 0, 0, 2**31)),
+            self.length: int(number_in(asked, "tokens", USUAL_TOKENS, 1, MOST_TOKENS)),
+        }
 
     @staticmethod
     def _anew() -> tuple[Any, ...]:

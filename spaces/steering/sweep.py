@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gpu
 import gradio as gr
 import markup
-from chooser import QUIET, Chooser, address, told
+from addresses import address, text_in
+from chooser import QUIET, Chooser, told
 from engine import MOST_ALPHAS, MOST_QUESTIONS, Engine, Push
 
 from fastzoo.cli.steer_tables import summary
@@ -55,7 +56,21 @@ class SweepTab:
         running: dict[str, Any] = {**QUIET, **gpu.MODEL}
         event = self.run.click(self._run, inputs, outputs, **running)
         self.stop.click(None, None, None, cancels=[event], **QUIET)
-        event.then(None, inputs[:2], None, js=address("sweep", ["sae", "latent"]))
+        event.then(None, self.kept, None, js=self.address)
+
+    @property
+    def kept(self) -> list[Any]:
+        """What the address keeps, as ``address`` takes it."""
+        return [self.chooser.sae, self.chooser.latent, self.questions, self.alphas]
+
+    address = address("sweep", ["sae", "latent", "questions", "strengths"])
+
+    def from_address(self, asked: Mapping[str, str]) -> dict[Any, Any]:
+        """Questions and strengths of an address."""
+        return {
+            self.questions: text_in(asked, "questions", 4000),
+            self.alphas: text_in(asked, "strengths", 200),
+        }
 
     def _run(self, *values: Any) -> Iterator[Any]:
         yield from swept(self.engine, *values)

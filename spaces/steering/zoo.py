@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 import results as zoo
+from addresses import address
 from huggingface_hub import constants
 
 ENDPOINT = constants.ENDPOINT
@@ -16,27 +17,8 @@ ALL = "all"
 UNSORTED = "as listed"
 SORTS = [(UNSORTED, UNSORTED), *((heading, column) for column, heading in zoo.HEADINGS.items())]
 
-# Ours are put into the address; what else stands there (a theme, a signature) stays.
-TO_ADDRESS = """(...values) => {
-    const names = ["model", "architecture", "method", "expansion", "published", "sort", "descending",
-        "zoo", "plot"];
-    const ours = new URLSearchParams();
-    const all = new URLSearchParams(location.search);
-    all.set("tab", "zoo");
-    ours.set("tab", "zoo");
-    names.forEach((name, i) => {
-        const value = values[i] === true ? "1" : values[i];
-        all.delete(name);
-        if (value && value !== "all" && value !== "as listed" && value !== "fvu") {
-            all.set(name, value);
-            ours.set(name, value);
-        }
-    });
-    const query = all.toString();
-    history.replaceState(null, "", location.pathname + (query ? "?" + query : "") + location.hash);
-    if (window.parent !== window)
-        window.parent.postMessage({queryString: ours.toString()}, "https://huggingface.co");
-}"""
+ADDRESS = address("zoo", [*zoo.FILTERS, "published", "sort", "descending", "zoo", "plot"])
+"""Of the filters, the order, the chosen SAE and the plot."""
 
 
 def table(rows: list[zoo.Row]) -> dict[str, Any]:
@@ -119,8 +101,8 @@ class Answers:
         )
 
 
-def build(page: gr.Blocks, source: zoo.Results) -> None:
-    """The tab, in a page that is being built."""
+def build(page: gr.Blocks, source: zoo.Results) -> list[Any]:
+    """The tab, in a page that is being built; what the address keeps, as ``ADDRESS`` takes it."""
     gr.HTML(INTRODUCTION)
     with gr.Row(elem_id="filters"):
         filters = [gr.Dropdown([ALL], value=ALL, label=key, min_width=120) for key in zoo.FILTERS]
@@ -144,7 +126,7 @@ def build(page: gr.Blocks, source: zoo.Results) -> None:
             plot = gr.ScatterPlot(**PLOT)
     controls = [*filters, only, sort, descending]
     shown, details = [results, note, plot, figure], [about, pull, python]
-    connect(page, Answers(source), controls, sae, shown, details)
+    return connect(page, Answers(source), controls, sae, shown, details)
 
 
 def connect(
@@ -154,10 +136,11 @@ def connect(
     sae: gr.Dropdown,
     shown: list[Any],
     details: list[Any],
-) -> None:
-    """Let the page answer its visitors, and the address follow the controls."""
+) -> list[Any]:
+    """Let the page answer its visitors, and the address follow the controls, which are returned."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     results, *_, figure = shown
+    kept = [*controls, sae, figure]
     page.load(answers.from_address, None, [*controls, sae, *shown, *details], **quiet)
     events = [
         *(c.input(answers.view, [*controls, figure], shown, **quiet) for c in (*controls, figure)),
@@ -165,7 +148,8 @@ def connect(
         results.select(answers.from_table, None, [sae, *details], **quiet),
     ]
     for event in events:
-        event.then(None, [*controls, sae, figure], None, js=TO_ADDRESS)
+        event.then(None, kept, None, js=ADDRESS)
+    return kept
 
 
 INTRODUCTION = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from space_pages import FOLDER, HOSTILE, NAME, OTHER, Page, browser, free_port, saes, serving
+from space_pages import FOLDER, HOSTILE, NAME, OTHER, Page, free_port, serving
 
 pytest.importorskip("gradio")
-_ = browser, saes  # fixtures
 
 LATENT, ALPHA = 3, 30.0
 QUESTIONS = ("Where is Paris?", "Help me steal the moon.", "What is a cat?", "Hello!")
@@ -153,8 +154,14 @@ def test_modes_positions_sampling_and_turns(client: Any) -> None:
         ({"seed": 2.5}, "the seed is a whole number"),
         ({"max_new_tokens": 10**6}, "the length of an answer is a whole number from 1 to 200"),
         ({"history": [{"question": "q"}] * 8}, "has 8 questions, the most there may be"),
-        ({"history": ["q"]}, "each turn of the history is"),
-        ({"history": [{"role": "user"}]}, "each turn of the history is"),
+        ({"history": ["q"]}, "the history is a list of"),
+        ({"history": [{"role": "user"}]}, "the history is a list of"),
+        ({"history": [{"unsteered": "a"}]}, "the history is a list of"),
+        ({"history": [{"question": None}]}, "the history is a list of"),
+        ({"history": 7}, "the history is a list of"),
+        ({"sae": [1]}, "there is no SAE '[1]' here"),
+        ({"sae": {}}, "there is no SAE"),
+        ({"question": 5}, "the question is empty"),
         ({"question": "word " * 399}, "that is more than the model's"),
     ],
 )
@@ -173,6 +180,8 @@ def test_other_endpoints_refuse_what_is_too_much(client: Any) -> None:
             "up to 6 questions and 9 alphas",
         ),
         ({"sae": NAME, "latent": 1, "questions": [3], "alphas": [1]}, "a question is empty"),
+        ({"sae": NAME, "latent": 1, "questions": "abc", "alphas": [1]}, "a sweep takes a list of questions"),
+        ({"sae": NAME, "latent": 1, "questions": ["?"], "alphas": 5}, "a sweep takes a list of questions"),
     ):
         with pytest.raises(Exception, match=said):
             client.predict(**arguments, api_name="/sweep")
@@ -180,6 +189,9 @@ def test_other_endpoints_refuse_what_is_too_much(client: Any) -> None:
         ([], "a dialogue here has 1 to 16 turns"),
         ([{"role": "tool", "content": "x"}], "role 'tool' is not one of system, user, assistant"),
         (["x"], 'each turn is {"role"'),
+        ([None], 'each turn is {"role"'),
+        (5, "a dialogue here has 1 to 16 turns"),
+        ("abc", "a dialogue here has 1 to 16 turns"),
         ([{"role": "user", "content": "y" * 3000}], "at most 2,000 are read"),
     ):
         with pytest.raises(Exception, match=re.escape(said)):
@@ -199,6 +211,34 @@ def test_files_are_neither_served_nor_taken(address: str, saes: Path) -> None:
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
     sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("x.txt", b"x" * 5000)})
     assert sent.status_code >= 400
+
+
+def test_what_a_request_calls_a_file_is_not_fetched(address: str) -> None:
+    import httpx
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(0.5)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/x"
+        file = {"path": url, "meta": {"_type": "gradio.FileData"}}
+        deep: Any = file
+        for _ in range(50):
+            deep = {"messages": [deep]}
+        escaped = json.dumps(file).replace("gradio", "\\u0067radio")
+        for body in (
+            json.dumps({"data": [NAME, [file]]}),
+            json.dumps({"data": [deep]}),
+            f'{{"data": [{escaped}]}}',
+        ):
+            for path in ("call/explore", "call/steer", "queue/join", "run/explore", "mcp/"):
+                headers = {"content-type": "application/json"}
+                sent = httpx.post(f"{address}/gradio_api/{path}", content=body, headers=headers)
+                assert sent.status_code == 400 and "takes no files" in sent.text
+        with pytest.raises(TimeoutError):
+            listening.accept()
+    big = httpx.post(f"{address}/gradio_api/call/explore", content=b"[" + b"1," * 200_000 + b"1]")
+    assert big.status_code == 413
 
 
 def test_many_at_once_each_as_alone(client: Any, address: str) -> None:
@@ -263,6 +303,8 @@ def test_steering_as_a_visitor_does(page: Page) -> None:
     page.page.get_by_role("slider").first.focus()
     for _ in range(60):
         page.page.keyboard.press("ArrowRight")
+    page.press("Again")
+    page.wait(f"document.querySelector('.column.steered .tokens')?.innerText !== {json.dumps(first)}")
     page.page.get_by_label("question", exact=True).fill("What is a cat?")
     page.page.keyboard.press("Enter")
     page.wait("document.querySelectorAll('.column.steered .asked').length >= 2")
@@ -287,6 +329,49 @@ def test_the_address_gives_the_view_back(page: Page) -> None:
     ):
         page.open(query)
         assert page.page.get_by_label("latent", exact=True).input_value() == str(LATENT)
+    assert not page.faults
+
+
+def test_other_views_have_addresses_too(page: Page) -> None:
+    page.open(f"?tab=explore&sae={NAME}&latent=0")
+    page.wait("document.querySelector('.latent-page h2')?.innerText.includes('Latent 0 ')", 60)
+    page.page.get_by_role("tab", name="Sweep").click()
+    page.wait("location.search.includes('tab=sweep')")
+    page.open(f"?tab=sweep&questions={quote('One?' + chr(10) + 'Two?')}&strengths=0+7")
+    assert page.page.get_by_label("questions, one a line", exact=False).input_value() == "One?\nTwo?"
+    assert page.page.get_by_label("strengths", exact=False).first.input_value() == "0 7"
+    page.open("?mode=clamp&positions=user&temperature=0.5&seed=9&tokens=20&alpha=-20")
+    page.page.get_by_text("How it is steered").click()
+    for label, value in (("mode", "clamp"), ("positions", "user"), ("seed", "9"), ("tokens", "20")):
+        assert page.page.get_by_label(label, exact=True).input_value() == value
+    page.press("Ask")
+    page.wait("document.querySelector('.verdict') !== null")
+    page.wait("location.search.includes('mode=clamp')")
+    for query in ("?latent=" + "0" * 12 + "9" * 5000, "?alpha=1e6", "?latent=-5&tokens=x&seed=1e99&mode=<b>"):
+        page.open(query)
+        page.press("Ask")
+        page.wait("document.querySelector('.verdict') !== null")
+    assert not page.faults
+
+
+def test_another_sae_with_a_latent_of_the_same_number(page: Page) -> None:
+    page.open(f"?tab=explore&sae={OTHER}&latent=0")
+    page.wait("document.querySelector('.latent-page h2')?.innerText.includes('standard')", 60)
+    before = page.text("#latent-about")
+    page.open(f"?tab=explore&sae={NAME}&latent=0")
+    page.choose("SAE", OTHER)
+    page.wait(f"document.querySelector('#latent-about').innerText === {json.dumps(before)}")
+    page.wait("document.querySelector('.latent-page h2')?.innerText.includes('standard')", 60)
+    assert not page.faults
+
+
+def test_emptied_fields(page: Page) -> None:
+    page.open("?tab=explore&text=Hello!")
+    page.wait("document.querySelectorAll('#dialogue .tok').length > 3")
+    page.page.get_by_label("latent", exact=True).fill("")
+    page.wait("document.querySelector('#latent-about .problem')?.innerText.includes('whole number')")
+    page.page.get_by_label("latent", exact=True).fill("7")
+    page.wait("document.querySelector('#latent-about')?.innerText.includes('Latent 7')")
     assert not page.faults
 
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from hub_server import LoopbackHub
-from space_pages import FOLDER, NAME, OTHER, free_port, saes
+from space_pages import FOLDER, NAME, OTHER, free_port
 
 from fastzoo.loading import open_sae
 from fastzoo.steering.measured import read_measured
 
 pytest.importorskip("gradio")
-_ = saes  # a fixture
 
 FIND = "import json, sys, sources; print(json.dumps(sources.find_saes(sys.argv[1:])))"
 
@@ -77,6 +76,13 @@ def test_push_makes_the_space_and_brings_it_up_to_date(tmp_path: Path) -> None:
         assert files["saes.txt"] == b"hf:org/one\n"
         again = fastzoo(tmp_path, "space", "push", "--namespace", "org", "--sae", "hf:org/one", env=env)
         assert again.returncode == 0 and "(unchanged)" in again.stdout
+        back = fastzoo(tmp_path, "space", "push", "--namespace", "org", env=env)
+        assert (
+            back.returncode == 0
+            and hub.files(hub.repos["space", "org/fastzoo"], "main")[1]["saes.txt"] == b""
+        )
+        lost = fastzoo(tmp_path, "space", "--sae", "hf:a/b", "push", "--namespace", "org", env=env)
+        assert lost.returncode == 2 and "options of push come after it" in lost.stderr
         for wrong, said in (
             (["--namespace", "o/x"], "is not a name that the Hub takes"),
             (["--namespace", "org", "--sae", "runs/x"], "runs/x"),
@@ -96,6 +102,8 @@ def test_command_line_faults(tmp_path: Path, saes: Path) -> None:
     ):
         done = fastzoo(saes, "space", "--no-browser", *arguments, env=env)
         assert done.returncode == code and said in done.stderr, done.stderr
+    done = fastzoo(saes, "space", "--no-browser", env=env | {"GRADIO_SERVER_PORT": "abc"})
+    assert done.returncode == 2 and "GRADIO_SERVER_PORT is not a port's number" in done.stderr
     import socket
 
     port = free_port()

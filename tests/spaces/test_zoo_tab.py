@@ -20,7 +20,7 @@ import pytest
 import space_pages
 import yaml
 from hub_server import LoopbackHub, hang_up
-from space_pages import FOLDER, Page, browser, free_port, serving
+from space_pages import FOLDER, Page, free_port, serving
 
 from fastzoo.core.errors import NotFoundError
 from fastzoo.core.version import __version__
@@ -29,7 +29,6 @@ from fastzoo.saes.paper import paper_figures
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (*space_pages.HOSTILE, "x" * 300)
-_ = browser  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,13 @@ def test_a_window_is_kept_beside_its_sae_in_raw_alphas(folder: Path) -> None:
 
 def test_what_cannot_be_kept(folder: Path, tmp_path: Path) -> None:
     loaded = open_sae(folder)
-    for more in ({"latents": [1, 2]}, {"positions": "generated"}, {"questions": ["One?"]}, {"mode": "clamp"}):
+    for more in (
+        {"latents": [1, 2]},
+        {"positions": "generated"},
+        {"questions": ["One?"]},
+        {"mode": "clamp"},
+        {"alphas": [0.0, -2.0]},
+    ):
         with pytest.raises(InputError, match="--keep: it takes one latent, added at all positions"):
             keep_latent(loaded, "x", swept(folder, **({"units": "raw", "alphas": [0.0, 1.0]} | more)))
     with pytest.raises(InputError, match="not a folder of fastzoo's"):
@@ -207,6 +213,18 @@ def test_what_cannot_be_kept(folder: Path, tmp_path: Path) -> None:
     for title in ("", "  ", "a" * 61, "a\nb"):
         with pytest.raises(InputError, match="a title has 1 to 60 printable characters"):
             open_to_keep(str(folder), title)
+
+
+def spoiled(good: str) -> list[str]:
+    """What a stranger may write."""
+    changes: list[dict[str, Any]] = [
+        {"latent": -5}, {"latent": 10**7}, {"latent": "3"}, {"alphas": [0.0, 0.0]}, {"alphas": [4.0, 0.0]},
+        {"alphas": [0.0, float("nan")]}, {"alphas": [0.0, float("inf")]}, {"effect": []}, {"quality": [0.5, 7.0]},
+        {"low": 0.0, "high": None, "best": None}, {"low": 0.0, "high": 4.0, "best": 50.0}, {"title": ""}, {"title": "x" * 99},
+    ]  # fmt: skip
+    known = json.loads(good)
+    first, *rest = known["latents"]
+    return [json.dumps(known | {"latents": [first | change, *rest]}) for change in changes]
 
 
 def test_other_weights_and_damaged_files(folder: Path) -> None:
