@@ -31,6 +31,9 @@ from fastzoo.loading import Assembly
 CONTEXTS = 8
 """Contexts, and tokens, of a page."""
 
+TRIED = 8
+"""How many times as many are looked at for contexts that differ: the same system prompt opens most dialogues."""
+
 SIMILAR = 8
 """Latents with the nearest decoder rows that are named."""
 
@@ -136,11 +139,12 @@ class LatentPages:
         of decoder rows). Raises InputError: no such latent."""
         act_T, texts = self.activations(latent), self._assembly.texts
         ends = np.cumsum(self._states.lengths)[:-1]
-        gathered = Firing(top)
+        gathered = Firing(TRIED * top)
         parts = (np.split(values, ends) for values in (act_T, self._sink_T))
         for sequence, acts, sinks in zip(self._states.sequences, *parts, strict=True):
             gathered.add(sequence, acts, sinks)
         firing = gathered.report(texts, self._occurrences)
+        firing["contexts"], firing["tokens"] = _unlike(firing["contexts"])[:top], firing["tokens"][:top]
         found = part_of(self._assembly, self.name, self.figures, {latent: firing})
         (entry,) = found.pop("latents")
         usual_T = act_T[~self._sink_T]
@@ -203,6 +207,12 @@ class LatentPages:
         values_N, latents_N = cosine_F.topk(min(SIMILAR, len(cosine_F) - 1))
         pairs = zip(latents_N.tolist(), values_N.tolist(), strict=True)
         return [{"latent": number, "cosine": value} for number, value in pairs]
+
+
+def _unlike(contexts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The contexts without those that read as one before."""
+    found = {tuple(x["token"] for x in context["tokens"]): context for context in reversed(contexts)}
+    return sorted(found.values(), key=lambda context: contexts.index(context))
 
 
 def histogram(values: np.ndarray) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class SteerTab:
                 with gr.Row():
                     self.again = gr.Button("Again", size="sm", min_width=60)
                     self.stop = gr.Button("Stop", size="sm", min_width=60)
-                    self.anew = gr.Button("New conversation", size="sm", min_width=60)
+                    self.anew = gr.Button("New chat", size="sm", min_width=60)
         self.alpha = gr.Slider(
             0,
             100,

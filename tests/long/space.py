@@ -62,7 +62,7 @@ def in_browser(address: str, pictures: Path | None) -> dict[str, Any]:
         page.open()
         seconds = []
         for place in range(CLICKS):
-            page.press("New conversation")
+            page.press("New chat")
             page.wait("document.querySelector('.column.steered .asked') === null")
             page.page.get_by_label("question", exact=True).fill(QUESTIONS[place % len(QUESTIONS)])
             began = time.perf_counter()

@@ -310,7 +310,7 @@ def test_steering_as_a_visitor_does(page: Page) -> None:
     page.wait("document.querySelectorAll('.column.steered .asked').length >= 2")
     page.wait("document.querySelectorAll('.column.steered .tokens').length === 1")
     assert page.page.locator(".column.steered .asked").first.inner_text() == QUESTIONS[0] and first
-    page.press("New conversation")
+    page.press("New chat")
     page.wait("document.querySelector('.column.steered .asked') === null")
     assert not page.faults
 
