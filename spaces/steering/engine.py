@@ -52,8 +52,8 @@ KEPT_SAES = 4
 """SAEs that are in memory at once."""
 READ_DIALOGUES, READ_TOKENS = 500, 65_536
 """Dialogues that latents are looked up in, at most."""
-READ_AT_ONCE = 8
-"""Dialogues between which others may use the model."""
+READ_AT_ONCE = 2
+"""Dialogues that are read before visitors' answers go first again."""
 RETRY = 60.0
 """Seconds after which dialogues that could not be had are asked for again."""
 POSITIONS = ("all", "prompt", "generated", "user", "assistant")
@@ -118,14 +118,26 @@ class Engine:
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._readers: dict[str, Any] = {}
         self._opening, self._opened_lock = threading.Lock(), threading.Lock()
+        self._wanted: list[None] = []
+        """One for each visitor who runs the model, or waits to; lists change in one step, which counting does not."""
         self._model_lock, self._threads = threading.Lock(), torch.get_num_threads()
 
     @contextmanager
-    def _model(self) -> Iterator[None]:
-        """Whoever runs the language model is in here: one at a time is as fast, and exactly reproducible."""
-        with self._model_lock:
-            self._all_threads()
-            yield
+    def _model(self, *, can_wait: bool = False) -> Iterator[None]:
+        """Whoever runs the language model is in here: one at a time is as fast, and exactly reproducible. Who can wait lets
+        all others go first."""
+        if can_wait:
+            while self._wanted:
+                time.sleep(0.01)
+        else:
+            self._wanted.append(None)
+        try:
+            with self._model_lock:
+                self._all_threads()
+                yield
+        finally:
+            if not can_wait:
+                self._wanted.pop()
 
     def _all_threads(self) -> None:
         """Let torch compute in as many threads as ever. A thread that first used it while a generation had it down to
@@ -198,7 +210,7 @@ class Engine:
         total, done, parts = sum(map(len, sequences)), 0, []
         for start in range(0, len(sequences), READ_AT_ONCE):
             some = sequences[start : start + READ_AT_ONCE]
-            with self._model():
+            with self._model(can_wait=True):
                 parts.append(LayerStates(assembly.reader, some, layer))
             done += sum(map(len, some))
             tell(done, total)
