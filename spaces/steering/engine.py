@@ -26,6 +26,7 @@ from fastzoo.interpret.latent_page import LatentPages, LayerStates
 from fastzoo.interpret.output_score import refuse_missing
 from fastzoo.interpret.statistics import strongest
 from fastzoo.lm.logit_lens import final_norm, lens_tokens
+from fastzoo.lm.padding import padding_is_exact
 from fastzoo.loading import Assembly, assemble, open_sae
 from fastzoo.steering.edits import MODES
 from fastzoo.steering.live import Live
@@ -52,7 +53,7 @@ KEPT_SAES = 4
 """SAEs that are in memory at once."""
 READ_DIALOGUES, READ_TOKENS = 500, 65_536
 """Dialogues that latents are looked up in, at most."""
-READ_AT_ONCE = 2
+READ_AT_ONCE = 1
 """Dialogues that are read before visitors' answers go first again."""
 RETRY = 60.0
 """Seconds after which dialogues that could not be had are asked for again."""
@@ -173,9 +174,8 @@ class Engine:
         else:
             with self._model():
                 self._readers = {key: assembly.reader}
-                _ = final_norm(
-                    assembly.reader.model
-                )  # found by a forward, which ``writes`` then does without
+                # Both are found out by forwards, which ``writes`` and the first answer then do without.
+                _ = final_norm(assembly.reader.model), padding_is_exact(assembly.reader.model)
         try:
             measured = read_measured(open_sae(source))
         except InputError as error:  # a stranger's file may have come with a pulled SAE
