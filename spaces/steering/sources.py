@@ -30,7 +30,7 @@ TRAINED = ["layers=[2]", "architectures=[jumprelu]"]
 """Of the toy's recipe, where there is nothing else."""
 
 TITLE = "French"
-MEASURED: dict[str, Any] = {"auto": True, "language": "fr", "max_new_tokens": 40, "candidates": 128}
+MEASURED: dict[str, Any] = {"auto": True, "language": "fr", "max_new_tokens": 40}
 """What the toy's latent is to do."""
 
 
