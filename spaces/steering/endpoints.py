@@ -111,7 +111,7 @@ def add(engine: Engine, source: results.Results) -> None:
         with in_one_line():
             yield from gpu.answers(push, _turns(history), question)
 
-    def sweep(sae: str, latent: int, questions: list, alphas: list) -> dict:
+    def sweep(sae: str, latent: int, questions: list, alphas: list) -> Iterator[dict]:
         """Answers to questions over strengths of a latent, with scores and the window of strengths that change answers
         without spoiling them.
 
@@ -121,9 +121,12 @@ def add(engine: Engine, source: results.Results) -> None:
             questions: one or several texts.
             alphas: strengths, in raw multiples of the latent's decoder row.
         """
-        *_, (_, outcome) = gpu.sweep(Push(sae, latent, 0.0), questions, alphas)
-        found: dict[str, Any] = json.loads(json.dumps(outcome.to_value()))
-        return found
+        with in_one_line():
+            for written, outcome in gpu.sweep(Push(sae, latent, 0.0), questions, alphas):
+                if outcome is not None:
+                    yield {"done": True, **json.loads(json.dumps(outcome.to_value()))}
+                elif written % 8 == 0:  # who no longer listens ends it here
+                    yield {"done": False, "tokens_written": written}
 
     def zoo(published_only: bool = True) -> list:
         """The table of SAEs: what is published, and with published_only false also the paper's 240.
@@ -136,16 +139,10 @@ def add(engine: Engine, source: results.Results) -> None:
             raise InputError(problem)
         return results.select(rows, {}, published_only)
 
-    for function, running in (
-        (saes, {}),
-        (latents, {}),
-        (latent, {}),
-        (zoo, {}),
-        (explore, gpu.MODEL),
-        (sweep, gpu.MODEL),
-    ):
+    for function, running in ((saes, {}), (latents, {}), (latent, {}), (zoo, {}), (explore, gpu.MODEL)):
         gr.api(plainly(function), api_name=function.__name__, **running)
-    gr.api(steer, api_name="steer", **gpu.MODEL)
+    for streaming in (steer, sweep):
+        gr.api(streaming, api_name=streaming.__name__, **gpu.MODEL)
 
 
 def _turns(history: Any) -> list[Turn]:

@@ -260,6 +260,11 @@ def test_who_leaves_in_mid_stream_changes_nothing_for_others(client: Any, addres
         next(iter(job))
         job.cancel()
         del gone
+    gone = connect(address)
+    many = {"sae": NAME, "latent": LATENT, "questions": list(QUESTIONS), "alphas": list(range(0, 160, 20))}
+    job = gone.submit(**many, api_name="/sweep")
+    assert next(iter(job))["done"] is False
+    job.cancel()
     assert steered(client) == expected
 
 
