@@ -11,10 +11,9 @@ Shape suffixes: B rows of a batch, T tokens of a forward pass, D residual width.
 from __future__ import annotations
 
 import contextvars
-import queue
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from fastzoo.loading import open_sae
 from fastzoo.saes.base import SAE
 from fastzoo.saes.formats import LoadedSAE
 from fastzoo.steering.edits import Edit, Latents, make_edit
+from fastzoo.steering.live import Live
 from fastzoo.steering.positions import Positions, Tracker
 
 _ACTIVE: contextvars.ContextVar[tuple[Steering, ...]] = contextvars.ContextVar("fastzoo_steering", default=())
@@ -126,35 +126,17 @@ class Steering:
     def stream(self, **generate: Any) -> Iterator[list[int]]:
         """``model.generate(**generate)`` steered: yields the next token of each row; rows that ended go on with
         padding. To stop listening stops the generation after its current token."""
-        from transformers import StoppingCriteriaList
-
         if not self._live:
             raise InputError("stream(...) is for inside the block: with steer(...) as steering:")
-        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # transformers' own streamers refuse batches.
-        streamer = SimpleNamespace(put=lambda ids: tokens.put(ids.reshape(-1).tolist()), end=lambda: None)
-        stop = threading.Event()
-        criteria = StoppingCriteriaList(generate.pop("stopping_criteria", ()))
-        criteria.append(lambda ids, scores, **_: torch.full(ids.shape[:1], stop.is_set()))
 
-        def work() -> None:
-            try:
-                self.model.generate(**generate, streamer=streamer, stopping_criteria=criteria)
-                tokens.put(None)
-            except BaseException as error:
-                tokens.put(error)
+        def write(told: Callable[[list[int]], None]) -> None:
+            # transformers' own streamers refuse batches.
+            steps = SimpleNamespace(put=lambda ids: told(ids.reshape(-1).tolist()), end=lambda: None)
+            self.model.generate(**generate, streamer=steps)
 
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
-        thread.start()
-        try:
-            step = tokens.get()  # the prompt
-            while isinstance(step, list) and isinstance(step := tokens.get(), list):
-                yield step
-        finally:
-            stop.set()
-            thread.join()
-        if step is not None:
-            raise step
+        steps = Live(write).steps()
+        next(steps, None)  # the prompt
+        yield from steps
 
 
 def open_blocks(model: Any) -> list[Steering]:

@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from fastzoo.steering.generate import Step
-from fastzoo.steering.sweep import Watch
-
+Step = TypeVar("Step")
 Result = TypeVar("Result")
 
 
@@ -18,8 +16,8 @@ class _Stop(Exception):
     """Ends a generation that nobody listens to."""
 
 
-class Live(Generic[Result]):
-    """Work that tells a watcher of its tokens, in a thread of its own.
+class Live(Generic[Step, Result]):
+    """Work that tells a watcher of each step, in a thread of its own with the context of who watches.
 
     Args:
         work: what is done; ``Sweep.cells`` and the like.
@@ -28,19 +26,19 @@ class Live(Generic[Result]):
     result: Result
     """What came of it, once ``steps`` is through."""
 
-    def __init__(self, work: Callable[[Watch], Result]) -> None:
+    def __init__(self, work: Callable[[Callable[[Step], None]], Result]) -> None:
         self._work = work
 
     def steps(self) -> Iterator[Step]:
-        """Does the work, yielding (row, token) of each step. Closed early, it ends the work after the token that is being
+        """Does the work, yielding each step as it is told. Closed early, it ends the work after the token that is being
         computed, and returns once the model is as before. Raises what the work raises."""
-        steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
+        steps: queue.SimpleQueue[tuple[Step] | BaseException | None] = queue.SimpleQueue()
         stop = threading.Event()
 
         def watch(step: Step) -> None:
             if stop.is_set():
                 raise _Stop
-            steps.put(step)
+            steps.put((step,))
 
         def work() -> None:
             try:
@@ -52,10 +50,10 @@ class Live(Generic[Result]):
         thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
         thread.start()
         try:
-            while isinstance(step := steps.get(), list):
-                yield step
+            while isinstance(told := steps.get(), tuple):
+                yield told[0]
         finally:
             stop.set()
             thread.join()
-        if step is not None:
-            raise step
+        if told is not None:
+            raise told
