@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,14 +53,7 @@ def push_saes(
     )
     saes = candidates(sources)
     if dry_run:
-        plan = [{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes]
-        if as_json:
-            print_json(plan)
-            return
-        for row in plan:
-            print(
-                f"{row['folder']} -> {row['repo_id']}  ({len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB)"
-            )
+        _print_plan([{**sae.facts(), "repo_id": f"{namespace}/{sae.name}"} for sae in saes], as_json)
         return
     with obeying_signals():
         report = push(saes, options)
@@ -73,3 +66,12 @@ def push_saes(
         say(report.summary())
     if report.first_error is not None:
         raise report.first_error
+
+
+def _print_plan(plan: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    for row in plan:
+        size = f"{len(row['files'])} files, {row['bytes'] / 1e6:.1f} MB"
+        print(f"{row['folder']} -> {row['repo_id']}  ({size})")

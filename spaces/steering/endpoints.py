@@ -48,31 +48,47 @@ def in_one_line() -> Iterator[None]:
 
 def add(engine: Engine, source: results.Results) -> None:
     """Add the endpoints to the page that is being built."""
+    ours = Endpoints(engine, source)
+    for function in (ours.saes, ours.latents, ours.latent, ours.zoo):
+        gr.api(plainly(function), api_name=function.__name__)
+    gr.api(plainly(ours.explore), api_name="explore", **gpu.MODEL)
+    for streaming in (ours.steer, ours.sweep):
+        gr.api(streaming, api_name=streaming.__name__, **gpu.MODEL)
 
-    def saes() -> list[str]:
+
+class Endpoints:
+    """One method each; programs read its signature and docstring."""
+
+    def __init__(self, engine: Engine, source: results.Results) -> None:
+        self._engine, self._source = engine, source
+
+    def saes(self) -> list[str]:
         """Names of the SAEs that can be steered with here; the first is the default."""
-        return engine.names
+        return self._engine.names
 
-    def latents(sae: str) -> dict:
+    def latents(self, sae: str) -> dict:
         """Latents of an SAE that are worth a try: 'measured' (with their window of strengths), those that fire most on
         'special' tokens, and the 'strongest' others, with the tokens that they make likelier.
 
         Args:
             sae: name of an SAE.
         """
-        found = {"measured": [known.model_dump() for known in engine.open(sae).measured]}
-        return found | {"special": engine.special_latents(sae), "strongest": engine.strongest_latents(sae)}
+        found = {"measured": [known.model_dump() for known in self._engine.open(sae).measured]}
+        return found | {
+            "special": self._engine.special_latents(sae),
+            "strongest": self._engine.strongest_latents(sae),
+        }
 
-    def latent(sae: str, latent: int) -> dict:
+    def latent(self, sae: str, latent: int) -> dict:
         """All that is known of a latent: how often and where it fires, what it makes likelier, similar latents.
 
         Args:
             sae: name of an SAE.
             latent: number of the latent, from 0.
         """
-        return engine.latent_page(sae, latent)
+        return self._engine.latent_page(sae, latent)
 
-    def explore(sae: str, messages: list) -> dict:
+    def explore(self, sae: str, messages: list) -> dict:
         """The strongest latents on every token of a dialogue, after the model's chat template.
 
         Args:
@@ -82,6 +98,7 @@ def add(engine: Engine, source: results.Results) -> None:
         return gpu.read_dialogue(sae, messages)
 
     def steer(
+        self,
         sae: str,
         latent: int,
         alpha: float,
@@ -111,7 +128,7 @@ def add(engine: Engine, source: results.Results) -> None:
         with in_one_line():
             yield from gpu.answers(push, _turns(history), question)
 
-    def sweep(sae: str, latent: int, questions: list, alphas: list) -> Iterator[dict]:
+    def sweep(self, sae: str, latent: int, questions: list, alphas: list) -> Iterator[dict]:
         """Answers to questions over strengths of a latent, with scores and the window of strengths that change answers
         without spoiling them.
 
@@ -128,21 +145,14 @@ def add(engine: Engine, source: results.Results) -> None:
                 elif written % 8 == 0:  # who no longer listens ends it here
                     yield {"done": False, "tokens_written": written}
 
-    def zoo(published_only: bool = True) -> list:
+    def zoo(self, published_only: bool = True) -> list:
         """The table of SAEs: what is published, and with published_only false also the paper's 240.
 
         Args:
             published_only: leave out what nobody has published.
         """
-        rows, problem = source.get()
-        if problem and not rows:
-            raise InputError(problem)
+        rows, _ = self._source.get()
         return results.select(rows, {}, published_only)
-
-    for function, running in ((saes, {}), (latents, {}), (latent, {}), (zoo, {}), (explore, gpu.MODEL)):
-        gr.api(plainly(function), api_name=function.__name__, **running)
-    for streaming in (steer, sweep):
-        gr.api(streaming, api_name=streaming.__name__, **gpu.MODEL)
 
 
 def _turns(history: Any) -> list[Turn]:

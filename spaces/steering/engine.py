@@ -48,7 +48,7 @@ MOST_QUESTIONS, MOST_ALPHAS = 6, 9
 """Of a sweep."""
 LARGEST_ALPHA = 1e6
 COLDEST = 1e-3
-"""Below this temperature is none: logits over it would overflow."""
+"""Lower temperatures count as 0: dividing logits by them would overflow."""
 KEPT_SAES = 4
 """SAEs that are in memory at once."""
 READ_DIALOGUES, READ_TOKENS = 500, 65_536
