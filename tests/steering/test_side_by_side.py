@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,21 @@ def test_who_turns_away_leaves_the_model_as_it_was(sae: Any) -> None:
         steps.close()
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert alone(two(sae, model=model), 1) == expected
+
+
+def test_work_that_nobody_watches_ends() -> None:
+    done: list[int] = []
+
+    def count(watch: Any) -> None:
+        for number in range(2000):
+            time.sleep(0.001)
+            done.append(number)
+            watch(number)
+
+    steps = Live(count).steps()
+    assert next(steps) == 0
+    steps.close()
+    assert len(done) < 2000
 
 
 def test_errors_of_the_work_reach_who_watches() -> None:
