@@ -76,14 +76,16 @@ class Assembly:
             raise self.held_out
         return self.held_out.open()
 
-    def dialogues(self, count: int) -> tuple[list[TokenSequence], dict[str, Any]]:
-        """The first ``count`` usable dialogues, and what became of the rows, as plain data.
+    def dialogues(
+        self, count: int, purpose: str = "reconstruction"
+    ) -> tuple[list[TokenSequence], dict[str, Any]]:
+        """The first ``count`` usable dialogues for a purpose (``HELD_OUT``), and what became of the rows, as plain data.
 
         Prints to stderr what was skipped or truncated. Raises as ``rows``, and DataError: none is usable.
         """
         rows, limit = self.rows, self.chat.data.max_tokens
         most_rows = self.held_out.rows if isinstance(self.held_out, HeldOut) else None
-        sequences, counts = held_out_sequences(self.chat, rows, count, most_rows)
+        sequences, counts = held_out_sequences(self.chat, rows, count, most_rows, purpose)
         changed = []
         if counts.skipped:
             changed.append(f"{counts.skipped.total()} of {counts.rows} rows skipped ({counts.reasons()})")

@@ -1,4 +1,4 @@
-"""The command line: ``fastzoo list | info | pull | push | eval | features | steer | train | space``.
+"""The command line: ``fastzoo list | info | pull | push | eval | features | steer | train | data | space``.
 
 Data goes to stdout, everything else to stderr. An expected failure is one line and an exit code
 (see ``fastzoo.core.errors``). torch is loaded only by the commands that compute.
@@ -11,6 +11,8 @@ import sys
 from fastzoo.cli.app import app
 from fastzoo.cli.arguments import debug_first, spread
 from fastzoo.cli.browse import info, list_saes
+from fastzoo.cli.data import data
+from fastzoo.cli.data_build import build, push
 from fastzoo.cli.evaluate import evaluate_saes
 from fastzoo.cli.features import find_features
 from fastzoo.cli.pull import pull
@@ -29,6 +31,9 @@ app.command("eval")(evaluate_saes)
 app.command("features")(find_features)
 app.command("steer")(steer_sae)
 app.command("train", context_settings={"ignore_unknown_options": True})(train)
+data.command("build")(build)
+data.command("push")(push)
+app.add_typer(data, name="data")
 app.add_typer(space, name="space")
 
 

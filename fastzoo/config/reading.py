@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -38,25 +38,10 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """
     embedded = resource("recipes") / "tiny.yaml"
     path = path or embedded
-    where = one_line(path, 200)
-    try:
-        if path.exists() and not path.is_file():  # a pipe or device could be endless
-            raise InputError(f"recipe '{where}' cannot be read: it is not a regular file")
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST + 1)
-    except FileNotFoundError:
-        known = sorted(p.name for p in resource("recipes").glob("*.yaml"))
-        there = f"Recipes that come with fastzoo: {', '.join(known)} in recipes/."
-        raise InputError(f"no recipe file '{where}'.{did_you_mean(path.name, known)} {there}") from None
-    except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
-        reason = one_line(getattr(error, "strerror", None) or error)
-        raise InputError(f"recipe '{where}' cannot be read: {reason}") from None
-    raw = read_yaml(text, where)
-    if not isinstance(raw, dict):
-        raise InputError(f"{where}: a recipe is a mapping of keys to values")
+    raw, where = read_mapping(path)
     given: dict[str, Any] = {}
-    for override in overrides:
-        _override(given, override)
+    for text in overrides:
+        override(given, text)
     if value_at(given, "model", "name") not in (None, EMBEDDED_MODEL) and path.samefile(embedded):
         raw = {key: value for key, value in raw.items() if key in FOR_ANY_MODEL}
     own, preset = raw.get("training"), raw.get("preset")
@@ -65,9 +50,33 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         own.pop(
             "l0", None
         )  # another preset, and whoever gives coefficients, has a way to sparsity of its own
-    for override in overrides:
-        _override(raw, override)
+    for text in overrides:
+        override(raw, text)
     return resolve(raw, where)
+
+
+def read_mapping(path: Path, folder: str = "") -> tuple[dict[str, Any], str]:
+    """What a YAML file of settings holds, and how errors name the file.
+
+    ``folder`` is that of the recipes that come with fastzoo, below ``recipes``. Raises InputError.
+    """
+    where = one_line(path, 200)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or device could be endless
+            raise InputError(f"recipe '{where}' cannot be read: it is not a regular file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        known = sorted(p.name for p in (resource("recipes") / folder).glob("*.yaml"))
+        there = f"Recipes that come with fastzoo: {', '.join(known)} in {Path('recipes', folder)}/."
+        raise InputError(f"no recipe file '{where}'.{did_you_mean(path.name, known)} {there}") from None
+    except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(f"recipe '{where}' cannot be read: {reason}") from None
+    raw = read_yaml(text, where)
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: a recipe is a mapping of keys to values")
+    return raw, where
 
 
 def resolve(raw: Mapping[str, Any], where: str) -> Recipe:
@@ -97,10 +106,11 @@ def make_section(kind: type[AnySection], where: str, /, **values: Any) -> AnySec
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, where)) from None
+        raise InputError(_explain(error, where, kind)) from None
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def override(raw: dict[str, Any], text: str) -> None:
+    """Set what ``key=value`` says, with a dotted key and a value in YAML. Raises InputError."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise InputError(f"'{one_line(text, 100)}' is not an override; one reads key=value")
@@ -114,7 +124,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     target[last] = read_yaml(value, f"override {key}")
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, kind_of: type[Section]) -> str:
     """The first problem in one line; how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -124,7 +134,7 @@ def _explain(error: ValidationError, where: str) -> str:
     value = one_line(repr(first["input"]), 80)
     kind = first["type"]
     if kind == "extra_forbidden":
-        fields = _fields_at(path[:-1])
+        fields = _fields_at(path[:-1], kind_of)
         section = f" of '{'.'.join(path[:-1])}'" if len(path) > 1 else ""
         text = f"unknown key '{key}' (value {value}).{did_you_mean(path[-1], fields)} Keys{section}: {', '.join(fields)}."
     elif kind == "missing":
@@ -135,7 +145,7 @@ def _explain(error: ValidationError, where: str) -> str:
             f"{key}: {value} is not one of {', '.join(choices)}.{did_you_mean(str(first['input']), choices)}"
         )
     elif kind in ("model_type", "dict_type"):
-        text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path))}"
+        text = f"{key}: got {value}; it is a section with keys {', '.join(_fields_at(path, kind_of))}"
     else:
         text = f"{key}: got {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
         if kind == "list_type":
@@ -144,12 +154,13 @@ def _explain(error: ValidationError, where: str) -> str:
     return f"{where}: {one_line(text, 600)}{more}"
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
+def _fields_at(path: Sequence[str], section: Any) -> list[str]:
     """Names of the keys of the section that ``path`` leads to."""
-    section: Any = Recipe
     for part in path:
         section = section.model_fields[part].annotation
-        if not hasattr(section, "model_fields"):  # the mapping of sparsity coefficients
+        inner = [kind for kind in (section, *get_args(section)) if hasattr(kind, "model_fields")]
+        if not inner:  # the mapping of sparsity coefficients
             return list(trainable())
+        section = inner[0]
     own = training_options() if section is TrainingSection else {}
     return [*section.model_fields, *own]

@@ -42,7 +42,7 @@ class HeldOut:
         if wanted is None:
             return open_held_out(self.section, self.seed)
         recorded = f"its figures were measured on '{one_line(source, 200)}' (sha256 {wanted[:12]}...)"
-        if source != EMBEDDED_DATA and not os.path.isfile(path_of(source, "source")):
+        if source != EMBEDDED_DATA and not os.path.exists(path_of(source, "source")):
             raise DataError(f"{recorded}, which is not on this machine; give dialogues with --data")
         rows = open_held_out(self.section, self.seed)
         if rows.info.revision != wanted:
@@ -66,10 +66,16 @@ def recorded_held_out(
         evaluation = EvaluationSection(source=value_at(recipe, "evaluation", "source"))
     except ValidationError:  # of another version, or of somebody else
         return None
-    if kind not in ("embedded", "file", "hub") or revision is None or not isinstance(seed, int) or seed < 0:
+    if (
+        kind not in ("embedded", "file", "hub", "built")
+        or revision is None
+        or not isinstance(seed, int)
+        or seed < 0
+    ):
         return None
     rows = None
-    if is_split_off(data, evaluation) and value_at(recipe, "method") != "bt-p":
+    built = text_at(found, "data_set") is not None  # its splits are apart from what is trained on
+    if is_split_off(data, evaluation) and value_at(recipe, "method") != "bt-p" and not built:
         rows = value_at(found, "rows")
         if not isinstance(rows, int) or rows < 1:
             return None
@@ -102,5 +108,5 @@ def shared_held_out(found: Mapping[str, HeldOut | None]) -> HeldOut:
         said = f"these SAEs' figures are of different dialogues ({sources}), or these were read in different ways"
         raise InputError(f"{said}; choose with --data")
     set_aside = [held_out.rows for held_out in known if held_out.rows is not None]
-    here = next((held_out for held_out in known if os.path.isfile(held_out.section.source)), known[0])
+    here = next((held_out for held_out in known if os.path.exists(held_out.section.source)), known[0])
     return replace(here, rows=min(set_aside, default=None))

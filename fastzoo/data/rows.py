@@ -20,7 +20,8 @@ from fastzoo.core.errors import AccessError, DataError, FastzooError, HubError, 
 from fastzoo.core.files import sha256_of
 from fastzoo.core.paths import path_of
 from fastzoo.core.text import one_line
-from fastzoo.hub.client import commit_of, status_of
+from fastzoo.data.build.manifest import MANIFEST, checked_manifest, is_built, open_built
+from fastzoo.hub.client import commit_of, read_file, status_of
 from fastzoo.hub.retries import TRIES, is_transient, reason, wait, with_retries
 
 Row = tuple[int, Any]
@@ -37,18 +38,23 @@ class SourceInfo:
 
     name: str
     kind: str
-    """embedded, file or hub."""
+    """embedded, file, hub, or built: a folder that ``fastzoo data build`` wrote."""
     revision: str | None
-    """sha256 of a file, commit of a Hub dataset."""
+    """sha256 of a file, commit of a Hub dataset, hash of what was built."""
     rows: int | None
     """None if it is not known (streamed)."""
+    data_set: str | None = None
+    """The hash of a data set that ``fastzoo data build`` made."""
+    deduplication: dict[str, Any] | None = None
+    """How that was deduplicated."""
 
 
 class Rows(Protocol):
     info: SourceInfo
 
-    def held_out(self) -> Iterator[Row]:
-        """Rows to set aside for evaluation: take as many as wanted from the start."""
+    def held_out(self, purpose: str = "reconstruction") -> Iterator[Row]:
+        """Rows to set aside for evaluation: take as many as wanted from the start. A set with a split for each
+        ``purpose`` (``HELD_OUT``) gives that."""
         ...
 
     def training(self, epoch: int, held_out: int, start: int = 0) -> Iterator[Row]:
@@ -88,14 +94,14 @@ class _JsonlTable:
         return json.loads(self._file.readline())
 
 
-class _ParquetTable:
-    """Rows of a Parquet file by number, memory-mapped. Raises DataError."""
+class ParquetTable:
+    """Rows of Parquet files by number, memory-mapped. Raises DataError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, *paths: Path) -> None:
         try:
-            self._table = _datasets().Dataset.from_parquet(str(path))
+            self._table = _datasets().Dataset.from_parquet([str(path) for path in paths])
         except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
-            raise DataError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
+            raise DataError(f"{paths[0]}: not a readable Parquet file ({one_line(error, 120)})") from None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -124,7 +130,7 @@ class TableRows:
             return rows
         return _generator(self._seed, salt).permutation(np.asarray(rows, dtype=np.int64))
 
-    def held_out(self) -> Iterator[Row]:
+    def held_out(self, purpose: str = "") -> Iterator[Row]:
         for index in self._first_order:
             yield int(index), self._table[int(index)]
 
@@ -169,7 +175,7 @@ class HubRows:
             self._files = [f"file {shard}" for shard in range(self._shards)]
         self._lengths: dict[int, int] = {}
 
-    def held_out(self) -> Iterator[Row]:
+    def held_out(self, purpose: str = "") -> Iterator[Row]:
         for shard in range(self._shards):
             yield from self._read(shard)
 
@@ -306,13 +312,35 @@ def open_rows(section: DataSection | TextSection, seed: int) -> Rows:
     path = path_of(section.source, "source")
     if os.path.isfile(path):
         return _table_rows(path, "file", section.shuffle, seed)
+    if is_built(path):
+        from fastzoo.data.built_rows import open_built_rows
+
+        return open_built_rows(open_built(path), section, seed)
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".parquet", ".json") or path.is_absolute() or os.path.islink(path):
         what = "is a folder" if os.path.isdir(path) else "is not there"
         raise DataError(f"the file '{path}' {what}; give a .jsonl or .parquet file")
     if section.source.count("/") > 1 or section.source.startswith("."):
         raise DataError(f"'{section.source}' is neither a file nor a Hub dataset id (org/name)")
-    return HubRows(section, seed)
+    return _hub_rows(section, seed)
+
+
+def _hub_rows(section: DataSection | TextSection, seed: int) -> Rows:
+    """A Hub dataset, with its own splits if ``fastzoo data build`` made it and no other subset or split is wanted."""
+    where = f"Hub dataset {section.source}"
+    revision = with_retries(lambda: commit_of("dataset", section.source, section.revision), where)
+    if section.subset is None and section.split == "train":
+        try:
+            text = with_retries(lambda: read_file("dataset", section.source, MANIFEST, revision), where)
+        except NotFoundError:
+            pass  # what others made
+        else:
+            from fastzoo.data.built_rows import open_built_on_hub
+
+            manifest = checked_manifest(text, f"{where}, {MANIFEST}")
+            if manifest is not None:
+                return open_built_on_hub(manifest, revision, section, seed)
+    return HubRows(section.model_copy(update={"revision": revision}), seed)
 
 
 def held_out_embedded(seed: int) -> Rows:
@@ -327,7 +355,7 @@ def _table_rows(path: Path, kind: str, shuffle: bool, seed: int) -> TableRows:
     if suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{path}: files of kind '{suffix}' are not read; .jsonl and .parquet are")
     try:
-        table = _JsonlTable(path) if suffix == ".jsonl" else _ParquetTable(path)
+        table = _JsonlTable(path) if suffix == ".jsonl" else ParquetTable(path)
         sha256 = sha256_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({one_line(error.strerror)})") from None

@@ -20,6 +20,11 @@ _SHORT = Repr()  # never walks through a whole row, which may be huge or deeply 
 _SHORT.maxstring = _SHORT.maxother = 100
 
 
+def shortened(row: Any) -> str:
+    """A row in one line, for a message."""
+    return one_line(_SHORT.repr(row), 160)
+
+
 @dataclass(frozen=True)
 class TokenSequence:
     """Tokens that go through the model together, attending to nothing else."""
@@ -61,7 +66,7 @@ class Counts:
         self.skipped[reason] += 1
         if self.first_skipped is None:
             why = f"{reason}: {detail}" if detail else reason
-            self.first_skipped = f"row {number} ({why}): {one_line(_SHORT.repr(row), 160)}"
+            self.first_skipped = f"row {number} ({why}): {shortened(row)}"
 
     def reasons(self) -> str:
         """Why rows were skipped, the most common reason first."""
@@ -121,5 +126,7 @@ def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
 
 def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:
     """A source and what became of its rows, as plain data for records."""
-    source = {"name": info.name, "kind": info.kind, "revision": info.revision, "source_rows": info.rows}
+    source: dict[str, Any] = {"name": info.name, "kind": info.kind, "revision": info.revision, "source_rows": info.rows}
+    if info.data_set is not None:
+        source |= {"data_set": info.data_set, "deduplication": info.deduplication}
     return source | counts.as_dict()

@@ -79,7 +79,7 @@ def open_data(
     train_rows = open_rows(text, seed) if method == "bt-p" else dialogues
     own = held_rows is train_rows
     wanted = evaluation.dialogues
-    if own and held_rows.info.rows is not None:
+    if own and held_rows.info.rows is not None and held_rows.info.data_set is None:
         # A small file keeps nine tenths of its rows for training.
         wanted = min(wanted, max(1, held_rows.info.rows // 10))
     held_out, held_counts = held_out_sequences(chat, held_rows, wanted)
@@ -89,7 +89,7 @@ def open_data(
         method,
         block_tokens=data.block_tokens,
         column=text.column,
-        held_out=held_counts.rows if own else 0,
+        held_out=held_counts.rows if own else 0,  # of what was built, none: it has splits of its own
         exclude=frozenset(s.ids.tobytes() for s in held_out),
     )
     # Find a source without a usable row now, not after the model was loaded.

@@ -125,15 +125,19 @@ def blocks(
 
 
 def held_out_sequences(
-    chat: ChatTokenizer, rows: Rows, wanted: int, most_rows: int | None = None
+    chat: ChatTokenizer,
+    rows: Rows,
+    wanted: int,
+    most_rows: int | None = None,
+    purpose: str = "reconstruction",
 ) -> tuple[list[TokenSequence], Counts]:
     """The evaluation dialogues, each a sequence of its own whatever the training method.
 
     Uses rows, but no more than ``most_rows``, until ``wanted`` are usable; ``counts.rows`` says how many
-    that took. Raises DataError: none of the rows is usable.
+    that took. ``purpose`` is what they are for (``HELD_OUT``). Raises DataError: none of the rows is usable.
     """
     counts = Counts(epochs=1)
-    sequences = list(islice(chat.dialogues(islice(rows.held_out(), most_rows), counts), wanted))
+    sequences = list(islice(chat.dialogues(islice(rows.held_out(purpose), most_rows), counts), wanted))
     counts.tokens = sum(len(s) for s in sequences)
     if not sequences:
         raise nothing_usable(rows, counts)

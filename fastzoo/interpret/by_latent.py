@@ -45,7 +45,7 @@ def of_latents(assembly: Assembly, latents: Sequence[int], *, dialogues: int, to
     """Where latents fire, how often and how strongly, and what they write. Raises InputError: a latent
     that one of the SAEs does not have."""
     _refuse_latents(assembly, latents)
-    sequences, split = assembly.dialogues(dialogues)
+    sequences, split = assembly.dialogues(dialogues, "interpretability")
     reader, saes = assembly.reader, assembly.saes
     sums = {name: StatisticsSums(layer, sae.d_sae, reader.device) for name, (layer, sae) in saes.items()}
     firing = {name: [Firing(top) for _ in latents] for name in saes}
@@ -155,7 +155,7 @@ def _measured(
 ) -> tuple[dict[str, LatentStatistics], list[TokenSequence], dict[str, Any]]:
     """Figures of each SAE, the dialogues that they are about, and what a report says of these."""
     _refuse_latents(assembly, latents)
-    sequences, split = assembly.dialogues(dialogues)
+    sequences, split = assembly.dialogues(dialogues, "interpretability")
     with Progress("reading dialogues", split["tokens"]) as bar:
         known = statistics(assembly.reader, assembly.saes, sequences, lambda n: bar.advance(n, "tokens"))
     return known, sequences, {"base_model": assembly.base_model, "split": split}

@@ -72,7 +72,7 @@ class _OneToken(SpecialTokens):
 
 @torch.no_grad()
 def _of_tokens(assembly: Assembly, tokens: SpecialTokens, dialogues: int, top: int) -> dict[str, Any]:
-    sequences, split = assembly.dialogues(dialogues)
+    sequences, split = assembly.dialogues(dialogues, "interpretability")
     reader, saes = assembly.reader, assembly.saes
     sums = {name: SpecialLatents(sae.d_sae, reader.device) for name, (_, sae) in saes.items()}
     with Progress("reading dialogues", split["tokens"]) as bar:

@@ -56,7 +56,7 @@ def run_steer(
     sweep = make_sweep(settings, assembly, questions)
     candidates: list[dict[str, Any]] = []
     if settings.auto or sweep.units != "raw":
-        sequences, _ = assembly.dialogues(settings.dialogues)
+        sequences, _ = assembly.dialogues(settings.dialogues, "steering")
         sweep = replace(sweep, statistics=_measured(assembly, sequences))
         if settings.auto:
             sweep, candidates = _found(settings, assembly, sweep, sequences, concept)

@@ -204,7 +204,7 @@ class Engine:
     def _read(self, opened: Opened, tell: Callable[[int, int], None]) -> LatentPages:
         assembly = opened.assembly
         ((layer, _),) = assembly.saes.values()
-        sequences, split = assembly.dialogues(READ_DIALOGUES)
+        sequences, split = assembly.dialogues(READ_DIALOGUES, "interpretability")
         while sum(map(len, sequences)) > READ_TOKENS and len(sequences) > 1:
             sequences = sequences[:-1]
         total, done, parts = sum(map(len, sequences)), 0, []
