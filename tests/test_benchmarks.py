@@ -35,7 +35,7 @@ def positive(value: Any) -> bool:
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
     """What one run of all these benchmarks reports."""
-    names = ("forward", "step", "many", "memory", "processes", "evaluate")
+    names = ("forward", "step", "many", "memory", "processes", "evaluate", "dedup")
     done = run("--quick", "--json", *(f"--only={name}" for name in names))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -96,6 +96,12 @@ def test_evaluate_reports_its_figure(figures: dict[str, Any]) -> None:
 def test_processes_reports_its_figure(figures: dict[str, Any]) -> None:
     assert positive(figures["two_process_ratio"])
     assert set(figures["tokens_per_second_by_processes"]) == {"1", "2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_dedup_reports_its_figures(figures: dict[str, Any]) -> None:
+    assert all(positive(figures[key]) for key in ("dedup_ratio", "bytes_per_ngram", "scaling_exponent"))
+    assert {"dialogues_per_second", "ngrams_per_second", "resident_gb"} <= set(figures["dedup"])
 
 
 def test_the_table_is_markdown_on_stdout(

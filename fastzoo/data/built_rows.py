@@ -9,7 +9,10 @@ from fastzoo.config.recipe import DataSection, TextSection
 from fastzoo.core.errors import DataError
 from fastzoo.data.build.manifest import BuiltSet
 from fastzoo.data.build.normalise import digest
-from fastzoo.data.rows import HubRows, ParquetTable, Row, Rows, SourceInfo, TableRows
+from fastzoo.data.files import FilesTable
+from fastzoo.data.hub_rows import HubRows
+from fastzoo.data.row import Row, Rows, SourceInfo
+from fastzoo.data.rows import TableRows
 
 RECONSTRUCTION = "reconstruction"
 
@@ -55,7 +58,7 @@ def open_built_rows(built: BuiltSet, section: DataSection | TextSection, seed: i
     rows: dict[str, Rows] = {}
     for split in built.splits():
         built.check(split)
-        table = ParquetTable(*built.files(split))
+        table = FilesTable(built.files(split))
         about = SourceInfo(f"{built.name}, {split}", "built", built.hash, len(table))
         rows[split] = TableRows(table, about, seed, section.shuffle and split == "train")
     return BuiltRows(rows, _info(built.manifest, built.name, "built", built.hash))

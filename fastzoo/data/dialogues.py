@@ -7,6 +7,8 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastzoo.data.shapes import Unusable, find_turns
+
 Turn = dict[str, Any]
 
 ROLES = {
@@ -15,14 +17,26 @@ ROLES = {
     "user": "user",
     "human": "user",
     "assistant": "assistant",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
     "observation": "tool",
 }
-"""Roles of both conventions, as chat templates know them."""
+"""Roles as data sets have them, and as chat templates know them. What ShareGPT calls ``function_call`` is the JSON of a
+tool's name and arguments."""
 
-TURN_COLUMNS = ("messages", "conversations", "conversation")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+"""Of a turn, in the order in which they are looked for."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """What datasets call an assistant's thoughts; transformers gives them to templates by the name that these read."""
@@ -39,19 +53,6 @@ RESERVED = frozenset(
 
 COMPARED = ("role", "type")
 """Keys whose values templates compare with words of their own."""
-
-
-class Unusable(Exception):
-    """A row that is skipped.
-
-    Args:
-        reason: what it is counted under; it goes into records, so it quotes nothing of the row.
-        detail: more about it, for an error message.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,22 @@ def text_of(turn: Turn) -> str:
 
 
 def read_dialogue(row: Any, column: str | None = None, read: Container[str] = VARIABLES) -> Dialogue:
-    """What a chat template is given of a row: ``messages`` (role, content) or ShareGPT's ``conversations``
-    (from, value), and the columns beside them that it reads.
+    """What a chat template is given of a row: its turns, which may be in any of the shapes of ``shapes.py``, such as
+    ``messages`` (role, content) or ShareGPT's ``conversations`` (from, value), and the columns beside them that it reads.
 
     Args:
-        column: where the turns stand, by default the first of ``TURN_COLUMNS`` that the row has.
+        column: where the turns stand; by default the columns of the row say it.
         read: which of ``VARIABLES`` the template reads; whatever else bears such a name is left alone.
 
     Raises Unusable.
     """
-    if not isinstance(row, dict):
-        raise Unusable("malformed: not an object")
-    if column is None:
-        column = next((name for name in TURN_COLUMNS if name in row), None)
-    if column is None or column not in row:
-        raise Unusable(f"malformed: no column {column or ' or '.join(TURN_COLUMNS[:2])}")
-    turns = row[column]
+    turns = find_turns(row, column)
     if turns is None or turns == []:
         raise Unusable("empty")
     if not isinstance(turns, list):
         raise Unusable("malformed: turns are not a list")
-    dialogue = Dialogue([_read_turn(turn) for turn in turns], _read_variables(row, read))
+    variables = _read_variables(row, read) if isinstance(row, dict) else {}
+    dialogue = Dialogue([_read_turn(turn) for turn in turns], variables)
     if not any(text_of(turn).strip() or "content" not in turn for turn in dialogue.turns):
         raise Unusable("empty")
     return dialogue
@@ -141,11 +137,14 @@ def _read_turn(given: Any) -> Turn:
     if not isinstance(given, dict):
         raise Unusable("malformed: a turn is not an object")
     turn = {key: value for key, value in given.items() if value is not None}
-    role, content = (turn.pop(a, turn.pop(b, None)) for a, b in (("role", "from"), ("content", "value")))
+    role, content = _first(turn, ROLE_KEYS), _first(turn, CONTENT_KEYS)
     if not isinstance(role, str):
         raise Unusable("malformed: a turn without role")
-    if role.lower() not in ROLES:
+    role = role.strip().lower()
+    if role not in ROLES:
         raise Unusable("unknown role")
+    if role == "function_call":
+        turn["tool_calls"], content = [_call(content)], None
     calls = _objects(turn.pop("tool_calls", None), "tool_calls")
     if calls:  # an empty list, as columns of tables have it, would be a call to templates that ask whether it is there
         if not all(isinstance(call.get("function", {}), dict) for call in calls):
@@ -153,12 +152,26 @@ def _read_turn(given: Any) -> Turn:
         turn["tool_calls"] = calls
     if not all(isinstance(turn.get(name, ""), str) for name in REASONING):
         raise Unusable("malformed: reasoning is not text")
-    turn["role"] = ROLES[role.lower()]
+    turn["role"] = ROLES[role]
     if content is not None:
         turn["content"] = _content(content)
     elif not (turn.get("tool_calls") or any(map(turn.get, REASONING))):
         raise Unusable("malformed: content is not text")
     return turn
+
+
+def _first(turn: Turn, keys: tuple[str, ...]) -> Any:
+    """The value of the first of these keys that a turn has; all of them are taken out of it."""
+    return next(iter([turn.pop(key) for key in keys if key in turn]), None)
+
+
+def _call(content: Any) -> dict[str, Any]:
+    """A tool call of the JSON that says its name and arguments."""
+    wrong = "malformed: a function_call turn is not the JSON of a name and arguments"
+    call = _unpacked(content, wrong.removeprefix("malformed: "))
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise Unusable(wrong)
+    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
 
 
 def _content(content: Any) -> str | list[dict[str, str]]:

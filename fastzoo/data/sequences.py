@@ -126,7 +126,12 @@ def cut(sequence: TokenSequence, start: int, stop: int) -> TokenSequence:
 
 def described(info: SourceInfo, counts: Counts) -> dict[str, Any]:
     """A source and what became of its rows, as plain data for records."""
-    source: dict[str, Any] = {"name": info.name, "kind": info.kind, "revision": info.revision, "source_rows": info.rows}
+    source: dict[str, Any] = {
+        "name": info.name,
+        "kind": info.kind,
+        "revision": info.revision,
+        "source_rows": info.rows,
+    }
     if info.data_set is not None:
         source |= {"data_set": info.data_set, "deduplication": info.deduplication}
     return source | counts.as_dict()

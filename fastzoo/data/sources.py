@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from fastzoo.config.recipe import DataSection
-from fastzoo.data.rows import HubRows, Row, Rows, SourceInfo, open_rows
+from fastzoo.core.errors import DataError
+from fastzoo.data.files import read_rows
+from fastzoo.data.hub_rows import HubRows
+from fastzoo.data.row import SHARD_NUMBERS, Row, SourceInfo
+from fastzoo.data.rows import files_info, local_files
 
 
 class Source(Protocol):
@@ -15,29 +20,39 @@ class Source(Protocol):
     """Names of its files or shards."""
 
     def read(self, part: int, row: int = 0) -> Iterator[Row]:
-        """The rows of a part, from its row ``row`` on. Raises DataError, HubError."""
+        """The rows of a part, from its row ``row`` on, numbered as in training. Raises DataError, HubError."""
         ...
 
 
-class _TableSource:
-    def __init__(self, rows: Rows) -> None:
-        self.info, self.parts, self._rows = rows.info, [rows.info.name], rows
+class FileSource:
+    """Files, one after the other."""
+
+    def __init__(self, paths: list[Path], kind: str) -> None:
+        self.info, self._paths = files_info(paths, kind), paths
+        self.parts = [path.name for path in paths]
 
     def read(self, part: int, row: int = 0) -> Iterator[Row]:
-        from itertools import islice
+        for number, value in enumerate(read_rows(self._paths[part], row), start=row):
+            yield part * SHARD_NUMBERS + number, value
 
-        return islice(self._rows.held_out(), row, None)
 
+class HubSource:
+    """A dataset of the Hub, shard after shard."""
 
-class _HubSource:
-    def __init__(self, rows: HubRows) -> None:
-        self.info, self._rows = rows.info, rows
-        self.parts = [rows._name(n) for n in range(rows._shards)]
+    def __init__(self, section: DataSection) -> None:
+        self._rows = HubRows(section, 0)
+        self.info = self._rows.info
+        self.parts = [self._rows.name(shard) for shard in range(self._rows.shards)]
 
     def read(self, part: int, row: int = 0) -> Iterator[Row]:
-        return self._rows._read(part, row)
+        return self._rows.read(part, row)
 
 
 def open_source(section: DataSection) -> Source:
-    rows = open_rows(section, 0)
-    return _HubSource(rows) if isinstance(rows, HubRows) else _TableSource(rows)
+    """Raises DataError: there is no such file; HubError."""
+    local = local_files(section)
+    if local is not None:
+        return FileSource(*local)
+    if "/" not in section.source:
+        raise DataError(f"'{section.source}' is neither a file nor a Hub dataset id (org/name)")
+    return HubSource(section)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,12 @@ PURPOSES = {
 
 LANGUAGES = 40
 """Named in the card; the manifest has all."""
+
+LICENCES = frozenset(
+    "apache-2.0 mit odc-by cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-sa-3.0 cdla-permissive-2.0 "
+    "cdla-sharing-1.0 odbl openrail llama3.1 llama3.2 gemma".split()
+)
+"""Those of the Hub's list that chat sets have."""
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 """The Hub's size categories up to so many rows."""
@@ -41,14 +48,24 @@ def render_data_card(manifest: Mapping[str, Any], repo_id: str | None = None) ->
 def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
     splits = manifest["splits"]
     rows = sum(split["rows"] for split in splits.values())
-    licences = {source["licence"] for source in manifest["sources"]}
+    names = {source["licence"] for source in manifest["sources"]}
+    licence = names.pop() if len(names) == 1 else None
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
     return {
         "pretty_name": manifest["name"],
-        # The rows have several; the Hub takes one.
-        "license": licences.pop() if len(licences) == 1 and None not in licences else "other",
+        **_licence(licence),
         "tags": ["sparse-autoencoder", "fast", "fastzoo", manifest["kind"]],
         "task_categories": ["text-generation"],
         "size_categories": [next((name for most, name in SIZES if rows < most), "1M<n<10M")],
         "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _licence(name: str | None) -> dict[str, str]:
+    """The Hub takes one licence, of its list, or "other" with a name."""
+    if name in LICENCES:
+        return {"license": name}
+    return {
+        "license": "other",
+        "license_name": re.sub(r"[^a-z0-9.-]+", "-", (name or "see-the-rows").lower()),
     }

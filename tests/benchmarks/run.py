@@ -28,7 +28,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-BENCHMARKS = ("step", "forward", "many", "processes", "checkpoint", "memory", "steering", "evaluate")
+BENCHMARKS = ("step", "forward", "many", "processes", "checkpoint", "memory", "steering", "evaluate", "dedup")
 """Each is a module beside this file with ``measure(quick=...) -> dict``."""
 
 ON_GPUS = ("step_ratio_cuda", "bandwidth_share_cuda", "packed_over_alone_cuda", "packed_over_blocks_cuda")

@@ -300,13 +300,13 @@ def test_unusable_rows_are_skipped_and_counted_by_reason(tmp_path: Path, bos_tok
     assert dict(counts.skipped) == {
         "empty": 3,
         "malformed: turns are not a list": 1,
-        "malformed: a turn is not an object": 1,
+        "malformed: a turn is not an object": 2,
         "malformed: a turn without role": 1,
         "malformed: content is not text": 1,
         "unknown role": 1,
         "refused by the chat template: roles must alternate": 1,
-        "malformed: no column messages or conversations": 1,
-        "malformed: not an object": 2,
+        "malformed: no answer beside column prompt": 1,
+        "malformed: not an object": 1,
         "malformed: not valid Unicode": 1,
     }
     assert counts.used + sum(counts.skipped.values()) == counts.rows
@@ -472,7 +472,8 @@ def test_blank_lines_are_no_rows(tmp_path: Path, tokenizer: Any) -> None:
     ("name", "content", "message"),
     [
         ("empty.jsonl", b"", "holds no row"),
-        ("d.csv", b"a,b\n", "'.csv' are not read; .jsonl and .parquet are"),
+        ("d.csv", b"a,b\n", "holds no row"),
+        ("d.xlsx", b"PK", "'.xlsx' are not read; JSONL, JSON, CSV or TSV"),
         ("d.parquet", b"PAR1 but nothing else", "not a readable Parquet file"),
     ],
 )
@@ -759,7 +760,7 @@ LIARS = {
         {"messages": [{"role": x, "content": "hi"}]} for x in (None, 5, ["user"], {"role": "user"})
     ],
     "unknown role": [
-        {"messages": [{"role": x, "content": "hi"}]} for x in ("", "u" * 10_000_000, "user\0", "user ")
+        {"messages": [{"role": x, "content": "hi"}]} for x in ("", "u" * 10_000_000, "user\0", "users")
     ],
     "malformed: a turn is not an object": [{"messages": [x]} for x in ("hi", 5, None, [])],
     "malformed: turns are not a list": [{"messages": x} for x in ({}, "hi", 5, True)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class BuiltSet:
 
 def is_built(folder: Path) -> bool:
     """Whether a path is a folder that a build wrote."""
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)  # which bears names that are too long
 
 
 def open_built(folder: Path) -> BuiltSet:

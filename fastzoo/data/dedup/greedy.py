@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from fastzoo.core.errors import DataError
-from fastzoo.core.files import machine_memory
+from fastzoo.data.dedup.memory import Words, free_memory
 from fastzoo.data.dedup.ngrams import Hashes, TextBatch, hash_ngrams
 
-FULL = 0.7
+FULL = 0.8
 """A part of the table grows when more of its places are taken."""
 
-GROWTH = 1.25
-"""By how much: a part is never less than 0.56 full, so an n-gram of 64 bits takes at most 14.3 bytes."""
+GROWTH = 1.4
+"""By how much: a large part is never less than 0.57 full, so an n-gram of 64 bits takes at most 14 bytes, and 0.7 more for
+the spare part that growing takes."""
 
 SMALLEST = 1 << 10
 
 SMALL, JUMP = 1 << 20, 8
-"""Parts of fewer places become ``JUMP`` times as large instead: together they have 128 MB."""
+"""Parts of fewer places become ``JUMP`` times as large instead, up to this: together they have 128 MB."""
 
 AHEAD = 2
 """Chunks that are hashed while an earlier one is looked up."""
@@ -44,14 +44,13 @@ class Deduplicator:
 
         self.n, self.unit, self.bits, self.memory = n, unit, bits, memory
         self._whole = short == "unique"
-        self._low = [np.zeros(SMALLEST, np.uint64) for _ in range(1 << SHARD_BITS)]
-        self._high = [self._wide(SMALLEST) for _ in self._low]
+        self._low = [Words(SMALLEST) for _ in range(1 << SHARD_BITS)]
+        self._high = [Words(SMALLEST if bits == 128 else 0) for _ in self._low]
+        self._spare = (Words(0), Words(0))
+        """Where a part's hashes are while it grows."""
         self._used = np.zeros(len(self._low), np.int64)
         self._looked_up = 0.0
         self._threads = ThreadPoolExecutor(AHEAD)
-
-    def _wide(self, size: int) -> np.ndarray:
-        return np.zeros(size if self.bits == 128 else 0, np.uint64)
 
     @property
     def ngrams(self) -> int:
@@ -60,8 +59,8 @@ class Deduplicator:
 
     @property
     def nbytes(self) -> int:
-        """Of the table."""
-        return sum(part.nbytes for part in (*self._low, *self._high))
+        """Of the table, with what it needs to grow."""
+        return sum(words.array.nbytes for words in (*self._low, *self._high, *self._spare))
 
     def expected_false_drops(self) -> float:
         """How many samples so far are expected to have been dropped because two different n-grams have one hash.
@@ -114,9 +113,9 @@ class Deduplicator:
 
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the parts are, and how large."""
-        keys = [part.ctypes.data for part in self._low]
-        high = [part.ctypes.data if self.bits == 128 else 0 for part in self._high]
-        return np.array(keys), np.array(high), np.array([len(part) for part in self._low])
+        keys = [part.array.ctypes.data for part in self._low]
+        high = [part.array.ctypes.data if self.bits == 128 else 0 for part in self._high]
+        return np.array(keys), np.array(high), np.array([len(part.array) for part in self._low])
 
     def _make_room(self, hashes: Hashes) -> None:
         """Let parts grow until they have room for all hashes. Raises DataError: before the first one grows."""
@@ -125,20 +124,26 @@ class Deduplicator:
         wanted = self._used.copy()
         count_parts(hashes.low, wanted)
         sizes = [self._size_for(k, count) for k, count in enumerate(wanted.tolist())]
-        growing = [k for k, size in enumerate(sizes) if size > len(self._low[k])]
+        growing = [(k, size) for k, size in enumerate(sizes) if size > len(self._low[k].array)]
         if growing:
-            more = sum(sizes[k] - len(self._low[k]) for k in growing)
-            self._refuse((more + max(len(self._low[k]) for k in growing)) * self.bits // 8)
-        for k in growing:
-            low, high = np.zeros(sizes[k], np.uint64), self._wide(sizes[k])
-            rehash(self._low[k], self._high[k], low, high)
-            self._low[k], self._high[k] = low, high
+            more = sum(size - len(self._low[k].array) for k, size in growing)
+            spare = max(len(self._low[k].array) for k, _ in growing) - len(self._spare[0].array)
+            self._refuse((more + max(0, spare)) * self.bits // 8)
+        for k, size in growing:
+            old = len(self._low[k].array)
+            for part, spared in zip((self._low[k], self._high[k]), self._spare, strict=True):
+                if len(part.array):
+                    if len(spared.array) < old:
+                        spared.grow(old)
+                    spared.array[:old] = part.array
+                    part.grow(size)
+            rehash(*(words.array for words in self._spare), old, self._low[k].array, self._high[k].array)
 
     def _size_for(self, k: int, wanted: int) -> int:
         """How many places part ``k`` needs for so many hashes."""
-        size = len(self._low[k])
+        size = len(self._low[k].array)
         while wanted > FULL * size:
-            size = int(size * (JUMP if size < SMALL else GROWTH)) + 1
+            size = min(size * JUMP, SMALL) if size < SMALL else int(size * GROWTH) + 1
         return size
 
     def _refuse(self, added: int) -> None:
@@ -146,7 +151,7 @@ class Deduplicator:
         if added > free:
             advice = "64-bit hashes take half" if self.bits == 128 else "fewer sources at once take less"
             raise DataError(
-                f"deduplication holds {self.ngrams} n-grams in {self.nbytes / 1e9:.2f} GB and needs {added / 1e6:.1f} MB "
+                f"deduplication holds {self.ngrams} n-grams in {self.nbytes / 1e6:.0f} MB and needs {added / 1e6:.1f} MB "
                 f"more, but {max(0, free) / 1e6:.1f} MB are left; {advice}, and several machines share the table "
                 "(fastzoo.data.dedup.rounds)"
             )
@@ -158,45 +163,5 @@ def memory_for(ngrams: int, bits: int) -> int:
 
     parts = 1 << SHARD_BITS
     each = max(SMALLEST, ngrams / parts / FULL)  # places; those of a hash's parts differ by little
-    grown = each * (JUMP if each < SMALL else GROWTH)
-    return int((parts + 1) * 1.01 * (grown + 1)) * bits // 8
-
-
-def free_memory() -> int:
-    """Bytes that this process can still take without swapping, by the machine and the control groups it is in."""
-    limits = [machine_memory()]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    except OSError:
-        pass
-    for group in _control_groups():
-        for most, used, idle in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            try:
-                left = int((group / most).read_text()) - int((group / used).read_text())
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                limits.append(left + int(stat.get(idle, 0)))  # files in memory make way
-            except (OSError, ValueError):  # not limited ("max"), or no such group
-                pass
-    return max(0, min(limits))
-
-
-def _control_groups() -> list[Path]:
-    """Folders of this process's groups and of those that they are in, in which memory may be limited."""
-    root = Path("/sys/fs/cgroup")
-    found = [root, root / "memory"]
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        _, kinds, name = line.split(":", 2)
-        if kinds == "" or "memory" in kinds.split(","):
-            top = root / "memory" if kinds else root
-            own = Path(name.lstrip("/"))
-            found += [top / part for part in (own, *own.parents)]
-    return list(dict.fromkeys(found))
+    grown = max(min(each * JUMP, SMALL), each * GROWTH)
+    return int((parts * grown + each) * 1.01 + parts) * bits // 8

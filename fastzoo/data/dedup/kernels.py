@@ -347,9 +347,9 @@ def count_parts(low: ndarray, counts: ndarray) -> None:
 
 
 @_kernel
-def rehash(old: ndarray, old_high: ndarray, keys: ndarray, high: ndarray) -> None:
-    """Move all hashes of a part into a larger, empty one, almost in their order."""
-    for j in range(len(old)):
+def rehash(old: ndarray, old_high: ndarray, count: int, keys: ndarray, high: ndarray) -> None:
+    """Put all hashes at the first ``count`` places of a part into a larger, empty one, almost in their order."""
+    for j in range(count):
         if old[j] != EMPTY:
             i = slot(old[j], len(keys))
             while keys[i] != EMPTY:

@@ -62,7 +62,7 @@ class TextBatch:
             texts = texts.fill_null("")
         turns = _offsets(texts)
         buffer = texts.buffers()[2]
-        data = np.frombuffer(buffer, np.uint8) if buffer is not None else np.zeros(0, np.uint8)
+        data = np.frombuffer(buffer if buffer is not None else b"", np.uint8)
         return cls(data, turns, samples)
 
     def chunks(self) -> Iterator[TextBatch]:
@@ -117,9 +117,13 @@ class Hashes:
 def hash_ngrams(batch: TextBatch, n: int, unit: str, bits: int, *, whole: bool = False) -> Hashes:
     """Hashes of all n-grams of ``n`` words (as ``str.split()`` has them) or code points within one turn.
 
-    Words are hashed byte by byte, and n-grams by mixing the hashes of their halves in order (binary decomposition of n),
-    each step a bijection of either half: two different n-grams have one hash with a probability of about 2 ** -bits,
-    and permuted or shifted words are different n-grams. The same everywhere: seeds are fixed.
+    A word's hash takes up eight bytes at a time, each step a bijection of what it takes up (two words of up to seven bytes
+    never collide), and its end is marked, so NULs count. An n-gram's hash joins those of runs of 1, 2, 4, ... words, of
+    which it consists by the binary digits of n; ``join`` is a bijection of either run, and not symmetric: it turns the
+    second by 29 bits, which carries and products do not undo, so moved and permuted words give other values. Two given
+    n-grams that differ have one hash with a probability of about 2 ** -bits, if words are not made for it: seeds are
+    fixed, so that hashes are the same everywhere, and whoever knows them can construct words that collide. Bits beyond
+    64 are a second such hash with another seed.
 
     Args:
         bits: 64, or 128 by a second hash of the same.

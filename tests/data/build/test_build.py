@@ -76,7 +76,13 @@ def test_what_is_kept_is_what_algorithm_1_keeps(tmp_path: Path, files: list[dict
     assert found_out == {"n": 20, "unit": "words", "bits": 64, "short": "keep"} | counted
     # A tenth is held out, in the paper's shares; files of about as many rows as asked for.
     sizes_found = {split: len(rows) for split, rows in by_split.items()}
-    wanted_sizes = {"train": 244, "reconstruction": 8, "interpretability": 16, "steering": 1, "steering_trial": 1}
+    wanted_sizes = {
+        "train": 244,
+        "reconstruction": 8,
+        "interpretability": 16,
+        "steering": 1,
+        "steering_trial": 1,
+    }
     assert sizes_found == wanted_sizes
     assert [file["rows"] for file in built.manifest["splits"]["train"]["files"]] == [50, 50, 50, 50, 44]
     texts = {

@@ -41,15 +41,15 @@ def transcription(
     for turns in samples:
         ngrams: set[tuple[str, ...] | str] = set()
         for turn in turns:
-            units = turn.split() if unit == "words" else turn
-            ngrams.update(
-                tuple(units[i : i + n]) if unit == "words" else units[i : i + n]  # type: ignore[arg-type]
-                for i in range(len(units) - n + 1)
-            )
+            if unit == "words":
+                words = turn.split()
+                ngrams.update([tuple(words[i : i + n]) for i in range(len(words) - n + 1)])
+            else:
+                ngrams.update([turn[i : i + n] for i in range(len(turn) - n + 1)])
         if not ngrams and short == "unique":
             kept.append(tuple(turns) not in copies)
             copies.add(tuple(turns))
-        elif ngrams & seen:
+        elif not ngrams.isdisjoint(seen):
             kept.append(False)
         else:
             kept.append(True)
