@@ -20,7 +20,7 @@ the spare part that growing takes."""
 
 SMALLEST = 1 << 10
 
-SMALL, JUMP = 1 << 20, 8
+SMALL, JUMP = 1 << 20, 4
 """Parts of fewer places become ``JUMP`` times as large instead, up to this: together they have 128 MB."""
 
 AHEAD = 2

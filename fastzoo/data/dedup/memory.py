@@ -12,7 +12,7 @@ import numpy as np
 
 from fastzoo.core.files import machine_memory
 
-RESERVE = 1 << 23
+RESERVE = 1 << 21
 """From so many bytes on, addresses are reserved ahead, and large pages asked for: lookups would wait for page tables, too."""
 
 SHARE = 16
