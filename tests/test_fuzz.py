@@ -18,7 +18,7 @@ sys.path.insert(0, str(LONG))
 import fuzz  # noqa: E402
 from properties import PROPERTIES, Property, bounded  # noqa: E402
 
-CASES = {"dialogues": 120, "templates": 100, "recipes": 150, "names": 100, "saes": 100}
+CASES = {"dialogues": 120, "files": 100, "templates": 100, "recipes": 150, "names": 100, "saes": 100}
 
 
 @pytest.mark.parametrize("name", PROPERTIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from fastzoo.config.reading import make_section, override, read_mapping
 from fastzoo.config.recipe import Section
 from fastzoo.core.errors import InputError
+from fastzoo.core.files import resource
 from fastzoo.core.paths import path_of
 from fastzoo.core.strict_yaml import dump_yaml
 
@@ -102,7 +104,13 @@ class DataBuild(Section):
 
 
 def load_build(path: Path, overrides: Sequence[str] = ()) -> DataBuild:
-    """Read such a file, apply ``key=value`` overrides, and check it. Raises InputError."""
+    """Read such a file, or one that comes with fastzoo by its name, apply ``key=value`` overrides, and check it.
+
+    Raises InputError.
+    """
+    own = resource("recipes") / "data" / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.parent == Path() and not os.path.exists(path) and os.path.isfile(own):
+        path = own
     raw, where = read_mapping(path, "data")
     for text in overrides:
         override(raw, text)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import time
@@ -36,20 +37,25 @@ from chat_templates import TEMPLATES
 
 from fastzoo import tiny
 from fastzoo.cli import main as cli
-from fastzoo.config.reading import load_recipe, preset_values, resolve
+from fastzoo.config.data_build import DataBuild
+from fastzoo.config.reading import load_recipe, make_section, preset_values, resolve
 from fastzoo.config.recipe import PRESETS, DataSection
 from fastzoo.config.recipe_checks import check_against_model
 from fastzoo.core.errors import FastzooError
 from fastzoo.core.exit import report_failures
 from fastzoo.core.files import resource
 from fastzoo.core.strict_yaml import read_yaml
+from fastzoo.data.build.normalise import normalise
+from fastzoo.data.files import read_rows
 from fastzoo.data.rows import open_rows
 from fastzoo.data.sequences import Counts, TokenSequence
+from fastzoo.data.sources import open_source
 from fastzoo.data.split import open_data
 from fastzoo.data.streams import TokenStream
 from fastzoo.data.tokenizer import ChatTokenizer
 from fastzoo.hub.find import find_local
 from fastzoo.loading import load_sae
+from fastzoo.results.data_set import build_data
 from fastzoo.saes.formats import keys
 from fastzoo.saes.names import SAEName, model_part, parse_name
 from fastzoo.saes.references import parse_reference
@@ -1035,6 +1041,167 @@ def check_sae(case: SAEFolder, place: Path) -> bool:
     return accepted
 
 
+# --- files of rows --------------------------------------------------------------------------------
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+COLUMNS = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "chosen",
+    "text",
+    "instruction",
+    "output",
+    "input",
+)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Rows, written into a file of some kind, and what was done to its bytes."""
+
+    rows: list[Any]
+    ending: str
+    packed: str
+    damage: list[tuple[str, int, int]]
+    kind: str
+    column: str | None
+
+
+any_rows = st.one_of(
+    good_rows,
+    rows,
+    st.dictionaries(st.sampled_from(COLUMNS) | text, plain_turns | turns | text | values, max_size=4),
+    st.fixed_dictionaries({"prompt": text, "completion": text}),
+    plain_turns,
+)
+data_files = st.builds(
+    DataFile,
+    rows=st.lists(any_rows, max_size=5),
+    ending=st.sampled_from(ENDINGS),
+    packed=st.sampled_from(("", "", ".gz", ".zst")),
+    damage=st.one_of(
+        st.just([]),
+        st.lists(
+            st.tuples(st.sampled_from(("cut", "flip", "insert", "zero")), st.integers(0, 1 << 20), st.integers(0, 255)),
+            max_size=2,
+        ),
+    ),
+    kind=st.sampled_from(("dialogues", "dialogues", "text")),
+    column=st.sampled_from((None, None, None, *COLUMNS)),
+)
+
+
+def _written_rows(case: DataFile) -> bytes:
+    """The rows as a file of this kind has them; a kind that cannot hold them gets them as text."""
+    import csv
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if case.ending in (".csv", ".tsv"):
+        out = io.StringIO()
+        writer = csv.writer(out, delimiter="\t" if case.ending == ".tsv" else ",")
+        tables = [row if isinstance(row, dict) else {"row": row} for row in case.rows]
+        names = list(dict.fromkeys(name for row in tables for name in row)) or ["text"]
+        writer.writerow(names)
+        for row in tables:
+            cells = [row.get(name, "") for name in names]
+            writer.writerow([cell if isinstance(cell, str) else json.dumps(cell) for cell in cells])
+        data = out.getvalue().encode("utf-8", "surrogatepass")
+    elif case.ending in (".parquet", ".arrow"):
+        try:
+            table = pa.Table.from_pylist([row for row in case.rows if isinstance(row, dict)])
+        except Exception:  # rows that no table can hold
+            table = pa.table({"text": ["a"]})
+        sink = io.BytesIO()
+        if case.ending == ".parquet":
+            try:
+                pq.write_table(table, sink)
+            except Exception:  # a struct without a field
+                pq.write_table(pa.table({"text": ["a"]}), sink := io.BytesIO())
+        else:
+            with pa.ipc.new_file(sink, table.schema) as writer_:
+                writer_.write_table(table)
+        data = sink.getvalue()
+    elif case.ending == ".json":
+        data = json.dumps(case.rows).encode()
+    else:
+        data = b"".join(json.dumps(row).encode() + b"\n" for row in case.rows)
+    if case.packed == ".gz":
+        data = gzip.compress(data)
+    elif case.packed == ".zst":
+        sink_ = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink_, "zstd") as compressed:
+            compressed.write(data)
+        data = sink_.getvalue().to_pybytes()
+    return _damaged(data, case.damage)
+
+
+def check_data_file(case: DataFile, place: Path) -> bool:
+    """Built into a data set whose rows are whole, or refused in one line; streamed and by number the rows are the same."""
+    path = place / f"rows{case.ending}{case.packed}"
+    try:
+        path.write_bytes(_written_rows(case))
+    except (ValueError, RecursionError, OverflowError):  # what Python cannot write
+        return False
+    section = {"source": str(path), "column": case.column}
+    config = {"name": "set", "folder": str(place / "out"), "kind": case.kind, "sources": [section]}
+    config |= {"shard_rows": 2, "deduplication": {"n": 2, "short": "unique"}}
+    data_library()  # loaded once, at nobody's expense
+    with bounded(place):
+        try:
+            built = build_data(
+                make_section(DataBuild, "case", **config), say=lambda line: assert_one_line(line)
+            )
+        except FastzooError as error:
+            assert_one_line(str(error))
+            assert not (place / "out").exists()
+            shutil.rmtree(place / ".out.building", ignore_errors=True)
+            return False
+        finally:
+            for left in place.glob(".out.*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        manifest = built.manifest
+        (source,) = manifest["sources"]
+        assert source["rows"] == source["usable"] + sum(source["skipped"].values())
+        for reason in (*source["skipped"], *source["repaired"]):
+            assert_one_line(reason)
+        found = 0
+        for split in built.splits():
+            built.check(split)
+            for file in built.files(split):
+                for row in read_rows(file):
+                    found += 1
+                    if case.kind == "dialogues":
+                        said = normalise(row)
+                        assert not said.repaired
+                    else:
+                        assert row["text"].strip()
+        assert found == sum(split["rows"] for split in manifest["splits"].values())
+        numbered = open_rows(DataSection(source=str(path), shuffle=False), 0).held_out()
+        streamed = open_source(DataSection(source=str(path))).read(0)
+        assert repr(list(numbered)) == repr(list(streamed))
+        shutil.rmtree(place / "out")
+    return True
+
+
+@cache
+def data_library() -> None:
+    """What a build loads and compiles when it is first used."""
+    from fastzoo.data.dedup.greedy import Deduplicator
+    from fastzoo.data.dedup.ngrams import TextBatch
+    from fastzoo.data.hub_rows import datasets_library
+
+    datasets_library()
+    for _ in range(2):
+        held = Deduplicator(2, short="unique")
+        held.kept(TextBatch.of([["a b c"], ["d"]]))
+        held.seen(TextBatch.of([["a b c"]]))
+
+
 @dataclass(frozen=True)
 class Property:
     """What must hold for every case of a strategy; ``share`` of all cases are its."""
@@ -1046,6 +1213,7 @@ class Property:
 
 PROPERTIES = {
     "dialogues": Property(dialogues, check_dialogues, 0.3),
+    "files": Property(data_files, check_data_file, 0.25),
     "templates": Property(templates, check_template, 0.2),
     "recipes": Property(recipes, check_recipe, 0.25),
     "names": Property(names, check_name, 0.1),

@@ -70,6 +70,10 @@ def is_built(folder: Path) -> bool:
 def open_built(folder: Path) -> BuiltSet:
     """Raises DataError: the manifest is broken, of another format, or names files elsewhere."""
     where = folder / MANIFEST
+    if not is_built(folder):
+        raise DataError(
+            f"'{folder}' is no folder of a data set that 'fastzoo data build' wrote: it has no {MANIFEST}"
+        )
     try:
         text = where.read_bytes()
     except OSError as error:

@@ -30,26 +30,31 @@ class Words:
     """(size,) uint64."""
 
     def __init__(self, size: int) -> None:
+        self._map: mmap.mmap | None = None
         self._take(size)
 
     def _take(self, size: int) -> None:
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
         wanted = 8 * max(1, size)
+        if wanted < RESERVE:
+            self._map, self.array = None, np.zeros(size, np.uint64)
+            return
         try:
-            if wanted < RESERVE or sys.platform != "linux":
+            if sys.platform != "linux":
                 raise OSError
             reserved = max(wanted, min(machine_memory(), 1 << 44) // SHARE)
+            reserved += -reserved % (1 << 21)  # else it does not begin where a large page does
             self._map = mmap.mmap(-1, reserved, flags=private["flags"] | 0x4000)  # MAP_NORESERVE
         except OSError:  # addresses are limited, too
             self._map = mmap.mmap(-1, wanted, **private)
-        if len(self._map) >= RESERVE and hasattr(mmap, "MADV_HUGEPAGE"):
+        if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self.array = np.frombuffer(self._map, np.uint64, size)
 
     def grow(self, size: int) -> None:
         """Become ``size`` zeros, no fewer than before. What was there must have been saved."""
-        if 8 * size <= len(self._map):
+        if self._map is not None and 8 * size <= len(self._map):
             self.array.fill(0)
             self.array = np.frombuffer(self._map, np.uint64, size)
         else:

@@ -292,6 +292,23 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path, change: dict[str, Any
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_what_comes_with_fastzoo_is_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paper = load_build(Path("fast"), ["limit=3"])
+    assert [section.source.partition("/")[0] for section in paper.sources] == [
+        "allenai",
+        "BAAI",
+        "allenai",
+        "mlabonne",
+        "lmsys",
+    ]
+    assert load_build(Path("pile.yaml")).kind == "text" and paper.limit == 3
+    with pytest.raises(InputError, match=r"no recipe file 'fats'.*fast.yaml, mine.yaml, pile.yaml"):
+        load_build(Path("fats"))
+    with pytest.raises(DataError, match=r"is no folder of a data set.*no manifest\.json"):
+        open_built(tmp_path)
+
+
 def test_no_usable_row_says_what_the_first_one_was(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
     with pytest.raises(DataError, match=r"no usable row among 1 \(no assistant turn: 1\); the first: row 0"):
