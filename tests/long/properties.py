@@ -1084,7 +1084,11 @@ data_files = st.builds(
     damage=st.one_of(
         st.just([]),
         st.lists(
-            st.tuples(st.sampled_from(("cut", "flip", "insert", "zero")), st.integers(0, 1 << 20), st.integers(0, 255)),
+            st.tuples(
+                st.sampled_from(("cut", "flip", "insert", "zero")),
+                st.integers(0, 1 << 20),
+                st.integers(0, 255),
+            ),
             max_size=2,
         ),
     ),
