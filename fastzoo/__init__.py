@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from fastzoo.core.version import __version__
 
 if TYPE_CHECKING:
+    from fastzoo.config.data_build import load_build
     from fastzoo.data.special_tokens import answer_starts, roles
     from fastzoo.hub.pull import pull
     from fastzoo.interpret.output_score import output_scores
     from fastzoo.interpret.statistics import LatentStatistics, statistics
     from fastzoo.lm.logit_lens import logit_lens
     from fastzoo.loading import assemble, load_sae
+    from fastzoo.results.data_set import build_data
     from fastzoo.saes.formats import save_sae
     from fastzoo.saes.names import SAEName, parse_name
     from fastzoo.steering.hooks import steer
@@ -26,6 +28,8 @@ _WHERE = {
     "SAEName": "saes.names",
     "answer_starts": "data.special_tokens",
     "assemble": "loading",
+    "build_data": "results.data_set",
+    "load_build": "config.data_build",
     "load_sae": "loading",
     "logit_lens": "lm.logit_lens",
     "output_scores": "interpret.output_score",
@@ -43,6 +47,8 @@ __all__ = [
     "__version__",
     "answer_starts",
     "assemble",
+    "build_data",
+    "load_build",
     "load_sae",
     "logit_lens",
     "output_scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +16,11 @@ from fastzoo.data.rows import files_info, local_files
 
 
 class Source(Protocol):
-    info: SourceInfo
     parts: list[str]
     """Names of its files or shards."""
+
+    @property
+    def info(self) -> SourceInfo: ...
 
     def read(self, part: int, row: int = 0) -> Iterator[Row]:
         """The rows of a part, from its row ``row`` on, numbered as in training. Raises DataError, HubError."""
@@ -28,8 +31,13 @@ class FileSource:
     """Files, one after the other."""
 
     def __init__(self, paths: list[Path], kind: str) -> None:
-        self.info, self._paths = files_info(paths, kind), paths
+        self._paths, self._kind = paths, kind
         self.parts = [path.name for path in paths]
+
+    @cached_property
+    def info(self) -> SourceInfo:
+        """Of all files, which are read for it; a process that reads one part does not ask."""
+        return files_info(self._paths, self._kind)
 
     def read(self, part: int, row: int = 0) -> Iterator[Row]:
         for number, value in enumerate(read_rows(self._paths[part], row), start=row):

@@ -46,7 +46,6 @@ class Facts:
     files: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
-    unkept: Counter[str] = field(default_factory=Counter)
     first_skipped: str | None = None
 
     def skip(self, reason: str, row: Row) -> None:
@@ -122,7 +121,7 @@ def read_unit(build: DataBuild, unit: Unit, source: Source, folder: Path) -> Fac
 def facts_of(target: Path) -> Facts:
     """What ``read_unit`` wrote there."""
     values = read_json(target / FACTS)
-    return Facts(**{**values, **{name: Counter(values[name]) for name in ("skipped", "repaired", "unkept")}})
+    return Facts(**{**values, **{name: Counter(values[name]) for name in ("skipped", "repaired")}})
 
 
 def _write_rows(build: DataBuild, unit: Unit, source: Source, folder: Path) -> Facts:

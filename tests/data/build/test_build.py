@@ -260,7 +260,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, moment: float) -> None:
 
 def test_too_little_memory_ends_in_one_line_and_loses_nothing(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", dialogues(3000, words=200))
-    with pytest.raises(DataError, match=r"n-grams in .* GB and needs .* MB more"):
+    with pytest.raises(DataError, match=r"n-grams in .* MB and needs .* MB more"):
         build(tmp_path, sources=[{"source": str(path)}], memory=1_000_000)
     built, _ = build(tmp_path, sources=[{"source": str(path)}], memory=100_000_000)
     assert built.manifest["deduplication"]["kept"] == 2250
