@@ -736,7 +736,7 @@ def test_the_command_says_which_rows_are_left_out(run: Path, tmp_path: Path) -> 
     turns = [{"role": "user", "content": "Where is Paris? " * 9}]
     data = write_jsonl(tmp_path / "some.jsonl", [{"messages": turns}, {"text": "?"}])
     result = shown(run / NAMES[0], "--data", data, "--max-tokens", 9)
-    assert "some.jsonl: 1 of 2 rows skipped (malformed: no column" in result.stderr
+    assert "some.jsonl: 1 of 2 rows skipped (malformed: plain text" in result.stderr
     assert "1 of 1 dialogues truncated to 9 tokens" in result.stderr
 
 

@@ -237,6 +237,13 @@ plain_turns = st.lists(
 share_gpt_turns = st.lists(
     st.fixed_dictionaries({"from": st.sampled_from(("human", "gpt")), "value": text}), min_size=1, max_size=4
 )
+words = st.text(max_size=12).map("x{}".format)
+answered = st.builds(
+    lambda asked, said: [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+    words,
+    words,
+)
+"""A dialogue that nothing is wrong with."""
 good_rows = st.one_of(
     st.fixed_dictionaries({"messages": plain_turns}, optional={"text": text}),
     st.fixed_dictionaries({"conversations": share_gpt_turns}, optional={"text": text}),
@@ -446,7 +453,7 @@ templates = st.builds(
     | st.lists(st.sampled_from(WRITTEN), min_size=1, max_size=6).map(
         lambda parts: "{% for m in messages %}" + "".join(parts) + "{% endfor %}"
     ),
-    row=template_rows,
+    row=st.fixed_dictionaries({"messages": answered}) | template_rows,
     special_text=st.sampled_from(("literal", "literal", "drop", "allow")),
 )
 
@@ -1076,7 +1083,20 @@ any_rows = st.one_of(
     st.fixed_dictionaries({"prompt": text, "completion": text}),
     plain_turns,
 )
+usual_rows = st.one_of(
+    st.fixed_dictionaries({"messages": answered}),
+    st.fixed_dictionaries({"prompt": words, "completion": words}, optional={"text": text}),
+    st.fixed_dictionaries({"chosen": answered, "rejected": answered}),
+)
 data_files = st.builds(
+    DataFile,
+    rows=st.lists(usual_rows, min_size=1, max_size=5),
+    ending=st.sampled_from(ENDINGS),
+    packed=st.sampled_from(("", ".gz", ".zst")),
+    damage=st.just([]),
+    kind=st.just("dialogues"),
+    column=st.none(),
+) | st.builds(
     DataFile,
     rows=st.lists(any_rows, max_size=5),
     ending=st.sampled_from(ENDINGS),

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from transcription import adversarial, chain, dialogues, transcription
 
 from fastzoo.core.errors import DataError, InputError, OutputError
-from fastzoo.data.dedup.kernels import finish
+from fastzoo.data.dedup.group_kernels import finish
 from fastzoo.data.dedup.rounds import RoundsReport, dedup_in_rounds
 from fastzoo.data.dedup.tasks import HashPart
 
