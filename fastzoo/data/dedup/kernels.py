@@ -32,7 +32,7 @@ EMPTY = uint64(0)
 """A free place in a table; no hash is 0."""
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
@@ -82,7 +82,7 @@ _fetch: Any = intrinsic(_fetched)
 _lowest_bit: Any = intrinsic(_count_trailing_zeros)
 
 
-@_kernel
+@kernel
 def mix(a: Any, b: Any) -> Any:
     """A hash of two 64-bit words in this order; with one of them fixed, no two values of the other collide."""
     x = uint64(a)
@@ -92,13 +92,13 @@ def mix(a: Any, b: Any) -> Any:
     return x ^ (x >> uint64(32))
 
 
-@_kernel
+@kernel
 def join(a: Any, b: Any) -> Any:
     """A hash of two hashes in this order, to be mixed in the end; with one fixed, no two values of the other collide."""
     return (uint64(a) + ((uint64(b) << uint64(29)) | (uint64(b) >> uint64(35)))) * K1
 
 
-@_kernel
+@kernel
 def space_at(data: ndarray, i: int, stop: int) -> int:
     """How many bytes the white space at ``i`` has, 0 if there is none: exactly what ``str.split()`` splits at."""
     a = data[i]
@@ -122,7 +122,7 @@ def space_at(data: ndarray, i: int, stop: int) -> int:
 LOWS, HIGHS = uint64(0x0101010101010101), uint64(0x8080808080808080)
 
 
-@_kernel
+@kernel
 def plain_bytes(eight: Any) -> int:
     """How many of eight bytes stand before a space, 8 if there is none; -1 where it takes a closer look.
 
@@ -139,7 +139,7 @@ def plain_bytes(eight: Any) -> int:
     return int64(bit >> uint64(3)) if byte == 32 or byte == 10 else -1
 
 
-@_kernel
+@kernel
 def words_of(data: ndarray, start: int, stop: int, characters: bool, lane: Any, out: ndarray) -> int:
     """Write a hash of each word, or each code point, of a turn into ``out``; return how many there are."""
     n = 0
@@ -188,7 +188,7 @@ def words_of(data: ndarray, start: int, stop: int, characters: bool, lane: Any, 
     return n
 
 
-@_kernel
+@kernel
 def count_units(data: ndarray, turns: ndarray, characters: bool, out: ndarray) -> None:
     """How many words, or code points, each turn has."""
     for t in range(len(turns) - 1):
@@ -210,7 +210,7 @@ def count_units(data: ndarray, turns: ndarray, characters: bool, out: ndarray) -
         out[t] = n
 
 
-@_kernel
+@kernel
 def hash_turns(
     data: ndarray,
     turns: ndarray,
@@ -257,7 +257,7 @@ def hash_turns(
     return m
 
 
-@_kernel
+@kernel
 def _hash_windows(power: ndarray, count: int, n: int, window: ndarray) -> None:
     """``window[i]``: a hash of the words i to i + n - 1, from hashes of 1, 2, 4, ... words (written over ``power``)."""
     done, size, rest = 0, 1, n
@@ -278,7 +278,7 @@ def _hash_windows(power: ndarray, count: int, n: int, window: ndarray) -> None:
 # Addresses, since an array of arrays of unlike lengths is not to be had in compiled code.
 
 
-@_kernel
+@kernel
 def find_from(i: int, keys: int, high: int, size: int, low: Any, more: Any) -> int:
     """The place of a hash, or of where it would stand (a free one), if it is not before ``i``."""
     while True:
@@ -290,13 +290,13 @@ def find_from(i: int, keys: int, high: int, size: int, low: Any, more: Any) -> i
             i = 0
 
 
-@_kernel
+@kernel
 def slot(low: Any, size: int) -> int:
     """Where the search for a hash begins, in the order of hashes. Its top bits chose the part."""
     return int64((((uint64(low) << uint64(SHARD_BITS)) >> uint64(32)) * uint64(size)) >> uint64(32))
 
 
-@_kernel
+@kernel
 def first_come(
     low: ndarray, more: ndarray, ends: ndarray, table: Any, used: ndarray, look: bool, add: bool, hit: ndarray
 ) -> None:
@@ -315,7 +315,9 @@ def first_come(
     for s in range(len(ends)):
         for j in range(max(ahead, begin), min(ends[min(s + 1, len(ends) - 1)], ends[s] + FAR)):
             k = int64(low[j] >> shift)
-            _fetch(keys[k] + 8 * slot(low[j], sizes[k]))
+            at = keys[k] + 8 * slot(low[j], sizes[k])
+            for line in range(3):  # in a full part, a search goes as far
+                _fetch(at + 64 * line)
             ahead = j + 1
         found = False
         for j in range(begin, ends[s]):
@@ -339,14 +341,14 @@ def first_come(
         begin = ends[s]
 
 
-@_kernel
+@kernel
 def count_parts(low: ndarray, counts: ndarray) -> None:
     """How many hashes belong to each part of a table."""
     for j in range(len(low)):
         counts[low[j] >> uint64(64 - SHARD_BITS)] += 1
 
 
-@_kernel
+@kernel
 def rehash(old: ndarray, old_high: ndarray, count: int, keys: ndarray, high: ndarray) -> None:
     """Put all hashes at the first ``count`` places of a part into a larger, empty one, almost in their order."""
     for j in range(count):
@@ -359,131 +361,3 @@ def rehash(old: ndarray, old_high: ndarray, count: int, keys: ndarray, high: nda
             keys[i] = old[j]
             if len(high) > 0:
                 high[i] = old_high[j]
-
-
-@_kernel
-def by_partition(low: ndarray, order: ndarray, starts: ndarray) -> None:
-    """A stable order of hashes by partition: those of partition r are ``order[starts[r] : starts[r + 1]]``."""
-    count = uint64(len(starts) - 1)
-    place = np.zeros(len(starts), np.int64)
-    for j in range(len(low)):
-        place[int64(((low[j] >> uint64(32)) * count) >> uint64(32))] += 1
-    total = 0
-    for k in range(len(starts)):
-        starts[k] = total
-        total += place[k]
-        place[k] = starts[k]
-    for j in range(len(low)):
-        k = int64(((low[j] >> uint64(32)) * count) >> uint64(32))
-        order[place[k]] = j
-        place[k] += 1
-
-
-@_kernel
-def gather_groups(low: ndarray, more: ndarray, sample: ndarray, starts: ndarray, members: ndarray) -> int:
-    """The samples of each hash that several have; return how many such hashes there are.
-
-    Hashes are sorted, and the samples of each. Group g has ``members[starts[g] : starts[g + 1]]``.
-    """
-    count, end, j = 0, 0, 0
-    while j < len(low):
-        begin, first = end, j
-        while j < len(low) and low[j] == low[first] and (len(more) == 0 or more[j] == more[first]):
-            if end == begin or members[end - 1] != sample[j]:
-                members[end] = sample[j]
-                end += 1
-            j += 1
-        if end - begin < 2:
-            end = begin
-        else:
-            count += 1
-            starts[count] = end
-    return count
-
-
-@_kernel
-def vote(starts: ndarray, members: ndarray, status: ndarray, blocked: ndarray, dropped: ndarray) -> int:
-    """Who waits and who is dropped, by groups whose samples are undecided (0), kept (1) or dropped (2); written in place.
-
-    A kept sample drops all others of its groups, which also no longer block anybody. A sample waits if an earlier one
-    of its group is undecided. Groups in which two or more are undecided are moved to the front; return how many.
-    """
-    for g in range(len(starts) - 1):
-        held = False
-        for j in range(starts[g], starts[g + 1]):
-            held |= status[members[j]] == 1
-        if held:
-            for j in range(starts[g], starts[g + 1]):
-                if status[members[j]] != 1:
-                    dropped[members[j]] |= status[members[j]] == 0
-                    status[members[j]] = 2
-    count, end = 0, 0
-    begin = starts[0]
-    for g in range(len(starts) - 1):
-        first, stop = end, starts[g + 1]
-        held = False
-        for j in range(begin, stop):
-            held |= status[members[j]] == 1
-            if status[members[j]] == 0:
-                members[end] = members[j]
-                end += 1
-        begin = stop
-        if held or end - first < 2:
-            end = first
-            continue
-        for j in range(first + 1, end):
-            blocked[members[j]] = True
-        count += 1
-        starts[count] = end
-    return count
-
-
-@_kernel
-def distinct_groups(starts: ndarray, members: ndarray, table: ndarray) -> int:
-    """Move one of all groups of the same samples to the front; return how many there are.
-
-    ``table`` is zeros, a power of two of them and more than twice as many as groups.
-    """
-    count, begin = 0, starts[0]
-    for g in range(len(starts) - 1):
-        stop = starts[g + 1]
-        h = uint64(stop - begin)
-        for j in range(begin, stop):
-            h = mix(h, uint64(members[j]))
-        i = int64(h & uint64(len(table) - 1))
-        while table[i] != 0:
-            a, b = starts[table[i] - 1], starts[table[i]]
-            same = b - a == stop - begin
-            j = 0
-            while same and j < b - a:
-                same = members[a + j] == members[begin + j]
-                j += 1
-            if same:
-                break
-            i = (i + 1) & (len(table) - 1)
-        if table[i] == 0:
-            end = starts[count]
-            for j in range(begin, stop):
-                members[end + j - begin] = members[j]
-            count += 1
-            starts[count] = end + stop - begin
-            table[i] = count
-        begin = stop
-    return count
-
-
-@_kernel
-def finish(sample: ndarray, group: ndarray, taken: ndarray, status: ndarray) -> None:
-    """Algorithm 1 for what is undecided: ``sample`` in order, with a group that it is in; ``taken``: groups of kept samples."""
-    j = 0
-    while j < len(sample):
-        begin, s = j, sample[j]
-        free = True
-        while j < len(sample) and sample[j] == s:
-            free &= not taken[group[j]]
-            j += 1
-        if status[s] == 0:
-            status[s] = 1 if free else 2
-        if status[s] == 1:
-            for k in range(begin, j):
-                taken[group[k]] = True

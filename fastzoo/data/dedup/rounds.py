@@ -207,7 +207,7 @@ class _Run:
 
     def finish(self, status: np.ndarray, number: int) -> None:
         """Decide what is left in order, by the groups that are left."""
-        from fastzoo.data.dedup.kernels import finish
+        from fastzoo.data.dedup.group_kernels import finish
 
         samples, groups, count = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)], 0
         for rank in range(self.partitions):

@@ -78,7 +78,7 @@ class HashPart:
     short: str
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        from fastzoo.data.dedup.kernels import by_partition
+        from fastzoo.data.dedup.group_kernels import by_partition
 
         lows, highs, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
         first = 0
@@ -128,7 +128,7 @@ class Group:
     bits: int
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        from fastzoo.data.dedup.kernels import gather_groups
+        from fastzoo.data.dedup.group_kernels import gather_groups
 
         first = load(self.folder / "first.npy")
         low, high, sample = self._partition(rank, first)
@@ -189,7 +189,7 @@ def cast_votes(
     folder: Path, number: int, rank: int, starts: np.ndarray, members: np.ndarray, status: np.ndarray
 ) -> None:
     """Write who waits and who is dropped, and the groups in which that is not settled yet."""
-    from fastzoo.data.dedup.kernels import distinct_groups, vote
+    from fastzoo.data.dedup.group_kernels import distinct_groups, vote
 
     blocked, dropped = np.zeros(len(status), bool), np.zeros(len(status), bool)
     count = vote(starts, members, status, blocked, dropped)
