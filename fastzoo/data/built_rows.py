@@ -53,14 +53,20 @@ class BuiltRows:
             yield number, row
 
 
-def open_built_rows(built: BuiltSet, section: DataSection | TextSection, seed: int) -> BuiltRows:
-    """The rows of a folder. Raises DataError: a file is not what the manifest says; there is no split for training."""
+def open_built_rows(built: BuiltSet, section: DataSection | TextSection, seed: int) -> Rows:
+    """The rows of a folder; of one split alone if another than ``train`` is wanted.
+
+    Raises DataError: a file is not what the manifest says; there is no such split, or none for training.
+    """
+    wanted = built.splits() if section.split == "train" else [section.split]
     rows: dict[str, Rows] = {}
-    for split in built.splits():
+    for split in wanted:
         built.check(split)
         table = FilesTable(built.files(split))
         about = SourceInfo(f"{built.name}, {split}", "built", built.hash, len(table))
         rows[split] = TableRows(table, about, seed, section.shuffle and split == "train")
+    if section.split != "train":
+        return rows[section.split]
     return BuiltRows(rows, _info(built.manifest, built.name, "built", built.hash))
 
 

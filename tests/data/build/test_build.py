@@ -21,9 +21,11 @@ from transcription import transcription
 
 from fastzoo.config.data_build import HELD_OUT, DataBuild, load_build
 from fastzoo.config.reading import make_section
+from fastzoo.config.recipe import DataSection
 from fastzoo.core.errors import DataError, InputError, OutputError
 from fastzoo.data.build.manifest import BuiltSet, open_built
 from fastzoo.data.build.select import sizes
+from fastzoo.data.rows import open_rows
 from fastzoo.results.data_set import build_data
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -334,6 +336,16 @@ def test_a_changed_manifest_is_refused(
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=said):
         open_built(built.folder)
+
+
+def test_one_split_of_a_folder(tmp_path: Path, files: list[dict[str, Any]]) -> None:
+    built, _ = build(tmp_path, sources=files)
+    rows = open_rows(DataSection(source=str(built.folder), split="interpretability", shuffle=False), 0)
+    assert [row["row"] for _, row in rows.held_out()] == [
+        row["row"] for row in rows_of(built, "interpretability")
+    ]
+    with pytest.raises(DataError, match="has no split 'test'; it has train, reconstruction"):
+        open_rows(DataSection(source=str(built.folder), split="test"), 0)
 
 
 def test_a_changed_file_is_refused(tmp_path: Path, files: list[dict[str, Any]]) -> None:
